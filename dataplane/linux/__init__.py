@@ -1,0 +1,1 @@
+"""The kernel drivers: the only code in Weft that talks to Linux."""
