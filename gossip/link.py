@@ -79,9 +79,7 @@ SEND_QUEUE_MAX_BYTES: Final = 4 * 1024 * 1024
 """More than this waiting to be taken by the shell means that the other side does not read: the link ends."""
 
 _REASON = re.compile(rb"[a-z0-9-]{1,%d}" % REFUSAL_MAX_BYTES)
-# Whoever does not speak our protocol cannot read our refusal either; and behind frames that were dropped unsent, a
-# sealed refusal would not open.
-_UNSPOKEN_REASONS = frozenset({"bad-magic", "bad-version", "too-slow"})
+_REASONS_BEFORE_COMMON_LANGUAGE = frozenset({"bad-magic", "bad-version"})
 
 
 class FrameType(enum.IntEnum):
@@ -181,9 +179,8 @@ class Link:
         """Raises `ProtocolError` `handshake-timeout` where the handshake has taken too long; else does nothing."""
         if self.established or self.finished or now < self._deadline:
             return
-        error = ProtocolError("handshake-timeout", f"the handshake was not done within {HANDSHAKE_TIMEOUT_S:g} s")
-        self._end(error.reason)
-        raise error
+        self.close_refused("handshake-timeout")
+        raise ProtocolError("handshake-timeout", f"the handshake was not done within {HANDSHAKE_TIMEOUT_S:g} s")
 
     # --- receiving, in the order in which bytes come by ---
 
@@ -197,7 +194,10 @@ class Link:
         try:
             return self._receive_untrusted(data)
         except ProtocolError as error:
-            self._end(error.reason)
+            if error.reason in _REASONS_BEFORE_COMMON_LANGUAGE:
+                self._finish()  # it could not read our refusal; our preface has told it what it can know
+            else:
+                self.close_refused(error.reason)
             raise
 
     def _receive_untrusted(self, data: bytes) -> list[LinkEvent]:
@@ -353,8 +353,8 @@ class Link:
         assert self.established
         size = FRAME_HEADER_BYTES + KIND_BYTES + len(message) + TAG_BYTES
         if len(self._outbox) + size > SEND_QUEUE_MAX_BYTES:
-            self._outbox.clear()
-            self._end("too-slow")
+            self._outbox.clear()  # so no refusal can be sent: behind missing frames it would not open
+            self._finish()
             raise ProtocolError("too-slow", f"the other side left more than {SEND_QUEUE_MAX_BYTES} bytes unread")
         self._queue_sealed(Kind.MESSAGE, message)
 
@@ -366,16 +366,14 @@ class Link:
 
     def close_refused(self, reason: str) -> None:
         """Queue a refusal that tells the other side why (1 to 32 characters of a-z, 0-9 and -), and finish."""
-        assert _REASON.fullmatch(reason.encode("ascii")), reason
-        if not self.finished:
-            self._end(reason)
-
-    def _end(self, reason: str) -> None:
-        if reason not in _UNSPOKEN_REASONS:
-            if self._sender is None:
-                self._queue_frame(FrameType.REFUSAL, reason.encode("ascii"))
-            else:
-                self._queue_sealed(Kind.REFUSAL, reason.encode("ascii"))
+        word = reason.encode("ascii")
+        assert _REASON.fullmatch(word), reason
+        if self.finished:
+            return
+        if self._sender is None:
+            self._queue_frame(FrameType.REFUSAL, word)
+        else:
+            self._queue_sealed(Kind.REFUSAL, word)
         self._finish()
 
     def _finish(self) -> None:

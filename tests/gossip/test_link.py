@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gossip.link as link_module
+import gossip.noise as noise_module
 from gossip.errors import ProtocolError
 from gossip.link import (
     HANDSHAKE_FRAME_MAX_BYTES,
@@ -306,6 +307,14 @@ def test_refusal_during_the_handshake_arrives_from_every_stage(refuser: str, rou
     assert source.error is None
 
 
+@pytest.mark.parametrize("reason", sorted(REASONS | {"too-slow", "handshake-timeout", "refused"}))
+def test_the_upper_layer_may_refuse_with_any_reason(reason: str) -> None:
+    pair = LinkPair().run()
+    pair.initiator.link.close_refused(reason)
+    pair.run()
+    assert pair.responder.events[-1] == LinkRefused(reason, authenticated=True)
+
+
 def test_clear_refusal_on_an_open_link_is_a_forgery() -> None:
     pair = LinkPair().run()
     pair.initiator.take(b"\x03\x00\x07refused")
@@ -547,6 +556,20 @@ def test_a_replayed_or_reordered_or_dropped_frame_breaks_the_seal() -> None:
             frames.append(pair.initiator.give())
         pair.responder.take(b"".join(frames[index] for index in order))
         assert pair.responder.reason == "bad-seal"
+
+
+def test_a_member_with_a_low_order_static_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a key agrees with everybody, so whoever holds the secret could pass for any other holder of one."""
+    own_key = noise_module.public_key_of
+
+    def lie_about_the_static_key(private: bytes) -> bytes:
+        return bytes(32) if private == INITIATOR_STATIC else own_key(private)
+
+    monkeypatch.setattr(noise_module, "public_key_of", lie_about_the_static_key)
+    pair = LinkPair().run()
+    assert pair.responder.reason == "bad-handshake"
+    assert "low-order" in str(pair.responder.error)
+    assert pair.responder.events == []
 
 
 def test_own_bytes_reflected_establish_nothing() -> None:
