@@ -1,0 +1,138 @@
+"""Traffic between nodes of a lab: pings and iperf3, started, stopped and read.
+
+Knows labs and two tools' output, nothing of Weft. The one idea needed to read it: a lost packet is a sequence number
+that was sent and never answered, so loss is told packet by packet, and a summary line of a tool is never believed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from mesh.lab import Lab
+from mesh.namespaces import CommandFailed, LabError, wait_until
+
+IPERF_PORT = 5201
+_REPLY = re.compile(r"icmp_seq=(\d+) .*time=([0-9.]+) ms( \(DUP!\))?")
+_SENT = re.compile(r"(\d+) packets transmitted")
+
+
+@dataclass(frozen=True, slots=True)
+class Pings:
+    """What one `ping` saw."""
+
+    sent: int
+    times_ms: dict[int, float]
+    """By sequence number, from 1."""
+    duplicates: int = 0
+
+    @property
+    def lost(self) -> list[int]:
+        """Sequence numbers that were never answered."""
+        return [number for number in range(1, self.sent + 1) if number not in self.times_ms]
+
+
+def parse_ping(output: str) -> Pings:
+    """The output of `ping -n`. Raises `LabError` where there is no summary."""
+    times: dict[int, float] = {}
+    duplicates = 0
+    for match in _REPLY.finditer(output):
+        if match[3]:
+            duplicates += 1
+        else:
+            times[int(match[1])] = float(match[2])
+    sent = _SENT.search(output)
+    if sent is None:
+        raise LabError(f"ping said nothing of what it sent: {output[-200:]!r}")
+    return Pings(int(sent[1]), times, duplicates)
+
+
+def ping(lab: Lab, node: str, address: str, *, count: int = 1, interval_s: float = 0.2, wait_s: int = 1) -> Pings:
+    """Ping and wait for the end of it; nobody answering is a result, not an error."""
+    command = ["ping", "-n", "-c", str(count), "-i", f"{interval_s:g}", "-W", str(wait_s), address]
+    done = lab.run(node, command, check=False, timeout_s=count * interval_s + wait_s + 30)
+    if done.returncode not in (0, 1):
+        raise CommandFailed(f"ping {address} on {node}", done.returncode, done.stdout, done.stderr)
+    return parse_ping(done.stdout)
+
+
+class Pinger:
+    """A ping that runs beside a test, until `stop` says what became of each packet."""
+
+    def __init__(self, lab: Lab, node: str, address: str, *, interval_s: float = 0.01) -> None:
+        command = ["stdbuf", "-oL", "ping", "-n", "-i", f"{interval_s:g}", "-W", "1", address]
+        self._what = f"ping {address} on {node}"
+        self._process = lab.popen(node, command)
+
+    def stop(self) -> Pings:
+        """End it. The very last packet may still be on its way: unanswered, it was never sent."""
+        self._process.send_signal(signal.SIGINT)
+        try:
+            stdout, stderr = self._process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise LabError(f"{self._what} did not end") from None
+        if not stdout:
+            raise CommandFailed(self._what, self._process.returncode, stdout, stderr)
+        seen = parse_ping(stdout)
+        return replace(seen, sent=seen.sent - 1) if seen.sent in seen.lost else seen
+
+
+class IperfServer:
+    """An iperf3 server on a node, for as many runs as wanted."""
+
+    def __init__(self, lab: Lab, node: str) -> None:
+        self._lab = lab
+        self._node = node
+
+    def __enter__(self) -> IperfServer:
+        self._process = self._lab.popen(self._node, ["iperf3", "-s", "-p", str(IPERF_PORT)])
+        wait_until(self._listens, 5.0, f"iperf3 listened on {self._node}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.terminate()
+        self._process.communicate(timeout=10)
+
+    def _listens(self) -> bool:
+        wanted = f":{IPERF_PORT:04X}"
+        for family in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{self._process.pid}/net/{family}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[1].endswith(wanted) and fields[3] == "0A":
+                    return True
+        return False
+
+    def measure(self, client: str, address: str, seconds: float, *, lab: Lab | None = None) -> float:
+        """TCP from `client` to the server, in Mbit/s as received; by cubic, so that machines compare."""
+        command = ["iperf3", "-J", "-C", "cubic", "-p", str(IPERF_PORT), "-t", f"{seconds:g}", "-c", address]
+        done = (lab or self._lab).run(client, command, check=False, timeout_s=seconds + 30)
+        try:
+            return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e6
+        except (ValueError, KeyError):
+            raise CommandFailed(
+                f"iperf3 {address} on {client}", done.returncode or 1, done.stdout, done.stderr
+            ) from None
+
+
+def first_answer(lab: Lab, node: str, address: str, since_s: float, timeout_s: float = 5.0) -> float | None:
+    """Seconds from `since_s` (of `time.time`) until a ping started now is first answered; None where it is not."""
+    count = int(timeout_s / 0.01)
+    process = lab.popen(node, ["stdbuf", "-oL", "ping", "-n", "-D", "-i", "0.01", "-c", str(count), address])
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("[") and "bytes from" in line:
+                return float(line[1 : line.index("]")]) - since_s
+            if time.time() - since_s > timeout_s:
+                break
+    finally:
+        process.kill()
+        process.communicate()
+    return None
