@@ -1,0 +1,152 @@
+"""What a refusal by the kernel means to the person at the keyboard: one line with the thing, the cause and the cure.
+
+Knows objects and error numbers; knows nothing of netlink or of who tries again when. The one idea: the same error
+number means different things for different objects ("not supported" is a missing VXLAN module for one and a missing
+feature of the bridge for another), so causes and cures are looked up by both. Many refusals of one sort (ten thousand
+neighbours) become one fault with a count.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Final
+
+from dataplane.kernel import ADD, DELETE, REPLACE, Fault, KernelError, Operation
+from dataplane.objects import (
+    ACCEPT,
+    BRIDGE_FDB,
+    FLOOD,
+    GUARD,
+    GUEST,
+    GUEST_ADDRESS,
+    LINK,
+    NEIGHBOUR,
+    PORT,
+    UP,
+    VXLAN_FDB,
+    Bridge,
+    Key,
+    Value,
+    Veth,
+    Vxlan,
+)
+
+MAX_FAULTS: Final = 20
+"""Faults in one report; what is beyond is counted in a last one."""
+
+_DOING: Final = {ADD: "cannot make", REPLACE: "cannot change", DELETE: "cannot remove"}
+_ROOT_CURE: Final = "run weft as root, with CAP_NET_ADMIN"
+
+_CURES: Final[Mapping[tuple[str, int], str]] = {
+    (
+        "VXLAN device",
+        errno.EOPNOTSUPP,
+    ): "this kernel has no VXLAN: load it with 'modprobe vxlan', or launch with --no-vxlan",
+    (
+        "bridge",
+        errno.EOPNOTSUPP,
+    ): "this kernel has no bridge: load it with 'modprobe bridge'",
+    (
+        "container interface",
+        errno.EOPNOTSUPP,
+    ): "this kernel has no veth: load it with 'modprobe veth'",
+    (
+        "VXLAN device",
+        errno.EEXIST,
+    ): "another VXLAN device has the same VNI and port: remove it (see 'ip -d link show type vxlan') or change --port",
+    (UP, errno.EADDRINUSE): "its UDP port is in use: stop what 'ss -ulnp' shows there, or change --port",
+    (PORT, errno.EOPNOTSUPP): "a Linux kernel of 6.1 or newer is needed for locked and isolated bridge ports",
+    (NEIGHBOUR, errno.EAFNOSUPPORT): "this kernel has no IPv6, so IPv6 addresses cannot be answered for",
+    (GUEST_ADDRESS, errno.EACCES): "IPv6 is switched off there (net.ipv6.conf.*.disable_ipv6)",
+}
+
+
+def describe(key: Key, value: Value | None) -> str:
+    """The object as people name it."""
+    what = _thing(key, value)
+    if what in ("bridge", "VXLAN device", "container interface", "device"):
+        return f"{what} {key.device}"
+    if key.kind in (UP, PORT, GUARD):
+        return f"{what} of {key.device}"
+    if key.kind == GUEST:
+        return f"{what} of {key.device}"
+    if key.kind == GUEST_ADDRESS:
+        return f"{what} {_address(key.item[:-1])}/{key.item[-1]} of {key.device}"
+    if key.kind == ACCEPT:
+        return f"{what} in {key.item.decode()} filter FORWARD"
+    if key.kind in (NEIGHBOUR, FLOOD):
+        return f"{what} {_address(key.item)} on {key.device}"
+    return f"{what} {key.item.hex(':')} on {key.device}"
+
+
+def text_of(error: KernelError) -> str:
+    """One refusal as one line."""
+    operation = error.operation
+    if operation is None:
+        return error.text
+    what = describe(operation.key, operation.value if operation.value is not None else operation.old)
+    line = f"{_DOING.get(operation.verb, 'cannot set')} {what}: {error.text}"
+    cure = _cure(operation, error)
+    return f"{line}; {cure}" if cure else line
+
+
+def sort_faults(
+    errors: Iterable[KernelError], port_of: Mapping[Key, str]
+) -> tuple[dict[str, Fault], tuple[Fault, ...]]:
+    """Refusals as (fault by container port, everything else). Of a port's several, the first to happen is told."""
+    ports: dict[str, Fault] = {}
+    groups: dict[tuple[str, int, str], list[KernelError]] = {}
+    for error in errors:
+        operation = error.operation
+        port = None if operation is None else port_of.get(operation.key)
+        if port is not None:
+            ports.setdefault(port, Fault(error.code, text_of(error)))
+        else:
+            kind = "" if operation is None else operation.key.kind
+            groups.setdefault((kind, error.errno, error.code), []).append(error)
+    faults = [_fault_of_group(group) for group in groups.values()]
+    if len(faults) > MAX_FAULTS:
+        more = len(faults) - MAX_FAULTS + 1
+        faults = [*faults[: MAX_FAULTS - 1], Fault("more", f"and {more} more faults; see the log")]
+    return ports, tuple(faults)
+
+
+def _fault_of_group(group: Sequence[KernelError]) -> Fault:
+    text = text_of(group[0])
+    if len(group) > 1:
+        text += f" (and {len(group) - 1} more like it)"
+    return Fault(group[0].code, text)
+
+
+def _thing(key: Key, value: Value | None) -> str:
+    if key.kind == LINK:
+        if isinstance(value, Bridge):
+            return "bridge"
+        if isinstance(value, Vxlan):
+            return "VXLAN device"
+        return "container interface" if isinstance(value, Veth) else "device"
+    return {
+        UP: "up state",
+        PORT: "bridge port flags",
+        VXLAN_FDB: "VXLAN forwarding entry",
+        FLOOD: "flood destination",
+        BRIDGE_FDB: "bridge forwarding entry",
+        NEIGHBOUR: "neighbour",
+        GUEST: "inner end",
+        GUEST_ADDRESS: "address",
+        GUARD: "firewall guard",
+        ACCEPT: "accept rule",
+    }[key.kind]
+
+
+def _cure(operation: Operation, error: KernelError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES) and operation.key.kind != GUEST_ADDRESS:
+        return _ROOT_CURE
+    thing = _thing(operation.key, operation.value)
+    return _CURES.get((thing, error.errno)) or _CURES.get((operation.key.kind, error.errno), "")
+
+
+def _address(packed: bytes) -> str:
+    return str(ip_address(packed))

@@ -1,0 +1,344 @@
+"""What the kernel holds for us, as keyed values: pure, cheap, and the same on both sides of a comparison.
+
+`expand` turns a `Desired` into a flat mapping from `Key` to `Value`; listing the kernel gives a mapping of the same
+kind; everything else in this package compares the two. Nothing here knows in which order things are made (reconcile),
+how a message to the kernel looks (linux), or why a peer is reached the way it is (mesh).
+
+The one idea: an object is what can be made or removed by one operation. A container's interface is therefore several
+objects (the pair, its bridge port flags, its being up, the inner end, each address), and a remote endpoint is four or
+so: where VXLAN sends its MAC, which bridge port its MAC is behind, and who answers for each of its addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from dataplane.desired import Desired, Interface, Port, RemoteEndpoint, Segment
+
+# Kinds. Plain strings: there are tens of thousands of keys, and an enum's hash is a Python call.
+LINK: Final = "link"
+UP: Final = "up"
+PORT: Final = "port"
+VXLAN_FDB: Final = "vxlan-fdb"
+FLOOD: Final = "flood"
+BRIDGE_FDB: Final = "bridge-fdb"
+NEIGHBOUR: Final = "neighbour"
+GUEST: Final = "guest"
+GUEST_ADDRESS: Final = "guest-address"
+GUARD: Final = "guard"
+ACCEPT: Final = "accept"
+
+LINK_KINDS: Final = frozenset({LINK, UP, PORT})
+TABLE_KINDS: Final = frozenset({VXLAN_FDB, FLOOD, BRIDGE_FDB, NEIGHBOUR})
+GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS})
+FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT})
+
+ZERO_MAC: Final = bytes(6)
+NOWHERE: Final = bytes(4)
+"""VXLAN destination of an endpoint no path leads to: the kernel drops what is sent to 0.0.0.0."""
+
+
+class Key(NamedTuple):
+    """Names one kernel object: its kind, the device it belongs to, and what tells it from its siblings there."""
+
+    kind: str
+    device: str
+    item: bytes = b""
+
+
+class Bridge(NamedTuple):
+    """LINK of a bridge. Its MAC is set before anything else: a change empties the neighbour table."""
+
+    mac: bytes
+    mtu: int
+    snooping: bool = False
+    stp: bool = False
+    generates_addresses: bool = False
+    accept_ra: int = 0
+    ipv6: bool = True
+
+
+class Vxlan(NamedTuple):
+    """LINK of a VXLAN device. `oddity` names an option that ours never has and that cannot be tolerated."""
+
+    vni: int
+    port: int
+    mtu: int
+    oddity: str = ""
+
+
+class Veth(NamedTuple):
+    """LINK of the host end of a container's interface; `namespace` is where the other end lives (0, 0: elsewhere)."""
+
+    mtu: int
+    namespace: tuple[int, int]
+
+
+class OtherLink(NamedTuple):
+    """LINK of a device that bears one of our names and is none of ours."""
+
+    type: str
+
+
+class PortFlags(NamedTuple):
+    """PORT: membership in a bridge and the flags there. Absent where the device is in no bridge."""
+
+    master: str
+    neigh_suppress: bool
+    isolated: bool
+    locked: bool
+    learning: bool = False
+    flood: bool = False
+    mcast_flood: bool = True
+    bcast_flood: bool = True
+
+
+class Guest(NamedTuple):
+    """GUEST: the end inside the namespace. None means: does not matter (wanted), cannot be had (found)."""
+
+    name: str
+    mac: bytes
+    mtu: int
+    up: bool = True
+    accept_ra: int | None = 0
+    ipv6: bool | None = None
+
+
+class GuestAddress(NamedTuple):
+    """GUEST_ADDRESS: `ours` tells an address we set from one that somebody else added, which is left alone."""
+
+    ours: bool = True
+
+
+class Guard(NamedTuple):
+    """GUARD: the rules that keep unanswerable ARP and ND off an overlay port. `rules` are their comments, in order."""
+
+    rules: tuple[str, ...]
+
+
+class Unavailable(NamedTuple):
+    """Found instead of an object that this host cannot have; a warning says why. Fits whatever is wanted."""
+
+    reason: str
+
+
+class Odd(NamedTuple):
+    """A table entry under one of our keys that is not of our form. `sticks`: replacing is not enough, delete first."""
+
+    port: str
+    sticks: bool = False
+
+
+Value = (
+    Bridge
+    | Vxlan
+    | Veth
+    | OtherLink
+    | PortFlags
+    | Guest
+    | GuestAddress
+    | Guard
+    | Unavailable
+    | Odd
+    | bytes
+    | str
+    | bool
+)
+"""VXLAN_FDB: destination, packed. FLOOD, UP: True. BRIDGE_FDB: port name. NEIGHBOUR: MAC. ACCEPT: is the rule there."""
+
+GUARD_RULES: Final = ("weft unanswered arp", "weft local nd", "weft unanswered nd")
+"""Comments of the rules of a guard, which are also how it is recognised. A changed rule needs a changed comment."""
+
+
+class Skipped(NamedTuple):
+    """Something in a `Desired` that cannot be expanded, for the report."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where to look: what a listing and the event filters need to know of a `Desired`."""
+
+    bridge: str
+    ports: tuple[Port, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """A `Desired` as kernel objects."""
+
+    objects: Mapping[Key, Value]
+    port_of: Mapping[Key, str]
+    """The container port an object serves, for the objects that serve one."""
+    skipped: tuple[Skipped, ...]
+    scope: Scope
+    settled: bool
+
+
+def vxlan_name(bridge: str) -> str:
+    return f"{bridge}-vx"
+
+
+def vxlan6_name(bridge: str) -> str:
+    """The device for IPv6 destinations: a v4 device refuses them. Nothing makes one yet; one that is found is ours."""
+    return f"{bridge}-vx6"
+
+
+def address_item(interface: Interface) -> bytes:
+    """Item of a GUEST_ADDRESS: the packed address and one byte of prefix length."""
+    return interface.ip.packed + bytes((interface.network.prefixlen,))
+
+
+def fits(wanted: Value, found: Value) -> bool:
+    """Whether what was found needs no operation."""
+    if wanted == found and type(wanted) is type(found):
+        return True
+    if isinstance(wanted, Guest) and isinstance(found, Guest):
+        return (
+            wanted[:4] == found[:4]
+            and (found.accept_ra is None or wanted.accept_ra == found.accept_ra)
+            and (wanted.ipv6 is None or wanted.ipv6 == found.ipv6)
+        )
+    if isinstance(wanted, GuestAddress):
+        return isinstance(found, GuestAddress)
+    return isinstance(found, Unavailable)
+
+
+class Expander:
+    """Expands one `Desired` after another, keeping the rows of endpoints that are the same object as last time.
+
+    So a publish that changes one endpoint among ten thousand costs the comparison of two mappings, not the making of
+    forty thousand tuples.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[RemoteEndpoint, dict[Key, Value]]] = {}
+        self._segment: Segment | None = None
+
+    def expand(self, desired: Desired) -> Expansion:
+        """Where two things claim one key, the local port wins over a peer, a peer over an endpoint, first over last."""
+        segment = desired.segment
+        known = self._rows if segment == self._segment else {}
+        rows: dict[int, tuple[RemoteEndpoint, dict[Key, Value]]] = {}
+        objects: dict[Key, Value] = {}
+        unusable: list[bytes] = []
+        for endpoint in reversed(desired.endpoints):
+            entry = known.get(id(endpoint))
+            if entry is None or entry[0] is not endpoint:
+                entry = (endpoint, _endpoint_rows(segment, endpoint))
+            rows[id(endpoint)] = entry
+            objects.update(entry[1])
+            if not entry[1]:
+                unusable.append(endpoint.mac)
+        self._rows, self._segment = rows, segment
+        for peer in reversed(desired.peers):
+            destination = peer.destination.packed
+            if not _is_usable(segment, peer.bridge_mac):
+                unusable.append(peer.bridge_mac)
+            elif segment.vxlan_port is not None and len(destination) == 4:
+                objects.update(_path_rows(segment, peer.bridge_mac, destination))
+                objects[Key(FLOOD, vxlan_name(segment.bridge), destination)] = True
+        objects.update(_segment_rows(segment))
+        port_of: dict[Key, str] = {}
+        for port in reversed(desired.ports):
+            mine = _port_rows(segment, port)
+            objects.update(mine)
+            port_of.update(dict.fromkeys(mine, port.ifname))
+        return Expansion(
+            objects=objects,
+            port_of=port_of,
+            skipped=_skipped(desired, unusable),
+            scope=Scope(bridge=segment.bridge, ports=desired.ports),
+            settled=desired.settled,
+        )
+
+
+def expand(desired: Desired) -> Expansion:
+    """One `Desired`, expanded from nothing."""
+    return Expander().expand(desired)
+
+
+def _segment_rows(segment: Segment) -> dict[Key, Value]:
+    bridge = segment.bridge
+    rows: dict[Key, Value] = {
+        Key(LINK, bridge): Bridge(mac=segment.bridge_mac, mtu=segment.mtu),
+        Key(UP, bridge): True,
+        Key(ACCEPT, bridge, b"ip"): True,
+        Key(ACCEPT, bridge, b"ip6"): True,
+    }
+    if segment.vxlan_port is not None:
+        name = vxlan_name(bridge)
+        rows[Key(LINK, name)] = Vxlan(vni=segment.vni, port=segment.vxlan_port, mtu=segment.mtu)
+        rows[Key(PORT, name)] = PortFlags(bridge, neigh_suppress=True, isolated=True, locked=False)
+        rows[Key(GUARD, name)] = Guard(GUARD_RULES)
+        rows[Key(UP, name)] = True
+    return rows
+
+
+def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
+    bridge, name = segment.bridge, port.ifname
+    rows: dict[Key, Value] = {
+        Key(LINK, name): Veth(mtu=segment.mtu, namespace=port.namespace_id),
+        Key(PORT, name): PortFlags(bridge, neigh_suppress=False, isolated=False, locked=True),
+        Key(BRIDGE_FDB, bridge, port.mac): name,
+        Key(UP, name): True,
+        Key(GUEST, name): Guest(
+            name=port.guest_ifname,
+            mac=port.mac,
+            mtu=segment.mtu,
+            # Docker switches IPv6 off inside containers that it gives no IPv6 address; where we give one it must be on.
+            ipv6=True if any(address.version == 6 for address in port.addresses) else None,
+        ),
+    }
+    for address in port.addresses:
+        rows[Key(GUEST_ADDRESS, name, address_item(address))] = GuestAddress()
+        rows[Key(NEIGHBOUR, bridge, address.ip.packed)] = port.mac
+    return rows
+
+
+def _endpoint_rows(segment: Segment, endpoint: RemoteEndpoint) -> dict[Key, Value]:
+    if not _is_usable(segment, endpoint.mac):
+        return {}
+    rows: dict[Key, Value] = {}
+    if segment.vxlan_port is not None:
+        destination = NOWHERE if endpoint.destination is None else endpoint.destination.packed
+        # An IPv6 destination belongs on the second VXLAN device; until there is one, its frames are dropped here.
+        rows.update(_path_rows(segment, endpoint.mac, destination if len(destination) == 4 else NOWHERE))
+    for address in endpoint.addresses:
+        rows[Key(NEIGHBOUR, segment.bridge, address.packed)] = endpoint.mac
+    return rows
+
+
+def _path_rows(segment: Segment, mac: bytes, destination: bytes) -> dict[Key, Value]:
+    name = vxlan_name(segment.bridge)
+    return {Key(VXLAN_FDB, name, mac): destination, Key(BRIDGE_FDB, segment.bridge, mac): name}
+
+
+def _is_usable(segment: Segment, mac: bytes) -> bool:
+    """Whether a MAC said to be elsewhere may be pointed there: ours would cut this host off from its own bridge."""
+    return len(mac) == 6 and not mac[0] & 1 and mac not in (ZERO_MAC, segment.bridge_mac)
+
+
+def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]:
+    skipped = []
+    over_ipv6 = sorted({str(peer.destination) for peer in desired.peers if peer.destination.version == 6})
+    if over_ipv6 and desired.segment.vxlan_port is not None:
+        text = (
+            f"{_some(over_ipv6)} can only be reached over IPv6, and VXLAN over IPv6 is not carried yet; "
+            "advertise an IPv4 address there"
+        )
+        skipped.append(Skipped("ipv6-underlay", text))
+    if unusable:
+        macs = _some(sorted({mac.hex(":") for mac in unusable}))
+        text = f"{macs}: not a MAC that something on another host can have, so it was left out; change it there"
+        skipped.append(Skipped("unusable-mac", text))
+    return tuple(skipped)
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

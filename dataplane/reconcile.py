@@ -1,0 +1,411 @@
+"""The difference between what is wanted and what is there, as ordered operations: pure bookkeeping for the engine.
+
+Holds both sides as mappings (`wanted` from `objects.expand`, `actual` as a mirror of the kernel kept current by
+listings, observations and our own operations) and a list of keys at which they may differ. Planning looks at those
+keys only, so an event costs a lookup and a change of one endpoint does not touch the other ten thousand. Knows
+nothing of netlink, threads or clocks (`now` is given).
+
+The one idea: operations are done in stages, and whatever a stage needs must be in the mirror when the stage comes. If
+it is not (its device could not be made, say), the operation waits under the key it needs and is planned again when
+that key changes. So one missing device is one fault and not ten thousand.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from dataplane.kernel import (
+    ADD,
+    ANNOUNCE,
+    DELETE,
+    PARTS,
+    REPLACE,
+    TABLES,
+    KernelError,
+    Operation,
+)
+from dataplane.objects import (
+    ACCEPT,
+    BRIDGE_FDB,
+    FLOOD,
+    GUARD,
+    GUEST,
+    GUEST_ADDRESS,
+    LINK,
+    NEIGHBOUR,
+    PORT,
+    UP,
+    VXLAN_FDB,
+    Bridge,
+    Expansion,
+    GuestAddress,
+    Key,
+    Odd,
+    OtherLink,
+    PortFlags,
+    Value,
+    Veth,
+    Vxlan,
+    fits,
+    vxlan6_name,
+    vxlan_name,
+)
+
+RETRY_FIRST_S: Final = 0.1
+RETRY_LIMIT_S: Final = 30.0
+REPAIR_BURST: Final = 10
+"""Repairs of one key within REPAIR_WINDOW_S, after which it must wait: something else wants it otherwise."""
+REPAIR_WINDOW_S: Final = 10.0
+REMEMBERED_MACS: Final = 20_000
+"""Addresses whose last MAC is remembered after they went, so that a re-made endpoint is announced when it returns."""
+
+WANTED: Final = "wanted"
+RETRY: Final = "retry"
+OBSERVED: Final = "observed"
+
+# What a failed operation says about the mirror: with these it was wrong, and the part must be listed again.
+_MISJUDGED: Final = frozenset(
+    {errno.ENOENT, errno.EEXIST, errno.ENODEV, errno.EADDRNOTAVAIL, errno.ESRCH, errno.EINVAL}
+)
+_ALREADY_GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL, errno.ESRCH, errno.ENXIO})
+
+# Stages of a pass, first to last. Container ports come before the bulk, so that an attach does not wait for it.
+# A VXLAN FDB entry comes before and goes after the bridge entry of the same MAC: a bridge entry without one sends
+# the frames to every peer. Flood lists shrink before they grow, so that no peer gets a broadcast twice.
+_DELETE_LINK: Final = 0
+_ADD_BRIDGE: Final = 1
+_UP_BRIDGE: Final = 2
+_ADD_LINK: Final = 3
+_STAGE_OF_ADD: Final[Mapping[str, int]] = {
+    PORT: 4,
+    GUARD: 5,
+    UP: 7,
+    GUEST: 8,
+    GUEST_ADDRESS: 9,
+    VXLAN_FDB: 10,
+    BRIDGE_FDB: 11,
+    NEIGHBOUR: 12,
+    FLOOD: 14,
+    ACCEPT: 16,
+}
+_LOCAL_FDB: Final = 6
+_ANNOUNCE: Final = 15
+_STAGE_OF_DELETE: Final[Mapping[str, int]] = {
+    FLOOD: 13,
+    NEIGHBOUR: 17,
+    BRIDGE_FDB: 18,
+    VXLAN_FDB: 19,
+    GUEST_ADDRESS: 20,
+    GUARD: 21,
+    ACCEPT: 22,
+}
+_DELETE_BRIDGE: Final = 23
+STAGES: Final = 24
+
+_PART_OF_KIND: Final = {kind: part for part, kinds in PARTS.items() for kind in kinds}
+
+
+class Failure(NamedTuple):
+    """An operation that was refused, and when it is tried again."""
+
+    error: KernelError
+    retry_at: float
+    delay_s: float
+
+
+class Reconciler:
+    """See the module. Not thread-safe; one engine owns one."""
+
+    def __init__(self) -> None:
+        self._wanted: Mapping[Key, Value] = {}
+        self._actual: dict[Key, Value] = {}
+        self._settled = False
+        self._bridge = ""
+        self._overlay: tuple[str, ...] = ()
+        self._dirty: dict[Key, str] = {}
+        self._in_flight: dict[Key, str] = {}
+        self._waiting: dict[Key, dict[Key, str]] = {}
+        self._failures: dict[Key, Failure] = {}
+        self._repairs: dict[Key, tuple[float, int]] = {}
+        self._last_macs: OrderedDict[Key, bytes] = OrderedDict()
+        self._stale: set[str] = set()
+        self.applied = 0
+        self.repaired = 0
+
+    @property
+    def failures(self) -> Mapping[Key, Failure]:
+        return self._failures
+
+    @property
+    def size(self) -> int:
+        """Objects known to be in the kernel."""
+        return len(self._actual)
+
+    def has(self, key: Key) -> bool:
+        """Whether the object is in the kernel as wanted."""
+        found = self._actual.get(key)
+        return found is not None and key in self._wanted and fits(self._wanted[key], found)
+
+    # What comes in: a new wish, a listing, an observation.
+
+    def want(self, expansion: Expansion) -> None:
+        """From now on this is wanted. Keys at which the wish changed are looked at again."""
+        old, new = self._wanted, expansion.objects
+        self._wanted = new
+        self._bridge = expansion.scope.bridge
+        self._overlay = (vxlan_name(self._bridge), vxlan6_name(self._bridge))
+        for key, value in new.items():
+            if old.get(key) != value:
+                self._mark(key, WANTED)
+        for key in old:
+            if key not in new:
+                self._mark(key, WANTED)
+        for key in [key for key in self._failures if key not in new and key not in self._actual]:
+            del self._failures[key]
+        if expansion.settled and not self._settled:
+            for key in self._actual:
+                if key not in new:
+                    self._mark(key, WANTED)
+        self._settled = expansion.settled
+
+    def replace(self, part: str, objects: Mapping[Key, Value], cause: str = OBSERVED) -> None:
+        """A listing: for the kinds in this part, exactly these objects are there."""
+        kinds = PARTS[part]
+        for key in [key for key in self._actual if key.kind in kinds and key not in objects]:
+            self._set(key, None, cause)
+        for key, value in objects.items():
+            if self._actual.get(key) != value:
+                self._set(key, value, cause)
+            elif key not in self._wanted:
+                self._mark(key, cause)
+        for key, wanted in self._wanted.items():
+            if key.kind in kinds and not ((found := objects.get(key)) is not None and fits(wanted, found)):
+                self._mark(key, cause)
+
+    def observe(self, key: Key, value: Value | None) -> None:
+        """The kernel said so. Costs a lookup where it agrees with the mirror."""
+        if self._actual.get(key) != value:
+            if key.kind == LINK and key.device == self._bridge:
+                self._stale.add(TABLES)  # the kernel may have emptied the neighbour table in silence
+            self._set(key, value, OBSERVED)
+
+    def take_stale(self) -> frozenset[str]:
+        """Parts of the mirror that turned out not to be trusted; asked for by the engine, which lists them again."""
+        stale = frozenset(self._stale)
+        self._stale.clear()
+        return stale
+
+    # What goes out: stages of operations.
+
+    def plan(self, now: float) -> list[list[Operation]]:
+        """Operations for every key that may differ, by stage. What must wait for its retry or window is left out."""
+        dirty, self._dirty = self._dirty, {}
+        self._in_flight = dirty
+        stages: list[list[Operation]] = [[] for _ in range(STAGES)]
+        for key, cause in dirty.items():
+            if cause == OBSERVED and not self._may_repair(key, now):
+                continue
+            self._plan_key(key, stages, now)
+        return stages
+
+    def ready(self, operation: Operation) -> bool:
+        """Whether what the operation needs is there now. If not, its key is planned again once that has changed."""
+        for needed, present in self._needs(operation):
+            if (needed in self._actual) is not present:
+                waiting = self._waiting.setdefault(needed, {})
+                waiting[operation.key] = self._in_flight.get(operation.key, WANTED)
+                return False
+        return True
+
+    def record(self, operation: Operation, error: KernelError | None, now: float) -> None:
+        """How an operation went."""
+        key, verb = operation.key, operation.verb
+        if verb == ANNOUNCE:
+            return
+        if error is not None and not _is_done_anyway(operation, error):
+            self._fail(key, error, now)
+            if error.errno in _MISJUDGED:
+                self._stale.add(_PART_OF_KIND[key.kind])
+            return
+        self.applied += 1
+        if self._in_flight.get(key) == OBSERVED:
+            self.repaired += 1
+        self._set(key, None if verb == DELETE else operation.value, WANTED)
+        if verb == REPLACE and key.kind == LINK and key.device == self._bridge:
+            self._stale.add(TABLES)
+
+    def retry(self, now: float) -> None:
+        """Look again at what failed and is due."""
+        for key, failure in self._failures.items():
+            if failure.retry_at <= now:
+                self._mark(key, RETRY)
+        for key in [key for key, (since, _) in self._repairs.items() if since + REPAIR_WINDOW_S <= now]:
+            del self._repairs[key]
+
+    def next_retry(self) -> float | None:
+        return min((failure.retry_at for failure in self._failures.values()), default=None)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a plan would look at anything."""
+        return bool(self._dirty)
+
+    # Inside.
+
+    def _mark(self, key: Key, cause: str) -> None:
+        if self._dirty.get(key) != WANTED:
+            self._dirty[key] = cause
+
+    def _set(self, key: Key, value: Value | None, cause: str) -> None:
+        """The mirror of one key changes; so may what waits for it, and what cannot be there without it."""
+        old = self._actual.get(key)
+        if value is None:
+            self._actual.pop(key, None)
+        else:
+            self._actual[key] = value
+        if key.kind == NEIGHBOUR and isinstance(old, bytes):
+            self._last_macs[key] = old
+            self._last_macs.move_to_end(key)
+            if len(self._last_macs) > REMEMBERED_MACS:
+                self._last_macs.popitem(last=False)
+        wanted = self._wanted.get(key)
+        if (value is None) == (wanted is None) and (value is None or wanted is None or fits(wanted, value)):
+            self._failures.pop(key, None)
+        else:
+            self._mark(key, cause)
+        for waiter, why in self._waiting.pop(key, {}).items():
+            self._mark(waiter, why)
+        if key.kind == LINK and value is None and old is not None:
+            self._forget_device(key.device)
+
+    def _forget_device(self, name: str) -> None:
+        """A device went, and with it all that the kernel kept under it."""
+        for key in [key for key, value in self._actual.items() if key.device == name or value == name]:
+            self._set(key, None, WANTED)
+
+    def _may_repair(self, key: Key, now: float) -> bool:
+        """Bounds how often one object is put back, and leaves a failing one to its retry."""
+        failure = self._failures.get(key)
+        if failure is not None and now < failure.retry_at:
+            return False
+        wanted, found = self._wanted.get(key), self._actual.get(key)
+        if wanted is None or (found is not None and fits(wanted, found)):
+            return True
+        since, count = self._repairs.get(key, (now, 0))
+        if now - since >= REPAIR_WINDOW_S:
+            since, count = now, 0
+        if count >= REPAIR_BURST:
+            text = "something else on this host keeps changing it back; find and stop it"
+            error = KernelError(errno.EAGAIN, Operation(ADD, key, wanted, found), text, code="contested")
+            self._failures[key] = Failure(error, since + REPAIR_WINDOW_S, RETRY_FIRST_S)
+            return False
+        self._repairs[key] = (since, count + 1)
+        return True
+
+    def _fail(self, key: Key, error: KernelError, now: float) -> None:
+        before = self._failures.get(key)
+        delay = RETRY_FIRST_S if before is None else min(before.delay_s * 2, RETRY_LIMIT_S)
+        self._failures[key] = Failure(error, now + delay, delay)
+
+    def _plan_key(self, key: Key, stages: list[list[Operation]], now: float) -> None:
+        wanted, found = self._wanted.get(key), self._actual.get(key)
+        if isinstance(found, OtherLink):
+            if wanted is not None:
+                text = f"a device of that name is there already, of type {found.type}; remove or rename it"
+                self._fail(key, KernelError(errno.EEXIST, Operation(ADD, key, wanted), text, code="name-taken"), now)
+            return
+        if wanted is None:
+            if found is not None and self._may_delete(key, found):
+                stages[self._stage_of_delete(key, found)].append(Operation(DELETE, key, None, found))
+            return
+        if found is None:
+            if key.kind != ACCEPT:  # absent: there is no such chain here, or it does not see our frames
+                stages[self._stage_of_add(key, wanted)].append(Operation(ADD, key, wanted))
+                self._plan_announcement(key, wanted, stages)
+        elif not fits(wanted, found):
+            if _must_be_remade(wanted, found):
+                stages[self._stage_of_delete(key, found)].append(Operation(DELETE, key, None, found))
+                stages[self._stage_of_add(key, wanted)].append(Operation(ADD, key, wanted))
+            else:
+                stages[self._stage_of_add(key, wanted)].append(Operation(REPLACE, key, wanted, found))
+                self._plan_announcement(key, wanted, stages)
+
+    def _plan_announcement(self, key: Key, wanted: Value, stages: list[list[Operation]]) -> None:
+        """A permanent neighbour answers who asks; who has the old MAC does not ask, and must be told."""
+        if key.kind == NEIGHBOUR:
+            old = self._actual.get(key) or self._last_macs.get(key)
+            if isinstance(old, bytes) and old != wanted:
+                stages[_ANNOUNCE].append(Operation(ANNOUNCE, key, wanted, old))
+
+    def _may_delete(self, key: Key, found: Value) -> bool:
+        """Whether an object nobody wants is ours, and nothing that may belong to a host not heard from yet."""
+        if key.kind in (UP, PORT, GUEST):
+            return False  # goes with its link
+        if key.kind == ACCEPT:
+            return found is True
+        if key.kind == GUEST_ADDRESS:
+            return isinstance(found, GuestAddress) and found.ours
+        if self._settled or key.kind in (LINK, GUARD):
+            return True
+        return key.kind == BRIDGE_FDB and found not in self._overlay
+
+    def _stage_of_add(self, key: Key, wanted: Value) -> int:
+        if key.kind == LINK:
+            return _ADD_BRIDGE if isinstance(wanted, Bridge) else _ADD_LINK
+        if key.kind == UP and key.device == self._bridge:
+            return _UP_BRIDGE
+        if key.kind == BRIDGE_FDB and wanted not in self._overlay:
+            return _LOCAL_FDB
+        return _STAGE_OF_ADD[key.kind]
+
+    def _stage_of_delete(self, key: Key, found: Value) -> int:
+        if key.kind == LINK:
+            return _DELETE_BRIDGE if isinstance(found, Bridge) else _DELETE_LINK
+        return _STAGE_OF_DELETE[key.kind]
+
+    def _needs(self, operation: Operation) -> Iterable[tuple[Key, bool]]:
+        """Keys that must be present (True) or absent (False) for the operation to make sense."""
+        key, value = operation.key, operation.value
+        if operation.verb == DELETE:
+            if key.kind == VXLAN_FDB:
+                points_here = self._actual.get(Key(BRIDGE_FDB, self._bridge, key.item)) == key.device
+                return ((Key(BRIDGE_FDB, self._bridge, key.item), False),) if points_here else ()
+            return ()
+        if isinstance(value, Veth | Vxlan):
+            return ((Key(LINK, self._bridge), True), (key, False)) if operation.verb == ADD else ()
+        if isinstance(value, PortFlags):
+            return (Key(LINK, key.device), True), (Key(LINK, value.master), True)
+        if key.kind == UP and key.device != self._bridge:
+            return (Key(LINK, key.device), True), (Key(PORT, key.device), True)
+        if key.kind in (UP, VXLAN_FDB, FLOOD, GUARD, GUEST):
+            return ((Key(LINK, key.device), True),)
+        if key.kind == GUEST_ADDRESS:
+            return ((Key(GUEST, key.device), True),)
+        if key.kind == NEIGHBOUR:
+            return ((Key(UP, key.device), True),)
+        if key.kind == BRIDGE_FDB and isinstance(value, str):
+            port = (Key(PORT, value), True)
+            return (port, (Key(VXLAN_FDB, value, key.item), True)) if value in self._overlay else (port,)
+        return ()
+
+
+def _must_be_remade(wanted: Value, found: Value) -> bool:
+    """Whether the kernel cannot turn one into the other."""
+    if isinstance(wanted, Vxlan) and isinstance(found, Vxlan):
+        return (wanted.vni, wanted.port, wanted.oddity) != (found.vni, found.port, found.oddity)
+    if isinstance(wanted, Veth) and isinstance(found, Veth):
+        return wanted.namespace != found.namespace
+    return isinstance(found, Odd) and found.sticks
+
+
+def _is_done_anyway(operation: Operation, error: KernelError) -> bool:
+    """Whether the refusal says that the outcome is already there."""
+    return operation.verb == DELETE and error.errno in _ALREADY_GONE
+
+
+def order(stages: Sequence[Sequence[Operation]]) -> list[Operation]:
+    """A plan as one list, for tests and for people."""
+    return [operation for stage in stages for operation in stage]
