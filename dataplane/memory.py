@@ -134,18 +134,19 @@ class MemoryKernel:
     def _look_for_harm(self, operation: Operation) -> None:
         """Called before an operation takes effect."""
         key, value = operation.key, operation.value
-        if key.kind == BRIDGE_FDB and operation.verb != DELETE and isinstance(value, str) and self._is_vxlan(value):
-            if Key(VXLAN_FDB, value, key.item) not in self.objects:
-                self.harm.append(f"frames for {key.item.hex(':')} go to every peer: bridge entry added first")
-        if key.kind == VXLAN_FDB and operation.verb == DELETE:
-            if any(k.kind == BRIDGE_FDB and k.item == key.item and v == key.device for k, v in self.objects.items()):
-                self.harm.append(f"frames for {key.item.hex(':')} go to every peer: bridge entry still there")
-        if key.kind == UP and operation.verb == ADD and Key(PORT, key.device) not in self.objects:
-            if not isinstance(self.objects.get(Key(LINK, key.device)), Bridge):
-                self.harm.append(f"{key.device} is up without its flags")
-        if key.kind == LINK and isinstance(value, Bridge) and operation.old is not None:
-            if any(k.kind == NEIGHBOUR for k in self.objects):
-                self.harm.append("the bridge changed while it held neighbours")
+        adds = operation.verb != DELETE
+        mac = key.item.hex(":")
+        if key.kind == BRIDGE_FDB and adds and isinstance(value, str) and self._is_vxlan(value):
+            self._harmed(Key(VXLAN_FDB, value, key.item) not in self.objects, f"{mac} goes to every peer: added first")
+        if key.kind == VXLAN_FDB and not adds:
+            pointing = (k.kind == BRIDGE_FDB and k.item == key.item and v == key.device for k, v in self.objects.items())
+            self._harmed(any(pointing), f"{mac} goes to every peer: its bridge entry is still there")
+        if key.kind == UP and adds and not isinstance(self.objects.get(Key(LINK, key.device)), Bridge):
+            self._harmed(Key(PORT, key.device) not in self.objects, f"{key.device} is up without its flags")
+
+    def _harmed(self, harmed: bool, text: str) -> None:
+        if harmed:
+            self.harm.append(text)
 
     def _is_vxlan(self, name: str) -> bool:
         return isinstance(self.objects.get(Key(LINK, name)), Vxlan)

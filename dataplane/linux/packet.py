@@ -1,0 +1,73 @@
+"""Raw frames on the bridge: the socket of the data-path ping, and gratuitous announcements to our own containers.
+
+Knows AF_PACKET and how an announcement is laid out; knows nothing of when one is due. The one idea: a frame sent on
+the bridge device by a packet socket reaches the containers of this host like any other, while the overlay ports
+(neigh_suppress) keep announcements from leaving it. Frames are from RFC 826 with 5227 section 1.1 (ARP announcement) and
+RFC 4861 section 4.4 (neighbour advertisement).
+
+    ARP   ff:ff:ff:ff:ff:ff | mac | 0806 | 1 0800 6 4 | op 1 | mac | ip | 000000000000 | ip
+    NA    33:33:00:00:00:01 | mac | 86DD | IPv6 ip -> ff02::1, hop limit 255 | 136 0 sum | flags O | ip | 2 1 mac
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Final
+
+from dataplane.probe import ETHERTYPE
+
+_BROADCAST: Final = b"\xff" * 6
+_ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
+_ALL_NODES: Final = bytes.fromhex("ff020000000000000000000000000001")
+_ETH_ARP: Final = 0x0806
+_ETH_IPV6: Final = 0x86DD
+_OVERRIDE: Final = 0x20000000
+PROBE_BUFFER_BYTES: Final = 1 << 20
+"""Receive buffer of the probe socket: probes of several hundred peers at full size may arrive together."""
+
+
+def open_probe_socket(bridge: str) -> socket.socket:
+    """A non-blocking socket that receives the probes addressed to this bridge and sends on it. Raises OSError.
+
+    It belongs to the device: when the bridge is removed and made again, the socket reports ENETDOWN once and must be
+    opened anew.
+    """
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    try:
+        opened.setblocking(False)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PROBE_BUFFER_BYTES)
+        opened.bind((bridge, ETHERTYPE))
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def announce(bridge: str, rows: list[tuple[bytes, bytes]]) -> None:
+    """Send an announcement for each (packed address, MAC) on the bridge. Raises OSError."""
+    # Protocol 0: this socket receives nothing.
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sender:
+        sender.bind((bridge, 0))
+        for address, mac in rows:
+            sender.send(announcement(address, mac))
+
+
+def announcement(address: bytes, mac: bytes) -> bytes:
+    """The frame by which the owner of `address` says that its MAC is `mac`."""
+    if len(address) == 4:
+        arp = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac, address, bytes(6), address)
+        return _BROADCAST + mac + struct.pack("!H", _ETH_ARP) + arp
+    body = struct.pack("!BBHI16sBB6s", 136, 0, 0, _OVERRIDE, address, 2, 1, mac)
+    pseudo = address + _ALL_NODES + struct.pack("!II", len(body), socket.IPPROTO_ICMPV6)
+    body = body[:2] + struct.pack("!H", _internet_checksum(pseudo + body)) + body[4:]
+    header = struct.pack("!IHBB16s16s", 6 << 28, len(body), socket.IPPROTO_ICMPV6, 255, address, _ALL_NODES)
+    return _ALL_NODES_MAC + mac + struct.pack("!H", _ETH_IPV6) + header + body
+
+
+def _internet_checksum(data: bytes) -> int:
+    """RFC 1071. `data` is of even length."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
