@@ -1,0 +1,203 @@
+"""What the daemon answered, as text for a person at a terminal of 100 columns.
+
+Plain text, aligned, no colours; scripts use `--json`. Knows the shapes of the answers and nothing of where they come
+from. Nicknames, labels and error texts were written on other hosts, so whatever could steer a terminal is replaced
+here. A key that is missing (an older daemon is answering) shows as `-`.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    Row = dict[str, Any]
+
+_GAP = "  "
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
+
+
+def status(answer: Row) -> str:
+    """The summary: who we are, how the mesh is, and what needs a person's attention."""
+    name = f"{_text(answer.get('peer'))} ({_text(answer.get('nickname'))})"
+    head = f"weft {_text(answer.get('version'))}  peer {name}  up {age(answer.get('uptime_s'))}"
+    peers = f"{_text(answer.get('reachable'))} of {_text(answer.get('peers'))} reachable"
+    links = f"{_count(answer.get('links'), 'link')} of ours, {_count(answer.get('targets'), 'target')}"
+    encryption = "on" if answer.get("encryption") else "off (no password is set: traffic between hosts is readable)"
+    facts = [
+        ("peers", f"{peers}; {links}"),
+        ("paths", _paths(answer.get("connections"))),
+        ("encryption", encryption),
+        ("mtu", _text(answer.get("mtu"))),
+        ("endpoints", f"{_text(answer.get('endpoints'))}, {_text(answer.get('local_endpoints'))} of them on this host"),
+    ]
+    lines = [head, "", *table([(f"  {key}", value) for key, value in facts])]
+    lines += _refused(answer.get("refused") or {})
+    lines += _warnings(answer.get("warnings") or [])
+    return "\n".join(lines)
+
+
+def _paths(connections: Any) -> str:
+    if not connections:
+        return "none: no other peer is known"
+    parts = []
+    for path, count in sorted(connections.items()):
+        to = "peer" if count == 1 else "peers"
+        parts.append(f"no path to {count} {to}" if path == "none" else f"{_text(path)} to {count} {to}")
+    return ", ".join(parts)
+
+
+def _refused(refused: Row) -> list[str]:
+    if not refused:
+        return []
+    rows = []
+    for reason, what in sorted(refused.items()):
+        last = ", ".join(_text(address) for address in what.get("last") or [])
+        rows.append((f"  {_text(reason)}", f"{_text(what.get('count'))} times", f"last from {last}" if last else ""))
+    return ["", "refused links", *table(rows)]
+
+
+def _warnings(warnings: list[Row]) -> list[str]:
+    if not warnings:
+        return []
+    lines = ["", "warnings"]
+    for warning in warnings:
+        lines.append(f"  {_text(warning.get('code'))}: {_text(warning.get('text'))}")
+        if warning.get("cure"):
+            lines.append(f"      cure: {_text(warning['cure'])}")
+    return lines
+
+
+def peers(rows: list[Row]) -> str:
+    cells = [
+        (
+            _text(row.get("name")),
+            _text(row.get("nickname")),
+            "this host" if row.get("self") else "reachable" if row.get("reachable") else "unreachable",
+            _text(row.get("version")),
+            _listed(row.get("addresses")),
+        )
+        for row in rows
+    ]
+    return _listing(("PEER", "NICKNAME", "STATE", "VERSION", "ADDRESSES"), cells, "no peers are known")
+
+
+def connections(rows: list[Row], now_unix_s: float) -> str:
+    cells = [
+        (
+            _text(row.get("nickname") or row.get("peer")),
+            _text(row.get("path")),
+            _text(row.get("reason")),
+            _yes(row.get("encrypted")),
+            _text(row.get("mtu")),
+            milliseconds(row.get("rtt_ms")),
+            _yes(row.get("link")),
+            _since(row.get("since"), now_unix_s),
+        )
+        for row in rows
+    ]
+    header = ("PEER", "PATH", "REASON", "ENCRYPTED", "MTU", "RTT", "LINK", "SINCE")
+    return _listing(header, cells, "no other peer is known")
+
+
+def targets(rows: list[Row]) -> str:
+    cells = [
+        (_text(row.get("target")), _text(row.get("state")), _next_try(row.get("next_try")), _text(row.get("error")))
+        for row in rows
+    ]
+    return _listing(("TARGET", "STATE", "NEXT TRY", "ERROR"), cells, "no targets: give one with `weft connect PEER`")
+
+
+def endpoints(rows: list[Row]) -> str:
+    cells: list[tuple[str, ...]] = []
+    for row in rows:
+        notes = [_text(name) for name in row.get("names") or []]
+        notes += [f"{_text(key)}={_text(value)}" for key, value in sorted((row.get("labels") or {}).items())]
+        if row.get("conflict"):
+            notes.append(f"CONFLICT: {_text(row['conflict'])}")
+        where = "this host" if row.get("local") else _text(row.get("nickname") or row.get("peer"))
+        addresses = [_text(address) for address in row.get("addresses") or ["-"]]
+        cells.append((addresses[0], _text(row.get("mac")), where, _text(row.get("network")), " ".join(notes)))
+        # Further addresses on lines of their own: in one cell they would push everything else off the screen.
+        cells += [(address, "", "", "", "") for address in addresses[1:]]
+    return _listing(("ADDRESS", "MAC", "PEER", "NETWORK", "NAMES AND LABELS"), cells, "nothing is attached anywhere")
+
+
+def ps(rows: list[Row]) -> str:
+    cells = [(_text(row.get("id")), _text(row.get("mac")), _listed(row.get("addresses"))) for row in rows]
+    return _listing(("ID", "MAC", "ADDRESSES"), cells, "nothing is attached on this host")
+
+
+def ping_row(row: Row) -> str:
+    answer = "no answer" if row.get("rtt_ms") is None else f"time={milliseconds(row['rtt_ms'])}"
+    return f"seq={_text(row.get('seq'))} path={_text(row.get('path'))} to={_text(row.get('address'))} {answer}"
+
+
+def ping_summary(answer: Row) -> str:
+    text = f"{_text(answer.get('sent'))} sent, {_text(answer.get('received'))} answered"
+    text += f", path {_text(answer.get('path'))}"
+    if answer.get("median_ms") is not None:
+        text += f", min {milliseconds(answer.get('min_ms'))}, median {milliseconds(answer['median_ms'])}"
+    return text
+
+
+def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Rows of equally many cells as aligned lines. The last column is as wide as it likes."""
+    rows = list(rows)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _listing(header: tuple[str, ...], cells: Sequence[tuple[str, ...]], nothing: str) -> str:
+    return "\n".join(table([header, *cells])) if cells else nothing
+
+
+def age(seconds: float | None) -> str:
+    """A duration in the two units that matter: `12 s`, `5 min`, `3 h 20 min`, `4 d 2 h`."""
+    if not isinstance(seconds, (int, float)):
+        return "-"
+    whole = max(0, int(seconds))
+    if whole < _MINUTE_S:
+        return f"{whole} s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} min"
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} min"
+    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
+
+
+def milliseconds(value: float | None) -> str:
+    if not isinstance(value, (int, float)):
+        return "-"
+    return f"{value:.2f} ms" if value < 10 else f"{value:.0f} ms"
+
+
+def _since(since_unix_s: Any, now_unix_s: float) -> str:
+    return age(now_unix_s - since_unix_s) if isinstance(since_unix_s, (int, float)) else "-"
+
+
+def _next_try(seconds: Any) -> str:
+    if not isinstance(seconds, (int, float)):
+        return "-"
+    return "now" if seconds < 1 else f"in {age(seconds)}"
+
+
+def _count(value: Any, noun: str) -> str:
+    return f"{_text(value)} {noun}" if value == 1 else f"{_text(value)} {noun}s"
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(_text(value) for value in values or []) or "-"
+
+
+def _yes(value: Any) -> str:
+    return "-" if value is None else "yes" if value else "no"
+
+
+def _text(value: Any) -> str:
+    """One cell: `-` for nothing, and never a character that a terminal would act on."""
+    if value is None or value == "":
+        return "-"
+    text = str(value)
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)

@@ -1,0 +1,280 @@
+"""The command line as one table: verbs, their words and options, their help, and the parser for it.
+
+Help, usage errors and parsing all read the same table, so they cannot disagree. The parser is ours because importing
+`argparse` takes half as long as starting the interpreter, because options may stand anywhere between the words
+(`attach 10.32.1.5/24 --label a=b c1`), and because an error is one line here. The rules are getopt's: `--name VALUE`,
+`--name=VALUE`, `-cVALUE`, `--` ends the options.
+
+This module knows the shape of the words only; what they mean is checked by whoever uses them.
+"""
+
+from __future__ import annotations
+
+from mesh.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HELP_COLUMN = 32
+
+
+class Option:
+    """One option of a verb. Without a `metavar` it is a switch; `repeat` collects every value given."""
+
+    __slots__ = ("flag", "help", "metavar", "repeat")
+
+    def __init__(self, flag: str, metavar: str = "", help: str = "", *, repeat: bool = False) -> None:
+        self.flag = flag
+        self.metavar = metavar
+        self.help = help
+        """Empty: not shown, for our own use only."""
+        self.repeat = repeat
+
+
+class Verb:
+    """One verb: how its words are written, how many it takes, and its options."""
+
+    __slots__ = ("details", "least", "most", "name", "options", "summary", "words")
+
+    def __init__(
+        self,
+        name: str,
+        words: str,
+        summary: str,
+        *,
+        least: int = 0,
+        most: int = 0,
+        options: tuple[Option, ...] = (),
+        details: str = "",
+    ) -> None:
+        self.name = name
+        self.words = words
+        self.summary = summary
+        self.least = least
+        self.most = most
+        self.options = options
+        self.details = details
+
+
+class Parsed:
+    """What was given for one verb."""
+
+    __slots__ = ("_given", "words")
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self._given: dict[str, list[str]] = {}
+
+    def add(self, option: Option, value: str) -> None:
+        values = self._given.setdefault(option.flag, [])
+        if not option.repeat:
+            values.clear()  # the last one wins, so that a wrapper script's defaults can be overruled
+        values.append(value)
+
+    def has(self, flag: str) -> bool:
+        return flag in self._given
+
+    def value(self, flag: str) -> str | None:
+        values = self._given.get(flag)
+        return values[-1] if values else None
+
+    def values(self, flag: str) -> list[str]:
+        return self._given.get(flag, [])
+
+
+_MANY = 1 << 30
+_JSON = Option("--json", "", "print JSON")
+
+STATUS_TOPICS = ("peers", "connections", "targets", "endpoints")
+
+_ADDRESSES = "ADDR is 10.32.1.5/24, ip:10.32.1.5/24 or ip:fd00:32::5/64."
+_TARGET = "TARGET is a named network namespace, a path to one, or a process id."
+
+VERBS = (
+    Verb(
+        "launch",
+        "[PEER...]",
+        "start the daemon on this host and connect it to PEERs",
+        most=_MANY,
+        details=(
+            "Returns when the daemon serves, before any PEER answers. With PEERs they replace those of the last\n"
+            "launch, without they are kept. Every setting may stand in the configuration file, named as the option."
+        ),
+        options=(
+            Option("--password", "SECRET", "the secret of the mesh: links are encrypted, and only who has it joins"),
+            Option("--password-file", "FILE", "the same from a file, one a line: the first is sent, all are accepted"),
+            Option("--port", "PORT", "TCP port of links, default 6783; the data ports follow it"),
+            Option("--host", "ADDR", "listen on this address only"),
+            Option("--advertise", "ADDR", "tell others to reach us at ADDR; may be repeated", repeat=True),
+            Option("--nickname", "NAME", "the name shown beside the peer name, default the host's name"),
+            Option("--mtu", "BYTES", "largest packet of the overlay, default what the underlay allows"),
+            Option("--no-discovery", "", "connect to the PEERs given only, not to those they know"),
+            Option("--no-vxlan", "", "make no plain VXLAN device"),
+            Option("--log-level", "LEVEL", "debug, info, warning or error; default info"),
+            Option("--config", "FILE", "TOML file, default /etc/weft/weft.toml; need not exist"),
+            Option("--foreground", "", "do not go to the background; log to standard error"),
+            Option("--ready-fd", "FD"),
+        ),
+    ),
+    Verb("stop", "", "stop the daemon; traffic between running containers goes on"),
+    Verb(
+        "reset",
+        "",
+        "remove everything Weft made on this host, its identity too",
+        options=(Option("--force", "", "do not ask"),),
+    ),
+    Verb(
+        "connect",
+        "PEER...",
+        "connect to more peers, and remember them",
+        least=1,
+        most=_MANY,
+        details="PEER is a host name or an address, with an optional port: host2, 10.1.2.3:6783, [fd00::3]:6783.",
+        options=(Option("--replace", "", "forget the peers that were given before"),),
+    ),
+    Verb("forget", "PEER...", "no longer connect to these peers by ourselves", least=1, most=_MANY),
+    Verb(
+        "attach",
+        "[ADDR...] TARGET",
+        "put a container on the network with these addresses",
+        least=1,
+        most=_MANY,
+        details=f"{_ADDRESSES} {_TARGET}\nPrints the addresses, one a line.",
+        options=(
+            Option("--network", "NETWORK", "the network to attach to; only `weft` in this version"),
+            Option("--label", "KEY=VALUE", "a label of the endpoint; may be repeated", repeat=True),
+            Option("-h", "NAME", "a host name of the endpoint; may be repeated", repeat=True),
+        ),
+    ),
+    Verb(
+        "detach",
+        "[ADDR...] TARGET",
+        "take these addresses off a container, or all of them",
+        least=1,
+        most=_MANY,
+        details=f"{_ADDRESSES} {_TARGET}\nPrints the addresses it took away, one a line.",
+    ),
+    Verb(
+        "status",
+        f"[{'|'.join(STATUS_TOPICS)}]",
+        "how this peer and the mesh are doing",
+        most=1,
+        options=(_JSON,),
+    ),
+    Verb("report", "", "everything the daemon knows, as JSON", options=(_JSON,)),
+    Verb("ps", "", "what is attached on this host", options=(_JSON,)),
+    Verb(
+        "ping",
+        "PEER",
+        "measure the path that frames take to a peer",
+        least=1,
+        most=1,
+        details="PEER is a peer's name or nickname. Exit status 1 where nothing comes back.",
+        options=(
+            Option("-c", "COUNT", "how many, default 5"),
+            Option("-i", "SECONDS", "time between two, default 1"),
+            _JSON,
+        ),
+    ),
+    Verb("version", "", "print the version, and the running daemon's", options=(_JSON,)),
+    Verb("lab", "up|status|exec|down", "a mesh of several hosts inside this machine, to try things", most=_MANY),
+)
+
+_BY_NAME = {verb.name: verb for verb in VERBS}
+
+
+def find_verb(name: str) -> Verb:
+    """The verb of that name. Raises `UsageError`, naming all of them."""
+    verb = _BY_NAME.get(name)
+    if verb is None:
+        raise UsageError(f"there is no verb {name!r}; there are {', '.join(_BY_NAME)}")
+    return verb
+
+
+def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
+    """What `arguments` say, or None where they ask for help. Raises `UsageError`."""
+    options = {option.flag: option for option in verb.options}
+    parsed = Parsed()
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            parsed.words += rest
+            break
+        if word == "--help" or (word == "-h" and "-h" not in options):
+            return None
+        if not word.startswith("-") or word == "-":
+            parsed.words.append(word)
+            continue
+        flag, attached = _split_flag(word)
+        option = options.get(flag)
+        if option is None:
+            raise _wrong(verb, f"unknown option {flag}")
+        if not option.metavar:
+            if attached is not None:
+                raise _wrong(verb, f"{flag} takes no value")
+            parsed.add(option, "")
+        elif attached is not None:
+            parsed.add(option, attached)
+        elif not rest or rest[0] in options or rest[0] in ("--", "--help"):
+            # A forgotten value must not swallow the next option: `--password --no-vxlan` would set a password.
+            raise _wrong(verb, f"{flag} needs a value: {flag} {option.metavar}")
+        else:
+            parsed.add(option, rest.pop(0))
+    _check_count(verb, parsed.words)
+    return parsed
+
+
+def _split_flag(word: str) -> tuple[str, str | None]:
+    if word.startswith("--"):
+        flag, equals, value = word.partition("=")
+        return flag, value if equals else None
+    return word[:2], word[2:] or None
+
+
+def _check_count(verb: Verb, words: list[str]) -> None:
+    if len(words) < verb.least:
+        missing = verb.words.split()[-1].strip("[].")
+        raise _wrong(verb, f"{missing} is missing")
+    if len(words) > verb.most:
+        raise _wrong(verb, f"{words[verb.most]!r} is too much")
+
+
+def _wrong(verb: Verb, what: str) -> UsageError:
+    return UsageError(f"{verb.name}: {what}; usage: {synopsis(verb)}, more with `weft {verb.name} --help`")
+
+
+def synopsis(verb: Verb) -> str:
+    parts = ["weft", verb.name, "[OPTION...]" if verb.options else "", verb.words]
+    return " ".join(part for part in parts if part)
+
+
+def general_help() -> str:
+    lines = [
+        "weft: containers on many hosts talk as if plugged into one switch",
+        "",
+        "usage: weft VERB [OPTION...] [WORD...]    `weft VERB --help` says more about one",
+        "",
+        *(_entry(f"{verb.name} {verb.words}", verb.summary) for verb in VERBS),
+        "",
+        "Environment: WEFT_RUN_DIR (/run/weft), WEFT_STATE_DIR (/var/lib/weft), WEFT_PASSWORD.",
+    ]
+    return "\n".join(lines)
+
+
+def verb_help(verb: Verb) -> str:
+    lines = [f"usage: {synopsis(verb)}", "", f"{verb.summary[0].upper()}{verb.summary[1:]}."]
+    if verb.details:
+        lines += ["", verb.details]
+    shown = [option for option in verb.options if option.help]
+    if shown:
+        lines += ["", *(_entry(f"{option.flag} {option.metavar}", option.help) for option in shown)]
+    return "\n".join(lines)
+
+
+def _entry(left: str, right: str) -> str:
+    left = left.rstrip()
+    if len(left) > _HELP_COLUMN - 4:
+        return f"  {left}\n{' ' * _HELP_COLUMN}{right}"
+    return f"  {left:<{_HELP_COLUMN - 2}}{right}"
