@@ -22,7 +22,7 @@ def run() -> Result:
         "idle",
         "An idle daemon in a mesh of three",
         f"Three hosts, two containers each, no traffic. After {SETTLE_S:g} s of rest, {WATCH_S:g} s are watched: "
-        "time on the processor of every thread from schedstat; resident and proportional memory of all processes at the end.",
+        "processor time of every thread from schedstat; then resident and proportional memory of all processes.",
         ["host", "processes", "CPU, % of a core", "RSS MB", "PSS MB"],
     )
     with Lab(f"wb{os.getpid()}", hosts=3, containers=2) as lab:

@@ -456,18 +456,11 @@ def _container(node: str) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`weft lab up|status|exec|down`. Returns the exit status; errors are one line on stderr."""
+    """`weft lab up|status|exec|down`. Returns the exit status, raises `LabError` for the caller to print."""
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.run
-    try:
-        with ends_in_order():
-            return command(args)
-    except LabError as error:
-        print(f"weft lab: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("weft lab: interrupted", file=sys.stderr)
-        return 130
+    with ends_in_order():
+        return command(args)
 
 
 def _parser() -> argparse.ArgumentParser:

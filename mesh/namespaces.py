@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from mesh.errors import UserError
+
 NAMESPACES_DIR = Path("/run/netns")
 COMMAND_TIMEOUT_S = 60.0
 """No single command takes longer, unless something is wrong."""
@@ -24,7 +26,7 @@ STOP_TIMEOUT_S = 2.0
 """How long processes have to end by themselves before they are killed."""
 
 
-class LabError(Exception):
+class LabError(UserError):
     """One line for people: what could not be done, why, and where it is known, what helps."""
 
 
