@@ -18,6 +18,7 @@ from gossip.link import (
     HANDSHAKE_TIMEOUT_S,
     MESSAGE_MAX_BYTES,
     PREFACE,
+    REFUSAL_MAX_BYTES,
     SEND_QUEUE_MAX_BYTES,
     TRANSPORT_FRAME_MAX_BYTES,
     Link,
@@ -688,6 +689,56 @@ def test_sealed_nonsense_from_a_member_is_a_bad_frame(content: bytes) -> None:
     sealed = sender.encrypt_with_ad(b"", content)
     pair.responder.take(b"\x02" + len(sealed).to_bytes(2, "big") + sealed)
     assert pair.responder.reason == "bad-frame"
+
+
+@pytest.mark.parametrize("content", [b"\x01early message", b"\x00confirmation with content"])
+def test_what_comes_before_the_empty_confirmation_is_a_bad_frame(content: bytes) -> None:
+    pair = LinkPair()
+    for _ in range(2):
+        pair.deliver(pair.initiator, pair.responder)
+        pair.deliver(pair.responder, pair.initiator)
+    pair.deliver(pair.initiator, pair.responder)
+    sender = pair.responder.link._sender
+    assert sender is not None
+    sender.set_nonce(0)  # take the confirmation's place
+    sealed = sender.encrypt_with_ad(b"", content)
+    pair.initiator.take(b"\x02" + len(sealed).to_bytes(2, "big") + sealed)
+    assert pair.initiator.reason == "bad-frame"
+    assert pair.initiator.events == []
+
+
+def test_handshake_messages_carry_no_payload() -> None:
+    handshake = noise_module.HandshakeState(
+        link_module.NOISE_PROTOCOL, initiator=True, prologue=PREFACE + PREFACE, e=bytes([7]) * 32
+    )
+    message = handshake.write_message(b"early data")
+    responder = End(make_link(initiator=False))
+    responder.take(PREFACE + b"\x01" + len(message).to_bytes(2, "big") + message)
+    assert responder.reason == "bad-handshake"
+
+
+@pytest.mark.parametrize("length", [0, REFUSAL_MAX_BYTES + 1])
+def test_refusal_of_an_impossible_length_is_refused_at_its_header(length: int) -> None:
+    end = End(make_link(initiator=True))
+    end.take(PREFACE + b"\x03" + length.to_bytes(2, "big"))
+    assert end.reason == "bad-frame"
+
+
+def test_nothing_behind_a_refusal_is_read() -> None:
+    end = End(make_link(initiator=True))
+    end.take(PREFACE + b"\x03\x00\x04busy" + b"\x09\xff\xff" + bytes(500))
+    assert end.events == [LinkRefused("busy", authenticated=False)]
+    assert end.error is None
+
+
+def test_links_drop_the_keys_that_they_need_no_more() -> None:
+    pair = LinkPair().run()
+    for link in (pair.initiator.link, pair.responder.link):
+        held = [value for value in vars(link).values() if value]
+        assert INITIATOR_STATIC not in held
+        assert RESPONDER_STATIC not in held
+        assert (PSK,) not in held
+        assert not any(isinstance(value, noise_module.HandshakeState) for value in held)
 
 
 def test_transport_frame_too_short_to_hold_a_kind_is_a_bad_frame() -> None:
