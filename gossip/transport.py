@@ -1,0 +1,349 @@
+"""The only sockets of this package: listens, dials, feeds `Link`s, runs one `Node`, keeps one timer.
+
+Everything is decided in the node; here bytes become calls and effects become bytes. It runs on the event loop that is
+current at `start`; all methods are called on that loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from gossip.errors import ProtocolError
+from gossip.events import CloseLink, Dial, DialKey, Event, Outcome, Send, StoreEpoch
+from gossip.link import Link, LinkEstablished, LinkRefused, MessageReceived
+from gossip.node import Node
+from gossip.peers import split_address, with_port
+
+UNFINISHED_MAX = 256
+"""Inbound connections whose handshake is not done; beyond it the oldest is closed."""
+CONNECT_TIMEOUT_S = 4.0
+CLOSE_TIMEOUT_S = 2.0
+"""How long a closed link may take to flush its last words."""
+WRITE_HIGH_BYTES = 128 * 1024
+LAST_ADDRESSES = 8
+
+log = logging.getLogger("weft.gossip")
+
+
+@dataclass(slots=True)
+class Refusals:
+    """Inbound connections that never became links, for one reason."""
+
+    count: int = 0
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_ADDRESSES))
+
+
+class Transport:
+    """Sockets around a node. `on_event` gets every event of the node, in order, on the loop."""
+
+    def __init__(
+        self,
+        node: Node,
+        psks: list[bytes],
+        port: int,
+        host: str | None,
+        on_event: Callable[[Event], None],
+        store_epoch: Callable[[int], Awaitable[None]],
+    ) -> None:
+        self.node = node
+        self.refusals: dict[str, Refusals] = {}
+        self._psks = psks
+        self._port = port
+        self._host = host
+        self._on_event = on_event
+        self._store_epoch = store_epoch
+        self._connections: dict[int, _Connection] = {}
+        self._unfinished: dict[_Connection, None] = {}
+        self._open: set[_Connection] = set()
+        self._next_id = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Listen. Raises `OSError` where the port is taken or the address is not ours."""
+        self._loop = asyncio.get_running_loop()
+        self._server = await self._loop.create_server(
+            lambda: _Connection(self, None), self._host, self._port, backlog=UNFINISHED_MAX
+        )
+        self.perform([])
+
+    async def stop(self) -> None:
+        """Give the last words up to `CLOSE_TIMEOUT_S` to leave, then close everything."""
+        self._stopped = True
+        if self._server is not None:
+            self._server.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        deadline = self._loop.time() + CLOSE_TIMEOUT_S
+        for connection in list(self._open):
+            connection.close()
+        while self._open and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for connection in list(self._open):
+            connection.abort()
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def perform(self, outcomes: list[Outcome]) -> None:
+        """Do what the node asked for, then set the timer anew."""
+        written: dict[_Connection, None] = {}
+        for outcome in outcomes:
+            match outcome:
+                case Send(link, data):
+                    connection = self._connections.get(link)
+                    if connection is not None:
+                        connection.seal(data)
+                        written[connection] = None
+                case CloseLink(link, reason):
+                    connection = self._connections.pop(link, None)
+                    if connection is not None:
+                        written.pop(connection, None)
+                        connection.count_end(reason)
+                        connection.close()
+                case Dial(key, addresses):
+                    self._spawn(self._dial(key, addresses))
+                case StoreEpoch(epoch):
+                    self._spawn(self._raise_epoch(epoch))
+                case _:
+                    self._on_event(outcome)
+        for connection in written:
+            connection.flush()
+        self._arm()
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.node.next_timeout()
+        if due is not None and not self._stopped:
+            self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.perform(self.node.handle_timeout(self.now()))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # Ours, not the network's: nothing may fail in silence.
+            self._loop.call_exception_handler({"message": "gossip task failed", "exception": task.exception()})
+
+    async def _raise_epoch(self, epoch: int) -> None:
+        await self._store_epoch(epoch)
+        self.perform(self.node.epoch_stored(epoch, self.now()))
+
+    # -- dialling ---------------------------------------------------------------------------------------------------
+
+    async def _dial(self, key: DialKey, addresses: tuple[str, ...]) -> None:
+        error = "no address"
+        for address in addresses:
+            parts = split_address(with_port(address, self._port))
+            if parts is None:
+                error = f"{address!r} is not a host or host:port"
+                continue
+            host, port = parts
+            try:
+                found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except OSError as failure:
+                error = f"cannot resolve {host}: {failure.strerror or failure}"
+                continue
+            for *_, sockaddr in found:
+                failed = await self._try(key, str(sockaddr[0]), port)
+                if failed is None:
+                    return
+                error = failed
+        self.perform(self.node.dial_failed(key, error, self.now()))
+
+    async def _try(self, key: DialKey, host: str, port: int) -> str | None:
+        """One address: None once the node has the link, else why not."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, connection = await self._loop.create_connection(lambda: _Connection(self, key), host, port)
+        except TimeoutError:
+            return f"{host} port {port}: no answer in {CONNECT_TIMEOUT_S:g} s (is TCP {port} open in its firewall?)"
+        except OSError as failure:
+            if failure.errno == errno.ECONNREFUSED:
+                return f"{host} port {port}: connection refused (is weft running there?)"
+            return f"{host} port {port}: {os.strerror(failure.errno) if failure.errno else failure}"
+        return await connection.outcome
+
+    # -- what connections report --------------------------------------------------------------------------------------
+
+    def connection_made(self, connection: _Connection) -> None:
+        self._open.add(connection)
+        if connection.key is None:
+            self._unfinished[connection] = None
+            if len(self._unfinished) > UNFINISHED_MAX:
+                oldest = next(iter(self._unfinished))
+                self.refuse(oldest, "handshake-flood")
+                oldest.abort()
+
+    def established(self, connection: _Connection, handshake_hash: bytes) -> None:
+        self._unfinished.pop(connection, None)
+        self._next_id += 1
+        connection.link_id = self._next_id
+        self._connections[connection.link_id] = connection
+        self.perform(
+            self.node.link_up(
+                connection.link_id, connection.key is not None, handshake_hash, connection.remote, connection.key,
+                self.now(),
+            )
+        )  # fmt: skip
+
+    def connection_lost(self, connection: _Connection, error: str) -> None:
+        self._open.discard(connection)
+        self._unfinished.pop(connection, None)
+        link_id = connection.link_id
+        if link_id is not None and self._connections.pop(link_id, None) is not None:
+            self.perform(self.node.link_down(link_id, error, self.now()))
+
+    def refuse(self, connection: _Connection, reason: str) -> None:
+        """Count an inbound connection that broke the rules or did not know the secret."""
+        self._unfinished.pop(connection, None)
+        if connection.key is None:
+            refusals = self.refusals.setdefault(reason, Refusals())
+            refusals.count += 1
+            refusals.last.append(connection.remote)
+            log.info("refused reason=%s remote=%s", reason, connection.remote)
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP connection: a `Link` and where its bytes go."""
+
+    def __init__(self, owner: Transport, key: DialKey | None) -> None:
+        self._owner = owner
+        self.key = key
+        self.link_id: int | None = None
+        self.remote = "?"
+        self.outcome: asyncio.Future[str | None] = owner._loop.create_future()
+        """For a dialled connection: None once it is a link, else why it is not."""
+        self._socket: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._link = Link(
+            initiator=key is not None,
+            static_private=owner.node.identity.link_private,
+            ephemeral_private=os.urandom(32),
+            psks=owner._psks,
+            now=owner.now(),
+        )
+
+    # -- asyncio's side -----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._socket = transport
+        host, port = transport.get_extra_info("peername")[:2]
+        self.remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        due = self._link.next_timeout()
+        assert due is not None
+        self._timer = self._owner._loop.call_at(due, self._handshake_late)
+        self._owner.connection_made(self)
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        now = self._owner.now()
+        try:
+            events = self._link.receive_data(data, now)
+        except ProtocolError as error:
+            self._broken(error)
+            return
+        for event in events:
+            match event:
+                case LinkEstablished(_, handshake_hash):
+                    self._settle(None)
+                    self._owner.established(self, handshake_hash)
+                case MessageReceived(message) if self.link_id is not None:
+                    self._owner.perform(self._owner.node.receive(self.link_id, message, now))
+                case LinkRefused(reason, _):
+                    self._settle(_explain(reason, self.remote))
+                    self.close()
+        self.flush()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        if self.link_id is not None:
+            self._owner.node.link_full(self.link_id)
+
+    def resume_writing(self) -> None:
+        if self.link_id is not None:
+            self._owner.perform(self._owner.node.link_ready(self.link_id, self._owner.now()))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        text = "closed by the other side" if exc is None else str(exc)
+        self._settle(f"{self.remote}: {text} during the handshake")
+        self._owner.connection_lost(self, text)
+
+    # -- the owner's side ---------------------------------------------------------------------------------------------
+
+    def seal(self, message: bytes) -> None:
+        try:
+            self._link.send(message)
+        except ProtocolError as error:
+            self._broken(error)
+
+    def flush(self) -> None:
+        data = self._link.data_to_send()
+        if data and self._socket is not None and not self._socket.is_closing():
+            self._socket.write(data)
+
+    def count_end(self, reason: str) -> None:
+        """The node ended this link; if the other side broke the rules, say so in the counters."""
+        if reason.startswith("bad-") or reason in ("name-in-use", "no-hello", "full"):
+            self._owner.refuse(self, reason)
+
+    def close(self) -> None:
+        """Flush what is queued, then close; a receiver that does not read is cut off after a while."""
+        if self._socket is not None and not self._socket.is_closing():
+            self.flush()
+            self._socket.close()
+            self._owner._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+
+    def abort(self) -> None:
+        if self._socket is not None:
+            self._socket.abort()
+
+    def _broken(self, error: ProtocolError) -> None:
+        self._owner.refuse(self, error.reason)
+        self._settle(f"{self.remote}: {error}")
+        self.close()
+
+    def _handshake_late(self) -> None:
+        try:
+            self._link.handle_timeout(self._owner.now() + 0.001)
+        except ProtocolError as error:
+            self._broken(error)
+
+    def _settle(self, error: str | None) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(error)
+
+
+def _explain(reason: str, remote: str) -> str:
+    if reason == "wrong-password":
+        return f"wrong password: {remote} does not accept ours (launch both with the same --password)"
+    return f"{remote} refused the link: {reason}"
