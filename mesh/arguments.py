@@ -190,7 +190,7 @@ def _port(text: str, whole: str) -> int:
 
 def _check_usable(interface: ipaddress.IPv4Interface | ipaddress.IPv6Interface, text: str) -> None:
     address, network = interface.ip, interface.network
-    if isinstance(address, ipaddress.IPv6Address) and (address.scope_id or address.ipv4_mapped):
+    if "%" in text or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped):
         raise ValueError(f"{text!r} cannot be used in a container: give a plain IPv6 address")
     if address.is_multicast or address.is_unspecified or address.is_loopback:
         raise ValueError(f"{text!r} cannot be used in a container: it is not the address of one host")

@@ -4,15 +4,17 @@
     <- {"row": ...}                     any number, from verbs that stream
     <- {"ok": ...}  or  {"error": {"code": "...", "message": "one line"}}
 
-This module knows nothing of what the verbs mean. It is imported by every command, so it imports `json` and `socket`
-and nothing else that takes time.
+This module knows nothing of what the verbs mean. It is imported by every command, so it imports nothing that takes time
+but `json`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
+
+# Not `socket`, which spends as long on building enumerations of constants as the whole request takes.
+from _socket import AF_UNIX, socket
 
 from mesh import directories
 from mesh.errors import UserError
@@ -88,14 +90,14 @@ def call(
         connection.close()
 
 
-def connect(path: str, timeout_s: float = ANSWER_TIMEOUT_S) -> socket.socket:
+def connect(path: str, timeout_s: float = ANSWER_TIMEOUT_S) -> socket:
     """A connection to whoever listens on `path`. Raises `DaemonDown`, `DaemonSilent` or `UserError`."""
     if len(os.fsencode(path)) > directories.SOCKET_PATH_BYTES_MAX:
         raise UserError(
             f"the socket path {path} is longer than the {directories.SOCKET_PATH_BYTES_MAX} bytes the kernel allows; "
             "set WEFT_RUN_DIR to a shorter one"
         )
-    connection = socket.socket(socket.AF_UNIX)
+    connection = socket(AF_UNIX)
     connection.settimeout(timeout_s)
     try:
         connection.connect(path)
@@ -117,7 +119,7 @@ def connect(path: str, timeout_s: float = ANSWER_TIMEOUT_S) -> socket.socket:
     return connection
 
 
-def _read_line(connection: socket.socket, received: bytes, path: str) -> tuple[bytes, bytes]:
+def _read_line(connection: socket, received: bytes, path: str) -> tuple[bytes, bytes]:
     """One line, and what came after it."""
     chunks = [received]
     size = len(received)

@@ -142,7 +142,7 @@ def _read_flags(parsed: Parsed) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     if parsed.words:
         chosen["peers"] = [_flag("launch", arguments.parse_peer, word) for word in parsed.words]
-        _check_peer_count(chosen["peers"], UsageError)
+        _flag("launch", _check_peer_count, chosen["peers"])
     for name, setting in _SETTINGS.items():
         flag = f"--{name}"
         if not parsed.has(flag):
@@ -156,16 +156,16 @@ def _read_flags(parsed: Parsed) -> dict[str, Any]:
     return chosen
 
 
-def _flag(where: str, parse: Callable[[str], Any], text: str) -> Any:
+def _flag(where: str, parse: Callable[[Any], Any], value: Any) -> Any:
     try:
-        return parse(text)
+        return parse(value)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
 
 
-def _check_peer_count(peers: list[str], kind: type[UserError]) -> None:
+def _check_peer_count(peers: list[str]) -> None:
     if len(peers) > arguments.PEERS_MAX:
-        raise kind(
+        raise ValueError(
             f"{len(peers)} peers are too many to name: at most {arguments.PEERS_MAX}; a few are enough, "
             "the others are found through them"
         )
@@ -200,10 +200,10 @@ def _file_value(name: str, value: Any, path: str) -> Any:
         raise UserError(f"{path}: {name} must be {_KINDS[setting.kind]}{many}, not {value!r}")
     try:
         parsed = [setting.parse("true" if each is True else str(each)) for each in values]
+        if name == "peers":
+            _check_peer_count(parsed)
     except ValueError as error:
         raise UserError(f"{path}: {name}: {error}") from None
-    if name == "peers":
-        _check_peer_count(parsed, UserError)
     return parsed if setting.many else parsed[0]
 
 

@@ -54,7 +54,7 @@ def _refused(refused: Row) -> list[str]:
     rows = []
     for reason, what in sorted(refused.items()):
         last = ", ".join(_text(address) for address in what.get("last") or [])
-        rows.append((f"  {_text(reason)}", f"{_text(what.get('count'))} times", f"last from {last}" if last else ""))
+        rows.append((f"  {_text(reason)}", _count(what.get("count"), "time"), f"last from {last}" if last else ""))
     return ["", "refused links", *table(rows)]
 
 

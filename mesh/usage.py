@@ -102,8 +102,8 @@ VERBS = (
             "launch, without they are kept. Every setting may stand in the configuration file, named as the option."
         ),
         options=(
-            Option("--password", "SECRET", "the secret of the mesh: links are encrypted, and only who has it joins"),
-            Option("--password-file", "FILE", "the same from a file, one a line: the first is sent, all are accepted"),
+            Option("--password", "SECRET", "the secret of the mesh: only who has it joins, links are encrypted"),
+            Option("--password-file", "FILE", "the same from a file, one a line: the first is sent, all accepted"),
             Option("--port", "PORT", "TCP port of links, default 6783; the data ports follow it"),
             Option("--host", "ADDR", "listen on this address only"),
             Option("--advertise", "ADDR", "tell others to reach us at ADDR; may be repeated", repeat=True),
@@ -140,7 +140,7 @@ VERBS = (
         "put a container on the network with these addresses",
         least=1,
         most=_MANY,
-        details=f"{_ADDRESSES} {_TARGET}\nPrints the addresses, one a line.",
+        details=f"{_ADDRESSES}\n{_TARGET}\nPrints the addresses, one a line.",
         options=(
             Option("--network", "NETWORK", "the network to attach to; only `weft` in this version"),
             Option("--label", "KEY=VALUE", "a label of the endpoint; may be repeated", repeat=True),
@@ -153,7 +153,7 @@ VERBS = (
         "take these addresses off a container, or all of them",
         least=1,
         most=_MANY,
-        details=f"{_ADDRESSES} {_TARGET}\nPrints the addresses it took away, one a line.",
+        details=f"{_ADDRESSES}\n{_TARGET}\nPrints the addresses it took away, one a line.",
     ),
     Verb(
         "status",
