@@ -17,6 +17,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PREFIX ?= /opt/weft
 BINDIR ?= /usr/local/bin
 SEEDS ?= 200
+SEED ?= $(shell date +%s)
 TESTS ?= tests
 BENCH ?= all
 
@@ -45,8 +46,8 @@ check: .tools-check $(VENV)/.ready-test ## lint, types and the tests that need n
 bench: .tools-run $(VENV)/.ready-run ## the figures, with progress (BENCH=fastpath for one of them); results in bench/results/
 	@$(AS_ROOT) $(PY) -m bench $(BENCH)
 
-soak: .tools-check $(VENV)/.ready-test ## whole networks under a virtual clock, SEEDS=200 of them
-	@$(PY) -m tests.soak --seeds $(SEEDS)
+soak: .tools-check $(VENV)/.ready-run ## simulated networks under a virtual clock, SEEDS=200 of them, from SEED=random
+	@$(PY) -m gossip.sim --seed $(SEED) --seeds $(SEEDS)
 
 # The wheels are made as the user, whose pip configuration counts; root installs them without any network.
 install: .tools-install $(PY) ## Weft for this machine: PREFIX=/opt/weft and the command /usr/local/bin/weft
