@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -30,6 +31,8 @@ REQUEST_TIMEOUT_S = 10.0
 """For a client to send its one line."""
 WRITE_TIMEOUT_S = 10.0
 """For a client to take what it asked for; a stopped `weft report | less` must not keep a place for ever."""
+LINGER_TIMEOUT_S = 1.0
+"""For a client to close after its answer; what it still sends in this time is thrown away."""
 FAREWELL_TIMEOUT_S = 1.0
 """For answers under way when the daemon ends, that of `stop` itself among them."""
 
@@ -96,6 +99,8 @@ def _remove_stale(path: str) -> None:
         client.connect(path, timeout_s=1.0).close()
     except client.DaemonDown:
         with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise UserError(f"{path} is there and is no socket; move it away") from None
             os.unlink(path)
         return
     except client.DaemonSilent:
@@ -122,6 +127,7 @@ class _Door:
         except ApiError as error:
             with contextlib.suppress(ClientGone):
                 await _write(writer, _encode({"error": {"code": error.code, "message": str(error)}}))
+                await _linger(reader, writer)
         except ClientGone:
             pass
         finally:
@@ -203,6 +209,16 @@ async def _write(writer: asyncio.StreamWriter, line: bytes) -> None:
             await writer.drain()
     except (ConnectionError, TimeoutError):
         raise ClientGone from None
+
+
+async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Let the client close first. Closing over bytes it sent and we never read would reset the connection, and the
+    reset can overtake the answer that says what was wrong with them."""
+    with contextlib.suppress(ConnectionError, TimeoutError, RuntimeError):
+        async with asyncio.timeout(LINGER_TIMEOUT_S):
+            writer.write_eof()
+            while await reader.read(REQUEST_BYTES_MAX):
+                pass
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

@@ -98,8 +98,8 @@ VERBS = (
         "start the daemon on this host and connect it to PEERs",
         most=_MANY,
         details=(
-            "Returns when the daemon serves, before any PEER answers. With PEERs they replace those of the last\n"
-            "launch, without they are kept. Every setting may stand in the configuration file, named as the option."
+            "Returns when the daemon serves, before any PEER answers. PEERs replace those of the last launch;\n"
+            "without any, those are kept. The configuration file has the same settings under the same names."
         ),
         options=(
             Option("--password", "SECRET", "the secret of the mesh: only who has it joins, links are encrypted"),

@@ -77,9 +77,9 @@ def test_peers_are_aligned_under_their_headings() -> None:
 
 
 def test_connections_show_how_long_their_path_holds() -> None:
-    row = {"peer": "2a:2b:3c:4d:5e:6f:70:82", "nickname": "host2", "link": True, "path": "vxlan", "reason": "best"}
-    row |= {"encrypted": False, "mtu": 1450, "rtt_ms": 0.4123, "since": 1_000_000.0}
-    silent = {"peer": "3a:2b:3c:4d:5e:6f:70:83", "nickname": "host3", "link": False, "path": "none"}
+    row: dict[str, Any] = {"peer": "2a:2b:3c:4d:5e:6f:70:82", "nickname": "host2", "link": True, "path": "vxlan"}
+    row |= {"reason": "best", "encrypted": False, "mtu": 1450, "rtt_ms": 0.4123, "since": 1_000_000.0}
+    silent: dict[str, Any] = {"peer": "3a:2b:3c:4d:5e:6f:70:83", "nickname": "host3", "link": False, "path": "none"}
     silent |= {"reason": "no-answer", "encrypted": False, "mtu": None, "rtt_ms": None, "since": None}
     assert render.connections([row, silent], 1_000_301.0).splitlines() == [
         "PEER   PATH   REASON     ENCRYPTED  MTU   RTT      LINK  SINCE",
@@ -103,7 +103,7 @@ def test_targets_say_why_they_are_down_and_when_the_next_try_is() -> None:
 
 
 def test_an_endpoint_with_many_addresses_takes_a_line_for_each() -> None:
-    row = {"mac": "02:00:00:00:00:01", "addresses": ["10.32.1.5/24", "fd00:32::5/64"], "names": ["web"]}
+    row: dict[str, Any] = {"mac": "02:00:00:00:00:01", "addresses": ["10.32.1.5/24", "fd00:32::5/64"], "names": ["web"]}
     row |= {"labels": {"tier": "front", "app": "x"}, "peer": "2a:2b:3c:4d:5e:6f:70:82", "network": "weft"}
     row |= {"local": False, "conflict": "10.32.1.5 is also claimed by host3"}
     assert render.endpoints([row]).splitlines() == [
@@ -179,9 +179,10 @@ def test_an_age_has_the_units_that_matter(seconds: float | None, text: str) -> N
 
 
 def test_usual_tables_fit_a_hundred_columns() -> None:
-    row = {"mac": "02:00:00:00:00:01", "addresses": ["fd00:32:1:2::ffff/64"], "names": ["web"], "labels": {"app": "x"}}
-    row |= {"peer": "2a:2b:3c:4d:5e:6f:70:82", "nickname": "a-rather-long-name", "network": "weft", "local": False}
-    connection = {"nickname": "a-rather-long-nickname", "path": "wireguard", "reason": "vxlan-unanswered"}
-    connection |= {"encrypted": True, "mtu": 65485, "rtt_ms": 1234.5, "link": True, "since": 0.0}
+    row: dict[str, Any] = {"mac": "02:00:00:00:00:01", "addresses": ["fd00:32:1:2::ffff/64"], "names": ["web"]}
+    row |= {"labels": {"app": "x"}, "peer": "2a:2b:3c:4d:5e:6f:70:82", "nickname": "a-rather-long-name"}
+    row |= {"network": "weft", "local": False}
+    connection: dict[str, Any] = {"nickname": "a-rather-long-nickname", "path": "wireguard", "mtu": 65485}
+    connection |= {"reason": "vxlan-unanswered", "encrypted": True, "rtt_ms": 1234.5, "link": True, "since": 0.0}
     for text in (render.endpoints([row]), render.connections([connection], 864_000.0), render.status(STATUS)):
         assert max(len(line) for line in text.splitlines()) <= 100
