@@ -39,8 +39,8 @@ def run() -> Result:
         "endpoints",
         "Remote endpoints into the kernel",
         f"Endpoints with an IPv4 and an IPv6 address each, spread over {PEERS} hosts: two FDB entries and two "
-        f"neighbours apiece. From `publish` to the report that the kernel holds them, median of {ROUNDS} rounds in one namespace; "
-        "then the same withdrawn; then a new engine finds what is there and compares all of it.",
+        f"neighbours apiece. From `publish` to the report that the kernel holds them, median of {ROUNDS} rounds in one "
+        "namespace; then the same withdrawn; then a new engine finds what is there and compares all of it.",
         ["endpoints", "kernel entries", "programmed s", "withdrawn s", "compared anew s", "changed by that"],
     )
     for count in COUNTS:
