@@ -89,7 +89,9 @@ def end_processes_in(namespaces: Sequence[str]) -> None:
 
 def ip_batch(commands: Sequence[str], namespace: str | None = None) -> None:
     """Several `ip` commands in one process. Their words are our own: names checked above, and numbers."""
-    argv = ["ip", *(["-netns", namespace] if namespace else []), "-batch", "-"]
+    # Not `ip -netns`: that mounts /sys anew, which is slower and does not work in every container.
+    inside = ["nsenter", f"--net={NAMESPACES_DIR / namespace}", "--"] if namespace else []
+    argv = [*inside, "ip", "-batch", "-"]
     done = subprocess.run(
         argv, input="\n".join(commands) + "\n", capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
     )
