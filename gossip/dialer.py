@@ -1,21 +1,54 @@
 """Whom to dial and when: the user's targets, each with its own back-off, and peers that nobody named.
 
-Only decides; the shell dials and reports back. Delays grow by 1.6 to a cap and are drawn between half and one and a
-half times their value, so that a whole cluster restarting does not beat in time.
+Only decides; the shell dials and reports back. Links are few: a target whose peer is in reach through others needs no
+link of its own once there are enough. Delays grow by 1.6 to a cap and are drawn between half and one and a half times
+their value, so that a whole cluster restarting does not beat in time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from gossip.events import DialKey
 from gossip.names import PeerName
+from gossip.peers import GONE, PeerRecord, with_port
+from gossip.routes import links_wanted
 
 FIRST_DELAY_S = 0.5
 DELAY_FACTOR = 1.6
 TARGET_DELAY_MAX_S = 30.0
 PEER_DELAY_MAX_S = 120.0
-TARGETS_MAX = 1024
+DIALS_AT_ONCE = 3
+HEAL_INTERVAL_S = 2.0
+HEAL_INTERVAL_PER_PEER_S = 0.1
+"""Between dials to peers out of reach, growing with the mesh: a dead host is not dialled by everybody every second."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    target: str
+    state: str
+    """connected | meshed | connecting | waiting | self | refused"""
+    error: str | None
+    next_try_s: float | None
+    peer: PeerName | None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the dialer looks at when it decides."""
+
+    peers: Mapping[PeerName, PeerRecord]
+    neighbours: Collection[PeerName]
+    reachable: frozenset[PeerName]
+    lost: Collection[PeerName]
+    """Peers out of reach."""
+
+    @property
+    def links_low(self) -> int:
+        return links_wanted(1 + len(self.reachable))[0]
 
 
 @dataclass(slots=True)
@@ -36,8 +69,12 @@ class Attempts:
 class Dialer:
     """Back-off for every target (keyed by its text) and every discovered peer (keyed by its name)."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, port: int, discovery: bool, rng: Random, now: float) -> None:
+        """`port` is where a target that names none listens; without `discovery` only targets are dialled."""
+        self._port = port
+        self._discovery = discovery
         self._rng = rng
+        self._heal_due = now + HEAL_INTERVAL_S * rng.random()
         self.targets: dict[str, Attempts] = {}
         self.peers: dict[PeerName, Attempts] = {}
 
@@ -51,22 +88,21 @@ class Dialer:
         for target in targets:
             self.targets.pop(target, None)
 
-    def dialling(self) -> int:
+    def _under_way(self) -> int:
         """How many dials are under way."""
         return sum(attempts.dialling for attempts in (*self.targets.values(), *self.peers.values()))
 
-    def attempts(self, key: str | PeerName) -> Attempts | None:
+    def attempts(self, key: DialKey) -> Attempts | None:
         return self.targets.get(key) if isinstance(key, str) else self.peers.get(key)
 
-    def begin(self, key: str | PeerName, now: float) -> None:
-        """The shell has been told to dial `key`."""
+    def _begin(self, key: DialKey, now: float) -> None:
         if not isinstance(key, str) and key not in self.peers:
             self.peers[key] = Attempts(now, peer=key)
         attempts = self.attempts(key)
         assert attempts is not None and not attempts.dialling
         attempts.dialling = True
 
-    def failed(self, key: str | PeerName, error: str, now: float, refused: bool = False) -> None:
+    def failed(self, key: DialKey, error: str, now: float, refused: bool = False) -> None:
         """The dial failed, or the link it gave was refused: wait longer."""
         attempts = self.attempts(key)
         if attempts is None:
@@ -78,7 +114,7 @@ class Dialer:
         attempts.next_try = now + attempts.delay_s * (0.5 + self._rng.random())
         attempts.delay_s = min(attempts.delay_s * DELAY_FACTOR, cap)
 
-    def succeeded(self, key: str | PeerName, peer: PeerName) -> None:
+    def succeeded(self, key: DialKey, peer: PeerName) -> None:
         """A link stands and the other side has shown who it is."""
         attempts = self.attempts(key)
         if attempts is not None:
@@ -97,13 +133,79 @@ class Dialer:
                 attempts.delay_s = FIRST_DELAY_S
             attempts.next_try = max(attempts.next_try, now + attempts.delay_s * (0.5 + self._rng.random()))
 
-    def led_to_ourselves(self, key: str | PeerName) -> None:
+    def led_to_ourselves(self, key: DialKey) -> None:
         attempts = self.attempts(key)
         if attempts is not None:
             attempts.dialling = False
             attempts.ourselves = True
             attempts.error = None
 
-    def leads_to(self, target: str) -> PeerName | None:
-        attempts = self.targets.get(target)
-        return attempts.peer if attempts else None
+    # -- deciding ----------------------------------------------------------------------------------
+
+    def due(self, around: Surroundings, now: float) -> list[tuple[DialKey, tuple[str, ...]]]:
+        """What to dial now: keys with their addresses, already marked as under way."""
+        room = DIALS_AT_ONCE - self._under_way()
+        dials: list[tuple[DialKey, tuple[str, ...]]] = []
+        for target, attempts in sorted(self.targets.items()):
+            is_due = attempts.next_try <= now and self._state(target, attempts, around) == "waiting"
+            if is_due and len(dials) < room:
+                dials.append((target, (target,)))
+        if self._discovery:
+            dials += self._discover(around, room - len(dials), now)
+        for key, _ in dials:
+            self._begin(key, now)
+        return dials
+
+    def _discover(self, around: Surroundings, room: int, now: float) -> list[tuple[DialKey, tuple[str, ...]]]:
+        chosen: list[PeerName] = []
+        if len(around.neighbours) < around.links_low and room > 0:
+            candidates = [name for name in sorted(around.reachable) if self._may_dial(name, around, now)]
+            chosen += [self._rng.choice(candidates)] if candidates else []
+        if now >= self._heal_due:
+            spread_s = max(HEAL_INTERVAL_S, HEAL_INTERVAL_PER_PEER_S * len(around.peers))
+            self._heal_due = now + spread_s * (0.5 + self._rng.random())
+            lost = [name for name in sorted(around.lost) if self._may_dial(name, around, now)]
+            chosen += [self._rng.choice(lost)] if lost and len(chosen) < room else []
+        return [(name, around.peers[name].addresses) for name in chosen]
+
+    def _may_dial(self, name: PeerName, around: Surroundings, now: float) -> bool:
+        record = around.peers.get(name)
+        attempts = self.peers.get(name)
+        if record is None or not record.addresses or record.state == GONE or name in around.neighbours:
+            return False
+        return attempts is None or (not attempts.dialling and attempts.next_try <= now)
+
+    def next_due(self, around: Surroundings) -> float | None:
+        """When the next dial may be due. Discovery is looked at with every heartbeat; a target's own time is exact."""
+        due = [self._heal_due] if self._discovery else []
+        if self._under_way() < DIALS_AT_ONCE:
+            for target, attempts in self.targets.items():
+                if self._state(target, attempts, around) == "waiting":
+                    due.append(attempts.next_try)
+        return min(due, default=None)
+
+    def status(self, around: Surroundings, now: float) -> list[TargetStatus]:
+        rows = []
+        for target, attempts in self.targets.items():
+            state = self._state(target, attempts, around)
+            next_try_s = max(0.0, attempts.next_try - now) if state == "waiting" else None
+            if state == "waiting" and attempts.refused:
+                state = "refused"
+            rows.append(TargetStatus(target, state, attempts.error, next_try_s, attempts.peer))
+        return rows
+
+    def _state(self, target: str, attempts: Attempts, around: Surroundings) -> str:
+        if attempts.peer is None:
+            address = with_port(target, self._port)
+            known = (name for name in sorted(around.reachable) if name in around.peers)
+            attempts.peer = next((name for name in known if address in around.peers[name].addresses), None)
+        if attempts.ourselves:
+            return "self"
+        if attempts.peer in around.neighbours:
+            return "connected"
+        if attempts.dialling:
+            return "connecting"
+        enough = min(around.links_low, len(around.reachable))
+        if attempts.peer in around.reachable and len(around.neighbours) >= enough:
+            return "meshed"
+        return "waiting"

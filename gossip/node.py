@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
-from gossip.dialer import Attempts, Dialer
-from gossip.documents import DocumentStore, Page, PageId, parse_header_untrusted, sign_page, verify_page_untrusted
+from gossip.dialer import Dialer, Surroundings, TargetStatus
+from gossip.documents import Page, PageId
 from gossip.errors import ProtocolError
 from gossip.events import (
     CloseLink,
@@ -36,13 +36,11 @@ from gossip.peers import (
     LIVE,
     PEER_TABLE,
     PeerRecord,
-    decode_links_untrusted,
-    decode_peer_untrusted,
     encode_links,
     encode_peer,
-    with_port,
 )
-from gossip.routes import links_wanted, reachable_from
+from gossip.replica import LaterEpoch, OwnPageObsolete, Replica, TwinPersists
+from gossip.routes import links_wanted
 from gossip.sync import answer_digest, answer_have, answer_want, digests
 from gossip.wire import (
     Bye,
@@ -60,7 +58,6 @@ from gossip.wire import (
 
 LINKS_HARD_MAX = 512
 """Beyond this many links at once a newcomer is sent away; pruning keeps the usual number near log2 of the mesh."""
-DIALS_AT_ONCE = 3
 FLUSH_PAGES = 32
 """Pages sent at once to a neighbour that had been slow: a quarter of a megabyte."""
 LATE_S = 0.5
@@ -86,8 +83,6 @@ class NodeConfig:
     announce_delay_s: float = 0.05
     """Changes of our own links within this time become one document."""
     prune_interval_s: float = 3.0
-    heal_interval_s: float = 2.0
-    """Between dials to peers that are out of reach; grows with the size of the mesh."""
     forget_after_s: float = 86_400.0
     forget_gone_after_s: float = 600.0
 
@@ -131,15 +126,6 @@ class LinkStatus:
     """Our own address as this neighbour sees it."""
 
 
-@dataclass(frozen=True, slots=True)
-class TargetStatus:
-    target: str
-    state: str
-    """connected | meshed | connecting | waiting | self | refused"""
-    error: str | None
-    next_try_s: float | None
-    peer: PeerName | None
-
 
 class Node:
     """A peer. `link_up`, `receive`, `link_down`, `dial_failed`, `handle_timeout` and the verbs are its only inputs."""
@@ -147,53 +133,39 @@ class Node:
     def __init__(
         self, identity: Identity, record: PeerRecord, epoch: int, config: NodeConfig, rng: Random, now: float
     ) -> None:
-        self.identity = identity
         self.name = identity.name
-        self.epoch = epoch
         self.config = config
-        self.store = DocumentStore()
-        self.peers: dict[PeerName, PeerRecord] = {self.name: record}
-        """The `peer` document of everybody we know, ourselves included."""
-        self.reachable: frozenset[PeerName] = frozenset()
-        self.unreachable_since: dict[PeerName, float] = {}
+        self.replica = Replica(identity, record, epoch, config.forget_after_s, config.forget_gone_after_s)
         self.settled = False
         self.conflict: str | None = None
         self.counters: dict[str, int] = {}
+        self._identity = identity
         self._rng = rng
-        self._dialer = Dialer(rng)
-        self._claims: dict[PeerName, tuple[PeerName, ...]] = {}
+        self._dialer = Dialer(config.port, config.discovery, rng, now)
         self._links: dict[int, _Link] = {}
         self._neighbours: dict[PeerName, _Link] = {}
-        self._own: dict[tuple[str, int], bytes] = {}
-        self._version = 0
         self._hello_sequence = 0
-        self._epoch_wanted: int | None = None
-        self._jumps: list[float] = []
-        self._foreign_instance: bytes | None = None
         self._links_due: float | None = None
         self._reach_due: float | None = None
         self._flush_due: float | None = None
         self._prune_due = now + config.prune_interval_s
-        self._heal_due = now + config.heal_interval_s * rng.random()
         self._forget_due = now + 10.0
         self._armed: float | None = None
-        self._publish_own(PEER_TABLE, 0, encode_peer(record))
-        self._publish_own(LINKS_TABLE, 0, encode_links([]))
 
-    # -- what the layer above asks ------------------------------------------------------------------------------
+    # -- what the layer above asks -----------------------------------------------------------------
 
     def publish(self, table: str, index: int, body: bytes, now: float) -> list[Outcome]:
         """Make `body` the newest version of one of our own pages and tell everybody. Nothing if it is the same."""
         assert table not in (PEER_TABLE, LINKS_TABLE)
-        if self._own.get((table, index), None if body else b"") == body:
+        if self.replica.is_current(table, index, body):
             return []
         return self._announce(table, index, body, now)
 
     def describe(self, record: PeerRecord, now: float) -> list[Outcome]:
         """Replace what we say of ourselves."""
-        if record == self.peers[self.name]:
+        if record == self.replica.record:
             return []
-        self.peers[self.name] = record
+        self.replica.record = record
         return [*self._announce(PEER_TABLE, 0, encode_peer(record), now), PeerChanged(self.name)]
 
     def connect(self, targets: list[str], now: float, replace_all: bool = False) -> list[Outcome]:
@@ -211,7 +183,7 @@ class Node:
 
     def leave(self, gone: bool, now: float) -> list[Outcome]:
         """Say goodbye: `away` (back soon, containers go on) or `gone` (for good), then close every link."""
-        record = replace(self.peers[self.name], state=GONE if gone else AWAY)
+        record = replace(self.replica.record, state=GONE if gone else AWAY)
         outcomes = self.describe(record, now)
         for link in self._sorted_links():
             outcomes += self._close(link, "leaving", "this peer has been stopped", now)
@@ -219,15 +191,12 @@ class Node:
 
     def epoch_stored(self, epoch: int, now: float) -> list[Outcome]:
         """`StoreEpoch` is done: everything of ours is published anew under the later epoch."""
-        if self._epoch_wanted is None or epoch < self._epoch_wanted:
-            return []
-        self.epoch, self._epoch_wanted, self._version = epoch, None, 0
         outcomes: list[Outcome] = []
-        for (table, index), body in sorted(self._own.items()):
+        for table, index, body in self.replica.begin_epoch(epoch):
             outcomes += self._announce(table, index, body, now)
         return outcomes
 
-    # -- links ----------------------------------------------------------------------------------------------------
+    # -- links -------------------------------------------------------------------------------------
 
     def link_up(
         self, link_id: int, initiator: bool, handshake_hash: bytes, remote: str, key: DialKey | None, now: float
@@ -242,10 +211,10 @@ class Node:
             return self._close(link, "full", f"this peer has {LINKS_HARD_MAX} links", now)
         self._hello_sequence += 1
         link.hello_sequence = self._hello_sequence
-        signature = self.identity.sign(_hello_text(initiator, handshake_hash))
-        record = self.peers[self.name]
+        signature = self._identity.sign(_hello_text(initiator, handshake_hash))
+        record = self.replica.record
         hello = Hello(
-            self.identity.public_key, signature, record.instance, self._hello_sequence, record.nickname, remote
+            self._identity.public_key, signature, record.instance, self._hello_sequence, record.nickname, remote
         )
         return [Send(link_id, encode(hello))]
 
@@ -295,7 +264,7 @@ class Node:
             raise ProtocolError("no-hello", "the first message was not a hello")
         match message:
             case Ping(sequence, root):
-                pong = Send(link.id, encode(Pong(sequence, self.store.root_digest())))
+                pong = Send(link.id, encode(Pong(sequence, self.replica.store.root_digest())))
                 return [pong, *self._compare(link, root, now)]
             case Pong(sequence, root):
                 if sequence == link.sequence:
@@ -304,18 +273,18 @@ class Node:
             case PageMessage():
                 return self._page(link, message, now)
             case Digest():
-                haves, pages = answer_digest(self.store, message, lambda owner: self._age_s(owner, now))
+                haves, pages = answer_digest(self.replica.store, message, lambda owner: self.replica.age_s(owner, now))
                 return [*(Send(link.id, encode(have)) for have in haves), *self._queue(link, pages, now)]
             case Have():
-                if message.age_s > self.config.forget_after_s and message.owner not in self.peers:
+                if message.age_s > self.config.forget_after_s and message.owner not in self.replica.peers:
                     return []
-                pages, wants = answer_have(self.store, message)
+                pages, wants = answer_have(self.replica.store, message)
                 return [*(Send(link.id, encode(want)) for want in wants), *self._queue(link, pages, now)]
             case Want():
-                return self._queue(link, answer_want(self.store, message), now)
+                return self._queue(link, answer_want(self.replica.store, message), now)
         raise AssertionError(message)
 
-    # -- who is at the other end ------------------------------------------------------------------------------------
+    # -- who is at the other end -------------------------------------------------------------------
 
     def _hello(self, link: _Link, hello: Hello, now: float) -> list[Outcome]:
         if link.peer is not None or link.challenger is not None:
@@ -345,7 +314,7 @@ class Node:
         return self._close(link, "duplicate", "another link to this peer is kept", now)
 
     def _same_name(self, link: _Link, hello: Hello, now: float) -> list[Outcome]:
-        if hello.instance == self.peers[self.name].instance:
+        if hello.instance == self.replica.record.instance:
             if link.key is not None:
                 self._dialer.led_to_ourselves(link.key)
             return self._close(link, "self", "this is the same daemon", now)
@@ -367,8 +336,8 @@ class Node:
         outcomes: list[Outcome] = []
         if link.initiator:
             link.next_resync = now + self.config.resync_interval_s
-            outcomes += [Send(link.id, encode(digest)) for digest in digests(self.store)]
-        return [*outcomes, *self._ping(link, now), *self._update_reach(now, PeerChanged(name))]
+            outcomes += [Send(link.id, encode(digest)) for digest in digests(self.replica.store)]
+        return [*outcomes, *self._ping(link, now), *self._update_reach(now, name)]
 
     def _bye(self, link: _Link, reason: str, text: str, now: float) -> list[Outcome]:
         if reason == "self" and link.key is not None:
@@ -397,70 +366,33 @@ class Node:
             if other.challenger is not None and name_of_key(other.challenger.public_key) == link.peer:
                 outcomes += self._accept(other, link.peer, now)
                 break
-        return outcomes if quiet else [*outcomes, *self._update_reach(now, PeerChanged(link.peer))]
+        return outcomes if quiet else [*outcomes, *self._update_reach(now, link.peer)]
 
-    # -- documents --------------------------------------------------------------------------------------------------
+    # -- documents ---------------------------------------------------------------------------------
 
     def _page(self, link: _Link, message: PageMessage, now: float) -> list[Outcome]:
-        header = parse_header_untrusted(message.raw)
-        owner, table, index = header.id
-        held = self.store.get(header.id)
-        if owner == self.name:
-            return self._own_page_came_back(header.id, header.stamp, message.raw, now)
-        if held is not None and held.stamp >= header.stamp:
-            self._count("pages-old")
-            return []
-        if message.age_s > self.config.forget_after_s and owner not in self.peers:
-            self._count("pages-expired")
-            return []
-        page = verify_page_untrusted(header, message.raw)
-        try:
-            record, claims = _read_untrusted(page)
-        except ProtocolError:
-            self._count("pages-malformed")  # The owner's fault, not this neighbour's: the link stays.
-            return []
-        newer = self.store.offer(page)
-        assert newer, "compared above"
+        news = self.replica.take_untrusted(message.raw, message.age_s, now)
+        match news:
+            case Page():
+                return self._news(link, news, now)
+            case OwnPageObsolete(table, index):
+                return self._announce(table, index, b"", now)
+            case LaterEpoch(epoch):
+                return [StoreEpoch(epoch)]
+            case TwinPersists():
+                return self._give_up_name(now)
+            case str():
+                self._count(news)
+        return []
+
+    def _news(self, link: _Link, page: Page, now: float) -> list[Outcome]:
         self._count("pages-new")
-        if record is not None:
-            self.peers[owner] = record
-        if claims is not None:
-            self._claims[owner] = claims
-        if owner not in self.reachable and owner not in self.unreachable_since:
-            self.unreachable_since[owner] = now - message.age_s
-        outcomes: list[Outcome] = [PageChanged(owner, table, index)]
-        if table == PEER_TABLE:
-            outcomes += self._update_reach(now, PeerChanged(owner))
-        elif table == LINKS_TABLE and self._reach_due is None:
+        outcomes: list[Outcome] = [PageChanged(*page.id)]
+        if page.table == PEER_TABLE:
+            outcomes += self._update_reach(now, page.owner)
+        elif page.table == LINKS_TABLE and self._reach_due is None:
             self._reach_due = now + self.config.announce_delay_s / 2
         return outcomes + self._flood(page, now, link)
-
-    def _own_page_came_back(
-        self, page_id: PageId, stamp: tuple[int, int, bytes], raw: bytes, now: float
-    ) -> list[Outcome]:
-        """Somebody holds a page of ours. If we did not write it, an earlier or another life of this host did."""
-        _, table, index = page_id
-        held = self.store.get(page_id)
-        if held is not None and held.raw == raw:
-            return []
-        epoch, version, _ = stamp
-        if (epoch, version) < (self.epoch, 1):
-            if held is None:  # From before our last start, and not used any more: say so.
-                return self._announce(table, index, b"", now)
-            return []
-        ours = epoch == self.epoch and version <= self._version and not (held and held.version == version)
-        if ours:
-            return []
-        page = verify_page_untrusted(parse_header_untrusted(raw), raw)
-        if table == PEER_TABLE:
-            self._foreign_instance = decode_peer_untrusted(page.body).instance
-        if self._epoch_wanted is not None and self._epoch_wanted > epoch:
-            return []
-        self._jumps = [at for at in self._jumps if now - at < 60.0] + [now]
-        if len(self._jumps) >= 4 and self._foreign_instance and self.peers[self.name].instance > self._foreign_instance:
-            return self._give_up_name(now)
-        self._epoch_wanted = epoch + 1
-        return [StoreEpoch(epoch + 1)]
 
     def _give_up_name(self, now: float) -> list[Outcome]:
         self.conflict = (
@@ -473,20 +405,12 @@ class Node:
         return outcomes
 
     def _announce(self, table: str, index: int, body: bytes, now: float) -> list[Outcome]:
-        page = self._publish_own(table, index, body)
+        page = self.replica.write(table, index, body)
         outcomes: list[Outcome] = []
         for link in self._sorted_links():
             if link.peer is not None:
                 outcomes += self._queue(link, [page], now)
         return outcomes
-
-    def _publish_own(self, table: str, index: int, body: bytes) -> Page:
-        self._version += 1
-        self._own[(table, index)] = body
-        page = sign_page(self.identity, table, index, self.epoch, self._version, body)
-        newer = self.store.offer(page)
-        assert newer, "our own next version is the newest"
-        return page
 
     def _flood(self, page: Page, now: float, source: _Link) -> list[Outcome]:
         outcomes: list[Outcome] = []
@@ -512,22 +436,18 @@ class Node:
         while link.pending and len(outcomes) < FLUSH_PAGES:
             page_id = next(iter(link.pending))
             del link.pending[page_id]
-            page = self.store.get(page_id)
+            page = self.replica.store.get(page_id)
             if page is not None:
                 outcomes.append(self._send_page(link, page, now))
         self._flush_due = now if link.pending else None
         return outcomes
 
     def _send_page(self, link: _Link, page: Page, now: float) -> Send:
-        return Send(link.id, encode(PageMessage(page.raw, self._age_s(page.owner, now))))
-
-    def _age_s(self, owner: PeerName, now: float) -> int:
-        since = self.unreachable_since.get(owner)
-        return 0 if since is None else max(0, int(now - since))
+        return Send(link.id, encode(PageMessage(page.raw, self.replica.age_s(page.owner, now))))
 
     def _compare(self, link: _Link, root: bytes, now: float) -> list[Outcome]:
         """A heartbeat told what the neighbour holds: a difference that lasts is repaired by an exchange of digests."""
-        if root == self.store.root_digest():
+        if root == self.replica.store.root_digest():
             link.synced, link.differs = True, 0
             if not self.settled:
                 self.settled = True
@@ -538,23 +458,16 @@ class Node:
             return []
         link.next_resync = now + self.config.resync_interval_s * (0.75 + 0.5 * self._rng.random())
         self._count("resyncs")
-        return [Send(link.id, encode(digest)) for digest in digests(self.store)]
+        return [Send(link.id, encode(digest)) for digest in digests(self.replica.store)]
 
-    # -- who is in reach --------------------------------------------------------------------------------------------
+    # -- who is in reach ---------------------------------------------------------------------------
 
-    def _update_reach(self, now: float, *events: PeerChanged) -> list[Outcome]:
+    def _update_reach(self, now: float, *changed: PeerName) -> list[Outcome]:
         self._reach_due = None
-        departed = frozenset(name for name, record in self.peers.items() if record.state == GONE)
-        before = self.reachable
-        self.reachable = reachable_from(self._neighbours, self._claims, departed | {self.name})
-        changed = {event.peer for event in events} | (before ^ self.reachable)
-        for name in before - self.reachable:
-            self.unreachable_since[name] = now
-        for name in self.reachable - before:
-            self.unreachable_since.pop(name, None)
-        return [PeerChanged(name) for name in sorted(changed)]
+        moved = self.replica.update_reach(self._neighbours, now)
+        return [PeerChanged(name) for name in sorted(moved | set(changed))]
 
-    # -- time -------------------------------------------------------------------------------------------------------
+    # -- time --------------------------------------------------------------------------------------
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` is due. Early calls are harmless, late ones normal."""
@@ -569,7 +482,9 @@ class Node:
                 due.append(link.opened + self.config.hello_timeout_s)
             else:
                 due += [link.next_ping, link.last_heard + self.config.dead_after_s]
-        due.append(self._dial_due())
+        dial_due = self._dialer.next_due(self._around())
+        if dial_due is not None:
+            due.append(dial_due)
         self._armed = min(due)
         return self._armed
 
@@ -583,7 +498,7 @@ class Node:
         if self._links_due is not None and now >= self._links_due:
             self._links_due = None
             body = encode_links(sorted(self._neighbours))
-            if body != self._own[(LINKS_TABLE, 0)]:
+            if not self.replica.is_current(LINKS_TABLE, 0, body):
                 outcomes += self._announce(LINKS_TABLE, 0, body, now)
         if now >= self._prune_due:
             self._prune_due = now + self.config.prune_interval_s * (0.5 + self._rng.random())
@@ -641,102 +556,37 @@ class Node:
         link.sequence += 1
         link.ping_sent = now
         link.next_ping = now + self.config.heartbeat_interval_s * (0.9 + 0.2 * self._rng.random())
-        return [Send(link.id, encode(Ping(link.sequence, self.store.root_digest())))]
+        return [Send(link.id, encode(Ping(link.sequence, self.replica.store.root_digest())))]
 
     def _prune(self, now: float) -> list[Outcome]:
         """With far more links than a mesh of this size needs, end one whose other end has enough without it."""
-        low, high = links_wanted(1 + len(self.reachable))
+        low, high = links_wanted(1 + len(self.replica.reachable))
         if len(self._neighbours) <= high:
             return []
-        spare = [name for name in sorted(self._neighbours) if len(self._claims.get(name, ())) > low]
+        spare = [name for name in sorted(self._neighbours) if len(self.replica.claims_of(name)) > low]
         outcomes: list[Outcome] = []
         for name in self._rng.sample(spare, min(len(spare), max(1, (len(self._neighbours) - high) // 4))):
             outcomes += self._close(self._neighbours[name], "enough", "this peer has more links than it needs", now)
         return outcomes
 
     def _forget_expired(self, now: float) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        for owner in sorted(self.unreachable_since):
-            gone = owner in self.peers and self.peers[owner].state == GONE
-            limit = self.config.forget_gone_after_s if gone else self.config.forget_after_s
-            if now - self.unreachable_since[owner] >= limit:
-                self.store.forget(owner)
-                del self.unreachable_since[owner]
-                self.peers.pop(owner, None)
-                self._claims.pop(owner, None)
-                self._dialer.peers.pop(owner, None)
-                outcomes.append(OwnerForgotten(owner))
-        return outcomes
+        owners = self.replica.forget_expired(now)
+        for owner in owners:
+            self._dialer.peers.pop(owner, None)
+        return [OwnerForgotten(owner) for owner in owners]
 
-    # -- whom to dial -----------------------------------------------------------------------------------------------
+    # -- whom to dial ------------------------------------------------------------------------------
 
     def _dial(self, now: float) -> list[Outcome]:
-        if self.conflict is not None or self.peers[self.name].state != LIVE:
+        if self.conflict is not None or self.replica.record.state != LIVE:
             return []
-        outcomes: list[Outcome] = []
-        for key, addresses in self._due_dials(now):
-            self._dialer.begin(key, now)
-            outcomes.append(Dial(key, addresses))
-        return outcomes
+        return [Dial(key, addresses) for key, addresses in self._dialer.due(self._around(), now)]
 
-    def _due_dials(self, now: float) -> list[tuple[DialKey, tuple[str, ...]]]:
-        low, _ = links_wanted(1 + len(self.reachable))
-        room = DIALS_AT_ONCE - self._dialer.dialling()
-        dials: list[tuple[DialKey, tuple[str, ...]]] = []
-        for target, attempts in sorted(self._dialer.targets.items()):
-            if len(dials) < room and attempts.next_try <= now and self._target_state(target, attempts) == "waiting":
-                dials.append((target, (target,)))
-        if not self.config.discovery:
-            return dials
-        if len(self._neighbours) < low and len(dials) < room:
-            candidates = [name for name in sorted(self.reachable) if self._may_discover(name, now)]
-            if candidates:
-                name = self._rng.choice(candidates)
-                dials.append((name, self.peers[name].addresses))
-        if now >= self._heal_due:
-            spread = max(self.config.heal_interval_s, 0.1 * len(self.peers))
-            self._heal_due = now + spread * (0.5 + self._rng.random())
-            lost = [name for name in sorted(self.unreachable_since) if self._may_discover(name, now)]
-            if lost and len(dials) < room:
-                name = self._rng.choice(lost)
-                dials.append((name, self.peers[name].addresses))
-        return dials
+    def _around(self) -> Surroundings:
+        replica = self.replica
+        return Surroundings(replica.peers, self._neighbours, replica.reachable, replica.unreachable_since)
 
-    def _may_discover(self, name: PeerName, now: float) -> bool:
-        record = self.peers.get(name)
-        attempts = self._dialer.peers.get(name)
-        if record is None or not record.addresses or record.state == GONE or name in self._neighbours:
-            return False
-        return attempts is None or (not attempts.dialling and attempts.next_try <= now)
-
-    def _dial_due(self) -> float:
-        """When the next dial may be due: one look at each heartbeat is enough, but a target's own time is exact."""
-        due = self._heal_due if self.config.discovery else self._prune_due
-        if self._dialer.dialling() >= DIALS_AT_ONCE:
-            return due
-        for target, attempts in self._dialer.targets.items():
-            if not attempts.dialling and self._target_state(target, attempts) == "waiting":
-                due = min(due, attempts.next_try)
-        return due
-
-    def _target_state(self, target: str, attempts: Attempts) -> str:
-        peer = attempts.peer
-        if peer is None:
-            known = (name for name in sorted(self.reachable) if name in self.peers)
-            address = with_port(target, self.config.port)
-            peer = attempts.peer = next((name for name in known if address in self.peers[name].addresses), None)
-        if attempts.ourselves:
-            return "self"
-        if peer in self._neighbours:
-            return "connected"
-        if attempts.dialling:
-            return "connecting"
-        low, _ = links_wanted(1 + len(self.reachable))
-        if peer in self.reachable and len(self._neighbours) >= min(low, len(self.reachable)):
-            return "meshed"
-        return "waiting"
-
-    # -- looking inside -----------------------------------------------------------------------------------------------
+    # -- looking inside ----------------------------------------------------------------------------
 
     def links(self) -> list[LinkStatus]:
         """Every link whose other end is known, in order of peers' names."""
@@ -746,15 +596,8 @@ class Node:
         ]
 
     def targets(self, now: float) -> list[TargetStatus]:
-        rows = []
-        for target, attempts in self._dialer.targets.items():
-            state = self._target_state(target, attempts)
-            waits = state == "waiting"
-            if waits and attempts.refused:
-                state = "refused"
-            next_try_s = max(0.0, attempts.next_try - now) if waits else None
-            rows.append(TargetStatus(target, state, attempts.error, next_try_s, attempts.peer))
-        return rows
+        """Every target, with what became of it."""
+        return self._dialer.status(self._around(), now)
 
     def _sorted_links(self) -> list[_Link]:
         return [self._links[link_id] for link_id in sorted(self._links)]
@@ -773,12 +616,3 @@ def _is_preferred(new: _Link, current: _Link) -> bool:
     if new.initiator == current.initiator:
         return new.hello_sequence > current.hello_sequence
     return new.handshake_hash < current.handshake_hash
-
-
-def _read_untrusted(page: Page) -> tuple[PeerRecord | None, tuple[PeerName, ...] | None]:
-    """What gossip itself reads of a page: a peer's record or its links, or neither."""
-    if page.table == PEER_TABLE and page.index == 0:
-        return decode_peer_untrusted(page.body), None
-    if page.table == LINKS_TABLE and page.index == 0:
-        return None, decode_links_untrusted(page.body)
-    return None, None

@@ -97,7 +97,7 @@ class Simulation:
             rate = 1.0 + self.rng.uniform(-5e-4, 5e-4)
             self.hosts[index] = _Host(index, self._new_identity(), [], clock_rate=rate)
 
-    # -- hosts ------------------------------------------------------------------------------------------------------
+    # -- hosts -------------------------------------------------------------------------------------
 
     def start(self, index: int, fresh: bool = False) -> None:
         """Start a host's daemon; `fresh` is a host whose disk was lost."""
@@ -163,7 +163,7 @@ class Simulation:
                 for data in waiting:
                     self._transmit(wire, 1 - receiver, data)
 
-    # -- the clock --------------------------------------------------------------------------------------------------
+    # -- the clock ---------------------------------------------------------------------------------
 
     def run_for(self, seconds: float) -> None:
         """Let this much virtual time pass."""
@@ -181,7 +181,7 @@ class Simulation:
         """This host's own clock: it drifts, and does not begin at nought."""
         return 1000.0 * host.index + self.now * host.clock_rate
 
-    # -- what nodes ask for -------------------------------------------------------------------------------------------
+    # -- what nodes ask for ------------------------------------------------------------------------
 
     def _perform(self, host: _Host, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
@@ -261,7 +261,7 @@ class Simulation:
 
         self.at(2 * latency, connected)
 
-    # -- wires --------------------------------------------------------------------------------------------------------
+    # -- wires -------------------------------------------------------------------------------------
 
     def _send(self, host: _Host, link: int, data: bytes) -> None:
         wire = host.wires.get(link)
@@ -298,7 +298,7 @@ class Simulation:
         wire.open_at.discard(receiver)
         self._perform(host, host.node.link_down(link, "closed by the other side", now))
 
-    # -- invariants -----------------------------------------------------------------------------------------------------
+    # -- invariants --------------------------------------------------------------------------------
 
     def _check_safety(self, host: _Host, outcomes: list[Outcome]) -> None:
         node = host.node
@@ -307,16 +307,16 @@ class Simulation:
         for outcome in outcomes:
             if isinstance(outcome, PageChanged):
                 self._check_page(host, node, (outcome.owner, outcome.table, outcome.index))
-        for page in node.store.pages_of(node.name):
+        for page in node.replica.store.pages_of(node.name):
             self._published[(page.id, page.epoch, page.version)] = page.body
         peers = [link.peer for link in node.links()]
         if len(peers) != len(set(peers)) or len(peers) > LINKS_HARD_MAX or node.name in peers:
             self.fail(f"h{host.index}: impossible links {peers}")
-        if node.name in node.reachable:
+        if node.name in node.replica.reachable:
             self.fail(f"h{host.index}: reaches itself through others")
 
     def _check_page(self, host: _Host, node: Node, page_id: PageId) -> None:
-        page = node.store.get(page_id)
+        page = node.replica.store.get(page_id)
         assert page is not None
         before = host.stamps.get(page_id)
         if before is not None and before > page.stamp:
@@ -328,15 +328,15 @@ class Simulation:
     def check_liveness(self) -> None:
         """After healing: everybody agrees, everybody is in reach, links are few, and the network is silent."""
         live = {host.identity.name: host for host in self.hosts.values() if host.node is not None}
-        roots = {host.node.store.root_digest() for host in live.values() if host.node is not None}
+        roots = {host.node.replica.store.root_digest() for host in live.values() if host.node is not None}
         if len(roots) > 1:
             self.fail(f"stores differ after healing: {self._differences()}")
         _, high = links_wanted(len(live))
         for name, host in sorted(live.items()):
             node = host.node
             assert node is not None
-            if node.reachable != frozenset(live) - {name}:
-                self.fail(f"h{host.index} reaches {len(node.reachable)} of {len(live) - 1} live peers")
+            if node.replica.reachable != frozenset(live) - {name}:
+                self.fail(f"h{host.index} reaches {len(node.replica.reachable)} of {len(live) - 1} live peers")
             for link in node.links():
                 other = live[link.peer].node
                 assert other is not None
@@ -349,7 +349,7 @@ class Simulation:
             if node.conflict is not None:
                 self.fail(f"h{host.index} gave up its name")
             for (table, index), body in host.pages.items():
-                page = node.store.get((name, table, index))
+                page = node.replica.store.get((name, table, index))
                 if page is None or page.body != body:
                     self.fail(f"h{host.index} lost its own page")
         before = self.page_messages
@@ -360,9 +360,9 @@ class Simulation:
     def _differences(self) -> list[str]:
         held: dict[PageId, dict[str, list[int]]] = {}
         for host in self.hosts.values():
-            for owner in host.node.store.owners() if host.node is not None else ():
+            for owner in host.node.replica.store.owners() if host.node is not None else ():
                 assert host.node is not None
-                for page in host.node.store.pages_of(owner):
+                for page in host.node.replica.store.pages_of(owner):
                     versions = held.setdefault(page.id, {})
                     versions.setdefault(f"{page.epoch}.{page.version}", []).append(host.index)
         live = sum(host.node is not None for host in self.hosts.values())
@@ -396,7 +396,7 @@ def _epoch_stored(epoch: int, node: Node, now: float) -> list[Outcome]:
     return node.epoch_stored(epoch, now)
 
 
-# -- scenarios --------------------------------------------------------------------------------------------------------
+# -- scenarios -------------------------------------------------------------------------------------
 
 
 def run_scenario(seed: int) -> Simulation:
@@ -464,9 +464,9 @@ def _check_detection(sim: Simulation, choose: Random) -> None:
     sim.run_for(DETECTION_LIMIT_S)
     for host in sim.hosts.values():
         if host.node is not None:
-            if name in host.node.reachable:
+            if name in host.node.replica.reachable:
                 sim.fail(f"h{host.index} still reaches h{victim}, dead for {DETECTION_LIMIT_S} s")
-            if host.node.reachable != frozenset(others - {host.identity.name}):
+            if host.node.replica.reachable != frozenset(others - {host.identity.name}):
                 sim.fail(f"h{host.index} accuses a live peer of the death of h{victim}")
 
 

@@ -46,6 +46,7 @@ class Transport:
     def __init__(
         self,
         node: Node,
+        link_private: bytes,
         psks: list[bytes],
         port: int,
         host: str | None,
@@ -54,7 +55,8 @@ class Transport:
     ) -> None:
         self.node = node
         self.refusals: dict[str, Refusals] = {}
-        self._psks = psks
+        self.link_private = link_private
+        self.psks = psks
         self._port = port
         self._host = host
         self._on_event = on_event
@@ -123,7 +125,7 @@ class Transport:
             connection.flush()
         self._arm()
 
-    # -- time -------------------------------------------------------------------------------------------------------
+    # -- time --------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -152,7 +154,7 @@ class Transport:
         await self._store_epoch(epoch)
         self.perform(self.node.epoch_stored(epoch, self.now()))
 
-    # -- dialling ---------------------------------------------------------------------------------------------------
+    # -- dialling ----------------------------------------------------------------------------------
 
     async def _dial(self, key: DialKey, addresses: tuple[str, ...]) -> None:
         error = "no address"
@@ -187,7 +189,7 @@ class Transport:
             return f"{host} port {port}: {os.strerror(failure.errno) if failure.errno else failure}"
         return await connection.outcome
 
-    # -- what connections report --------------------------------------------------------------------------------------
+    # -- what connections report -------------------------------------------------------------------
 
     def connection_made(self, connection: _Connection) -> None:
         self._open.add(connection)
@@ -241,13 +243,13 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._link = Link(
             initiator=key is not None,
-            static_private=owner.node.identity.link_private,
+            static_private=owner.link_private,
             ephemeral_private=os.urandom(32),
-            psks=owner._psks,
+            psks=owner.psks,
             now=owner.now(),
         )
 
-    # -- asyncio's side -----------------------------------------------------------------------------------------------
+    # -- asyncio's side ----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -298,7 +300,7 @@ class _Connection(asyncio.Protocol):
         self._settle(f"{self.remote}: {text} during the handshake")
         self._owner.connection_lost(self, text)
 
-    # -- the owner's side ---------------------------------------------------------------------------------------------
+    # -- the owner's side --------------------------------------------------------------------------
 
     def seal(self, message: bytes) -> None:
         try:

@@ -19,7 +19,7 @@ from gossip.names import PEER_NAME_BYTES, PeerName
 MESSAGE_MAX_BYTES = 16_384
 ENTRIES_MAX = 256
 """Digest, have and want lists are cut into messages of at most this many entries."""
-NICKNAME_MAX_BYTES = 64
+NICKNAME_MAX_BYTES = 256
 TEXT_MAX_BYTES = 256
 INSTANCE_BYTES = 16
 DIGEST_BYTES = 16

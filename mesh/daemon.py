@@ -1,0 +1,502 @@
+"""The composition root: opens everything, wires it together, serves, and closes in order.
+
+Three things run: the event loop with gossip and the API, the engine's thread with the kernel, and nothing else. Events
+of the node come in, a desired state goes out to the engine, reports come back. Changes that arrive together lead to
+one desired state, so a burst of gossip costs one comparison.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from random import SystemRandom
+from typing import Any
+
+import uvloop
+
+from dataplane.engine import Engine, Report
+from dataplane.kernel import Fault, Kernel
+from dataplane.linux import open_kernel, teardown, underlay
+from gossip.events import Event, NameConflict, PeerChanged, Settled
+from gossip.identity import Identity
+from gossip.names import PeerName, format_name
+from gossip.node import Node, NodeConfig
+from gossip.pages import TablePager
+from gossip.peers import LIVE, PeerRecord
+from gossip.secret import NO_SECRET_PSK, derive_psk, warning_for
+from gossip.transport import Transport
+from mesh import api, directories, requests, status
+from mesh.attach import Attachments, Surroundings
+from mesh.config import LaunchConfig
+from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
+from mesh.errors import UserError
+from mesh.forwarding import MTU_MIN, NONE, VXLAN_OVERHEAD_V4_BYTES, Local, Path
+from mesh.logs import EventLog
+from mesh.pinger import Pinger
+from mesh.requests import ApiError
+from mesh.router import BRIDGE, Router
+from mesh.store import Store, StoreError
+from mesh.version import VERSION
+
+SETTLE_LIMIT_S = 60.0
+"""What an earlier life left in the kernel of remote endpoints stays this long at most without news of them."""
+ATTACH_SETTLE_S = 2.0
+FIRST_REPORT_S = 15.0
+SURVEY_INTERVAL_S = 5.0
+PING_TIMEOUT_S = 1.0
+ADDRESSES_ADVERTISED_MAX = 8
+
+log = EventLog("daemon")
+
+
+def run(config: LaunchConfig, ready: Callable[[str | None], None]) -> int:
+    """Serve until told to stop. Calls `ready(None)` once it serves; raises `UserError` where it cannot."""
+    with directories.RunDirectory(config.run_dir), Store(config.state_dir) as store:
+        return uvloop.run(_serve(config, store, ready))
+
+
+async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None], None]) -> int:
+    survey = await asyncio.to_thread(underlay.survey, BRIDGE)
+    daemon = Daemon(config, store, survey)
+    try:
+        await daemon.start()
+        async with api.serve(directories.socket_path(config.run_dir), daemon.handle):
+            ready(None)
+            log.info("serving", peer=format_name(daemon.node.name), port=config.port, version=VERSION)
+            await daemon.wait_stopped()
+    finally:
+        await daemon.close()
+    return 0
+
+
+class Daemon:
+    """One host's router, from launch to stop."""
+
+    def __init__(self, config: LaunchConfig, store: Store, survey: underlay.Survey) -> None:
+        self._config = config
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._psks = [derive_psk(password) for password in config.passwords] or [NO_SECRET_PSK]
+        weak = (warning_for(password) for password in config.passwords[:1])
+        self._weak_password = next(iter(weak), None)
+        self._stop = asyncio.Event()
+        self._gone = False
+        self._closed = False
+        self._refresh_due: asyncio.Handle | None = None
+        self._generation = 0
+        self._report: Report | None = None
+        self._waiting: list[tuple[int, asyncio.Future[Report]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._kernel: Kernel | None = None
+        self._engine: Engine | None = None
+        self._transport: Transport | None = None
+        self._pager = TablePager()
+        self._survey = survey
+
+        identity, epoch = _load_identity(store)
+        self._identity = identity
+        targets = _load_targets(store, config)
+        node_config = NodeConfig(port=config.port, discovery=config.discovery)
+        record = PeerRecord(config.nickname, secrets.token_bytes(16), LIVE, VERSION, (), {})
+        self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
+        self._router = Router(self.node, self._own_mtu(), self._started, self._survey.bridge_mtu)
+        self._attachments = Attachments(
+            Surroundings(
+                store=store,
+                own=identity.name,
+                table=self._router.table,
+                nickname_of=lambda peer: status.nickname(self._router, peer),
+                is_reachable=lambda peer: peer in self.node.replica.reachable,
+                wait_settled=self._wait_settled,
+                publish=self._publish_ports,
+                tell=self._tell,
+            )
+        )
+        self._pinger = Pinger(BRIDGE, bridge_mac(identity.name), self._is_peer_mac)
+        self._first_targets = targets
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take the port, then the kernel, then dial. What fails undoes itself in `close`. Raises `UserError`."""
+        transport = Transport(
+            self.node, self._identity.link_private, self._psks, self._config.port, self._config.host or None,
+            self._on_event, self._store_epoch,
+        )  # fmt: skip
+        for attachment in self._attachments.all():
+            self._tell(attachment.ifname, attachment.endpoint(self.node.name))
+        self._describe()
+        try:
+            await transport.start()
+        except OSError as error:
+            raise _cannot_listen(self._config, error) from None
+        self._transport = transport
+        await self._start_kernel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        self._pinger.open()
+        self._spawn(self._survey_forever())
+        transport.perform(self.node.connect(self._first_targets, self._loop.time()))
+
+    async def _start_kernel(self) -> None:
+        self._kernel = open_kernel()
+        self._engine = Engine(self._kernel, self._report_from_thread)
+        self._engine.start()
+        try:
+            report = await self._publish(FIRST_REPORT_S)
+        except TimeoutError:
+            raise UserError(f"the kernel did not answer within {FIRST_REPORT_S:g} s; see the log, then retry") from None
+        if report.faults:
+            raise UserError(report.faults[0].text)
+
+    async def wait_stopped(self) -> None:
+        await self._stop.wait()
+
+    async def close(self) -> None:
+        """Leave the mesh and end every part; the kernel is left as it is, except after `reset`."""
+        self._closed = True
+        if self._transport is not None:
+            self._transport.perform(self.node.leave(self._gone, self._loop.time()))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._pinger.close()
+        if self._transport is not None:
+            await self._transport.stop()
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.stop)
+        if self._kernel is not None:
+            if self._gone:
+                await asyncio.to_thread(teardown, self._kernel)
+                directories.remove_state(self._config.state_dir)
+            self._kernel.close()
+        log.info("stopped", removed=self._gone)
+
+    def _spawn(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            log.error("task-failed", error=repr(failure))
+            self._stop.set()
+
+    # -- from the node to the kernel ---------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case PeerChanged(peer):
+                record = self.node.replica.peers.get(peer)
+                reachable = peer in self.node.replica.reachable
+                log.info("peer", peer=format_name(peer), nickname=record and record.nickname, reachable=reachable)
+                if self._transport is not None:
+                    self._describe()
+            case Settled():
+                log.info("settled")
+            case NameConflict(text):
+                log.error("name-in-use", text=text)
+        if self._router.take(event):
+            self._refresh_soon()
+
+    def _refresh_soon(self) -> None:
+        if self._refresh_due is None and self._engine is not None and not self._closed:
+            self._refresh_due = self._loop.call_soon(self._refresh)
+
+    def _refresh(self) -> int:
+        """Publish the desired state as it now is."""
+        self._refresh_due = None
+        now = self._loop.time()
+        local = Local(
+            name=self.node.name,
+            has_secret=bool(self._config.passwords),
+            vxlan=self._config.vxlan,
+            vxlan_port=self._config.port + 1,
+            networks=self._survey.networks,
+        )
+        ports = tuple(attachment.port for attachment in self._attachments.all())
+        settled = self._router.is_settled(now, SETTLE_LIMIT_S)
+        desired = self._router.refresh(local, ports, self._config.mtu, now, time.time(), settled, self._log_path)
+        assert self._engine is not None
+        self._generation = self._engine.publish(desired)
+        return self._generation
+
+    def _log_path(self, peer: PeerName, path: Path) -> None:
+        log.info("path", peer=format_name(peer), path=path.kind, reason=path.reason, address=path.destination)
+
+    async def _publish(self, timeout_s: float) -> Report:
+        """Publish and wait until the kernel has it. Raises `TimeoutError`."""
+        if self._refresh_due is not None:
+            self._refresh_due.cancel()
+        done: asyncio.Future[Report] = self._loop.create_future()
+        self._waiting.append((self._refresh(), done))
+        async with asyncio.timeout(timeout_s):
+            return await done
+
+    async def _publish_ports(self) -> dict[str, Fault]:
+        return dict((await self._publish(FIRST_REPORT_S)).port_faults)
+
+    def _report_from_thread(self, report: Report) -> None:
+        """On the engine's thread; a loop that has closed meanwhile needs no news."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._on_report, report)
+
+    def _on_report(self, report: Report) -> None:
+        """News from the engine, on the loop."""
+        before, self._report = self._report, report
+        for fault in report.faults:
+            if before is None or fault not in before.faults:
+                log.warning("kernel-fault", code=fault.code, text=fault.text)
+        waiting, self._waiting = self._waiting, []
+        for generation, done in waiting:
+            if done.done():
+                continue
+            if report.generation >= generation:
+                done.set_result(report)
+            else:
+                self._waiting.append((generation, done))
+        vanished = {ifname for ifname, fault in report.port_faults.items() if fault.code == "namespace-gone"}
+        if vanished and not self._closed:
+            self._spawn(self._attachments.drop_vanished(vanished))
+
+    # -- what we say of ourselves ------------------------------------------------------------------
+
+    def _tell(self, ifname: str, endpoint: Endpoint | None) -> None:
+        """Publish or withdraw one of our endpoints: one page of the table changes."""
+        changed = self._pager.put(ifname, encode_row(endpoint)) if endpoint else self._pager.remove(ifname)
+        now = self._loop.time()
+        for index in sorted(changed):
+            body = self._pager.body(index)
+            outcomes = self.node.publish(ENDPOINTS_TABLE, index, body, now)
+            self._router.malformed_rows += self._router.table.replace_page(self.node.name, index, body)
+            if self._transport is not None:
+                self._transport.perform(outcomes)
+        self._refresh_soon()
+
+    def _describe(self) -> None:
+        """Our own `peer` document: addresses, best first, and what others need to reach us."""
+        record = self.node.replica.peers[self.node.name]
+        if record.state != LIVE:
+            return
+        port = self._config.port
+        advertised = self._config.advertise
+        hosts = list(advertised) or [str(address) for address in self._addresses()]
+        addresses = tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
+        attributes: dict[str, int | str | bool | bytes] = {
+            "mtu": self._config.mtu or self._router.own_mtu,
+            "vxlan": self._config.vxlan and not self._config.passwords,
+            "vxlan_port": port + 1,
+            "advertise": bool(advertised),
+        }
+        described = replace(record, addresses=addresses[:ADDRESSES_ADVERTISED_MAX], attributes=attributes)
+        outcomes = self.node.describe(described, self._loop.time())
+        if self._transport is not None:
+            self._transport.perform(outcomes)
+
+    def _addresses(self) -> list[Any]:
+        """This host's own addresses; one that `--host` names is the only one."""
+        if self._config.host:
+            return [self._config.host]
+        return [found.address for found in self._survey.addresses]
+
+    def _own_mtu(self) -> int:
+        """The largest overlay packet that the underlay takes: the smallest of the interfaces that carry it."""
+        told = set(self._config.advertise) | ({self._config.host} if self._config.host else set())
+        found = self._survey.addresses
+        mtus = [each.mtu for each in found if not told or str(each.address) in told] or [each.mtu for each in found]
+        return max(MTU_MIN, min(mtus, default=1500) - VXLAN_OVERHEAD_V4_BYTES)
+
+    async def _survey_forever(self) -> None:
+        """Look again at what the host's network is like; let holds expire; keep the probe socket open."""
+        while True:
+            await asyncio.sleep(SURVEY_INTERVAL_S)
+            survey = await asyncio.to_thread(underlay.survey, BRIDGE)
+            if survey != self._survey:
+                self._survey = survey
+                self._router.own_mtu = self._own_mtu()
+                self._describe()
+            self._pinger.open()
+            self._refresh_soon()
+
+    async def _store_epoch(self, epoch: int) -> None:
+        """Somebody saw a later epoch of ours: on disk first, however long that takes."""
+        while True:
+            try:
+                await asyncio.to_thread(_save_identity, self._store, self._identity, epoch)
+                return
+            except StoreError as error:
+                log.error("epoch-not-saved", error=error)
+                await asyncio.sleep(SURVEY_INTERVAL_S)
+
+    # -- the API -----------------------------------------------------------------------------------
+
+    async def handle(self, request: requests.Request, send_row: api.SendRow) -> object:
+        """Answer one request from the socket. Raises `ApiError`."""
+        match request:
+            case requests.Read(verb):
+                return self._read(verb)
+            case requests.Connect(peers, replace):
+                return await self._connect(list(peers), replace)
+            case requests.Forget(peers):
+                return await self._forget(list(peers))
+            case requests.Attach():
+                attachment = await self._attachments.attach(request)
+                return status.ps([attachment])[0]
+            case requests.Detach():
+                gone = await self._attachments.detach(request)
+                return {"addresses": [str(binding.interface) for binding in gone]}
+            case requests.Ping():
+                return await self._ping(request, send_row)
+            case requests.Stop():
+                self._stop.set()
+            case requests.Reset():
+                self._gone = True
+                self._stop.set()
+        return {}
+
+    def _read(self, verb: str) -> object:
+        now = self._loop.time()
+        views: dict[str, Callable[[], object]] = {
+            "status": self._summary,
+            "peers": lambda: status.peers(self._router),
+            "connections": lambda: status.connections(self._router),
+            "targets": lambda: status.targets(self._router, now),
+            "endpoints": lambda: status.endpoints(self._router, now),
+            "ps": lambda: status.ps(self._attachments.all()),
+        }
+        if verb == "report":
+            return {name: view() for name, view in views.items()} | {
+                "version": VERSION,
+                "history": status.history(self._router),
+                "counters": status.counters(self._router, self._report, self._pinger.counters),
+            }
+        return views[verb]()
+
+    def _summary(self) -> object:
+        now = self._loop.time()
+        assert self._transport is not None
+        attachments = self._attachments.all()
+        warnings = status.warnings(self._router, self._report, attachments, self._weak_password, now)
+        return status.summary(
+            self._router, VERSION, now - self._started, bool(self._config.passwords), attachments,
+            self._transport.refusals, warnings, now,
+        )  # fmt: skip
+
+    async def _connect(self, peers: list[str], replace: bool) -> object:
+        now = self._loop.time()
+        known = [] if replace else [row.target for row in self.node.targets(now)]
+        await self._save_targets([*known, *(peer for peer in peers if peer not in known)])
+        assert self._transport is not None
+        self._transport.perform(self.node.connect(peers, now, replace_all=replace))
+        return {}
+
+    async def _forget(self, peers: list[str]) -> object:
+        known = [row.target for row in self.node.targets(self._loop.time())]
+        unknown = [peer for peer in peers if peer not in known]
+        if unknown:
+            have = ", ".join(known) or "there are none"
+            raise ApiError("not-a-target", f"{', '.join(unknown)} is not a target (targets: {have})")
+        await self._save_targets([target for target in known if target not in peers])
+        self.node.forget(peers)
+        return {}
+
+    async def _save_targets(self, targets: list[str]) -> None:
+        try:
+            await asyncio.to_thread(self._store.write, "targets", {"targets": targets})
+        except StoreError as error:
+            raise ApiError("not-saved", str(error)) from None
+
+    async def _ping(self, request: requests.Ping, send_row: api.SendRow) -> object:
+        name = self._resolve(request.peer)
+        path = self._router.paths[name]
+        who = status.nickname(self._router, name)
+        if path.kind == NONE:
+            raise ApiError("no-path", f"there is no path to {who} ({path.reason}); see `weft status connections`")
+        times: list[float] = []
+        for sequence in range(1, request.count + 1):
+            begun = self._loop.time()
+            rtt_s = await self._pinger.ping(bridge_mac(name), self._router.mtu, PING_TIMEOUT_S)
+            rtt_ms = None if rtt_s is None else round(rtt_s * 1000, 3)
+            times += [] if rtt_ms is None else [rtt_ms]
+            await send_row(
+                {"seq": sequence, "path": path.kind, "rtt_ms": rtt_ms, "address": str(path.destination), "peer": who}
+            )
+            if sequence < request.count:
+                await asyncio.sleep(max(0.0, request.interval_s - (self._loop.time() - begun)))
+        times.sort()
+        return {
+            "sent": request.count,
+            "received": len(times),
+            "path": path.kind,
+            "min_ms": times[0] if times else None,
+            "median_ms": times[len(times) // 2] if times else None,
+        }
+
+    def _resolve(self, text: str) -> PeerName:
+        found = [name for name in self._router.find_peer(text) if name in self._router.paths]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(map(format_name, found))
+            raise ApiError("ambiguous-peer", f"{text} is the nickname of several peers; give a name: {names}")
+        known = ", ".join(status.nickname(self._router, name) for name in self._router.paths) or "there are none"
+        raise ApiError("unknown-peer", f"no other peer is called {text} (known: {known})")
+
+    # -- small things ------------------------------------------------------------------------------
+
+    async def _wait_settled(self) -> None:
+        """With links up, what others hold is known in a moment: wait for it rather than take an address twice."""
+        deadline = self._loop.time() + ATTACH_SETTLE_S
+        while not self.node.settled and self.node.links() and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
+
+    def _is_peer_mac(self, mac: bytes) -> bool:
+        return any(bridge_mac(name) == mac for name in self._router.paths)
+
+
+def _load_identity(store: Store) -> tuple[Identity, int]:
+    """The host's keys, made at the first launch, and the epoch of this start, already on disk."""
+    document = store.read("identity")
+    if document is None:
+        identity, epoch = Identity(os.urandom(32), os.urandom(32)), 1
+    else:
+        identity = Identity(bytes.fromhex(document["signing_seed"]), bytes.fromhex(document["link_private"]))
+        epoch = int(document["epoch"]) + 1
+    _save_identity(store, identity, epoch)
+    return identity, epoch
+
+
+def _save_identity(store: Store, identity: Identity, epoch: int) -> None:
+    keys = {"signing_seed": identity.signing_seed.hex(), "link_private": identity.link_private.hex()}
+    store.write("identity", {**keys, "epoch": epoch})
+
+
+def _load_targets(store: Store, config: LaunchConfig) -> list[str]:
+    """Peers named at launch replace those of the last one; without any, those stay."""
+    if config.peers is None:
+        document = store.read("targets") or {"targets": []}
+        return [str(target) for target in document["targets"]]
+    store.write("targets", {"targets": list(config.peers)})
+    return list(config.peers)
+
+
+def _cannot_listen(config: LaunchConfig, error: OSError) -> UserError:
+    if error.errno == errno.EADDRINUSE:
+        return UserError(
+            f"TCP port {config.port} is in use by another program; end that (ss -ltnp 'sport = :{config.port}' names "
+            "it), or launch with --port on every host"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UserError(f"{config.host} is not an address of this host; give one of `ip address` with --host")
+    with contextlib.suppress(ValueError):
+        return UserError(f"cannot listen on TCP port {config.port}: {os.strerror(error.errno or 0)}")
+    return UserError(f"cannot listen on TCP port {config.port}: {error}")

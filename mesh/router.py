@@ -1,0 +1,131 @@
+"""The router's mind: what the node hears and what is attached here becomes paths, an MTU and one desired kernel state.
+
+No sockets, no kernel, no disk: the daemon feeds it events and takes values out. All that it remembers beyond the node's
+documents is what must not flap: each peer's path and since when, and the network's MTU, which only shrinks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from dataplane.desired import Address, Desired, Port, Segment
+from gossip.events import Event, OwnerForgotten, PageChanged
+from gossip.names import PeerName
+from gossip.node import Node
+from gossip.peers import GONE, split_address
+from mesh.endpoints import ENDPOINTS_TABLE, EndpointTable, bridge_mac
+from mesh.forwarding import HOLD_S, Local, Path, Remote, build_desired, choose_path, network_mtu
+
+BRIDGE = "weft"
+VNI = 0x776566
+"""The default network's VXLAN network identifier: the letters "wef"."""
+HISTORY_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PathChange:
+    """One entry of the report's history."""
+
+    at_unix_s: float
+    peer: PeerName
+    path: Path
+
+
+class Router:
+    """Built around a node; `refresh` turns everything known into what the kernel should hold."""
+
+    def __init__(self, node: Node, own_mtu: int, started: float, adopted_mtu: int | None) -> None:
+        """`own_mtu` is the largest overlay packet that this host's underlay takes; `adopted_mtu` that of a bridge left
+        by an earlier life of the daemon, which is not exceeded until the mesh's state is in."""
+        self.node = node
+        self.table = EndpointTable()
+        self.own_mtu = own_mtu
+        self.mtu = min(own_mtu, adopted_mtu or own_mtu)
+        self.paths: dict[PeerName, Path] = {}
+        self.since: dict[PeerName, float] = {}
+        self.history: deque[PathChange] = deque(maxlen=HISTORY_MAX)
+        self.malformed_rows = 0
+        self._started = started
+        self._was_settled = False
+
+    def take(self, event: Event) -> bool:
+        """One event of the node; whether the desired state may have changed."""
+        match event:
+            case PageChanged(owner, table, index):
+                if table != ENDPOINTS_TABLE:
+                    return False
+                page = self.node.replica.store.get((owner, table, index))
+                if page is not None:
+                    self.malformed_rows += self.table.replace_page(owner, index, page.body)
+            case OwnerForgotten(owner):
+                self.table.forget(owner)
+        return True
+
+    def is_settled(self, now: float, limit_s: float) -> bool:
+        """Whether what we know of other hosts is all there is to know, or we have waited long enough for it."""
+        return self.node.settled or now - self._started >= limit_s
+
+    def others(self) -> list[PeerName]:
+        """Every other peer that is part of the mesh, in reach or not."""
+        return sorted(n for n, r in self.node.replica.peers.items() if n != self.node.name and r.state != GONE)
+
+    def unreachable_s(self, peer: PeerName, now: float) -> float:
+        return 0.0 if peer in self.node.replica.reachable else now - self.node.replica.unreachable_since.get(peer, now)
+
+    def expired(self, now: float) -> frozenset[PeerName]:
+        """Owners whose endpoints do not count any more: removed, or out of reach for too long."""
+        return frozenset(
+            name
+            for name, record in self.node.replica.peers.items()
+            if record.state == GONE or self.unreachable_s(name, now) >= HOLD_S
+        )
+
+    def find_peer(self, text: str) -> list[PeerName]:
+        """Other peers that go by this name or nickname."""
+        from_text = [n for n in self.others() if n.hex(":") == text.lower()]
+        return from_text or [n for n in self.others() if self.node.replica.peers[n].nickname == text]
+
+    def refresh(
+        self,
+        local: Local,
+        ports: tuple[Port, ...],
+        fixed_mtu: int | None,
+        now: float,
+        unix_now: float,
+        settled: bool,
+        on_path: Callable[[PeerName, Path], None],
+    ) -> Desired:
+        """Decide every path and the MTU anew and build the desired state. `on_path` hears what changed."""
+        links = {link.peer: link.remote for link in self.node.links()}
+        remotes = {
+            name: Remote(
+                record=self.node.replica.peers[name],
+                reachable=name in self.node.replica.reachable,
+                unreachable_s=self.unreachable_s(name, now),
+                link_address=_address_of(links.get(name)),
+            )
+            for name in self.others()
+        }
+        paths: dict[PeerName, Path] = {}
+        for name, remote in remotes.items():
+            path = paths[name] = choose_path(local, remote, self.paths.get(name))
+            if path != self.paths.get(name):
+                self.since[name] = unix_now
+                self.history.append(PathChange(unix_now, name, path))
+                on_path(name, path)
+        self.paths = paths
+        # The first time that the mesh's state is in, the MTU may grow beyond what an earlier life had; then no more.
+        current = self.mtu if self._was_settled or not settled else None
+        self._was_settled = settled
+        self.mtu = fixed_mtu or network_mtu(self.own_mtu, remotes.values(), current)
+        vxlan_port = local.vxlan_port if local.vxlan and not local.has_secret else None
+        segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
+        return build_desired(segment, ports, paths, self.table, local.name, self.expired(now), settled)
+
+
+def _address_of(remote: str | None) -> Address | None:
+    parts = split_address(remote) if remote else None
+    return ip_address(parts[0].partition("%")[0]) if parts else None
