@@ -191,7 +191,7 @@ class Engine:
         self._listing_error = None
         for part in (part for part in PARTS if part in stale):
             try:
-                self._reconciler.replace(part, self._kernel.list(part), *((WANTED,) if is_first else ()))
+                self._reconciler.replace(part, self._kernel.listing(part), *((WANTED,) if is_first else ()))
             except KernelError as error:
                 self._listing_error = error
                 self._next_full = self._clock() + RESTART_DELAY_S
@@ -211,8 +211,8 @@ class Engine:
             errors = {id(error.operation): error for error in self._kernel.apply(operations)}
             for operation in operations:
                 self._reconciler.record(operation, errors.get(id(operation)), self._clock())
-            for error in errors.values():
-                log.debug("operation-refused text=%s", text_of(error))
+            if errors:
+                log.debug("operations-refused count=%d first=%s", len(errors), text_of(next(iter(errors.values()))))
             self._counters = replace(self._counters, refused=self._counters.refused + len(errors))
 
     def _report(self, published: bool) -> None:

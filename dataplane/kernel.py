@@ -94,7 +94,7 @@ class Kernel(Protocol):
     def watch(self, scope: Scope) -> None:
         """From now on listings and observations are about this. Cheap when little has changed since the last call."""
 
-    def list(self, part: str) -> dict[Key, Value]:
+    def listing(self, part: str) -> dict[Key, Value]:
         """Everything in one of `PARTS` that is ours or stands where ours would. Raises KernelError."""
 
     def apply(self, operations: Sequence[Operation]) -> Sequence[KernelError]:

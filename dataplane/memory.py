@@ -50,7 +50,7 @@ class MemoryKernel:
     def watch(self, scope: Scope) -> None:
         self.scope = scope
 
-    def list(self, part: str) -> dict[Key, Value]:
+    def listing(self, part: str) -> dict[Key, Value]:
         self.listings.append(part)
         return {key: value for key, value in self.objects.items() if key.kind in PARTS[part]}
 
@@ -139,8 +139,8 @@ class MemoryKernel:
         if key.kind == BRIDGE_FDB and adds and isinstance(value, str) and self._is_vxlan(value):
             self._harmed(Key(VXLAN_FDB, value, key.item) not in self.objects, f"{mac} goes to every peer: added first")
         if key.kind == VXLAN_FDB and not adds:
-            pointing = (k.kind == BRIDGE_FDB and k.item == key.item and v == key.device for k, v in self.objects.items())
-            self._harmed(any(pointing), f"{mac} goes to every peer: its bridge entry is still there")
+            entries = ((k, v) for k, v in self.objects.items() if k.kind == BRIDGE_FDB and k.item == key.item)
+            self._harmed(any(v == key.device for _, v in entries), f"{mac} goes to every peer: deleted first")
         if key.kind == UP and adds and not isinstance(self.objects.get(Key(LINK, key.device)), Bridge):
             self._harmed(Key(PORT, key.device) not in self.objects, f"{key.device} is up without its flags")
 

@@ -165,6 +165,8 @@ class Scope:
 
     bridge: str
     ports: tuple[Port, ...] = ()
+    vxlan_port: int | None = None
+    """The UDP port that a firewall on this host should let in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +254,7 @@ class Expander:
             objects=objects,
             port_of=port_of,
             skipped=_skipped(desired, unusable),
-            scope=Scope(bridge=segment.bridge, ports=desired.ports),
+            scope=Scope(segment.bridge, desired.ports, segment.vxlan_port),
             settled=desired.settled,
         )
 

@@ -56,9 +56,7 @@ class Probe:
 def encode(probe: Probe) -> bytes:
     """The frame, padded with zeros to its size."""
     assert len(probe.nonce) == NONCE_BYTES and MIN_FRAME_BYTES <= probe.size <= MAX_FRAME_BYTES
-    head = _LAYOUT.pack(
-        probe.destination, probe.source, ETHERTYPE, VERSION, probe.kind, probe.nonce, probe.size
-    )
+    head = _LAYOUT.pack(probe.destination, probe.source, ETHERTYPE, VERSION, probe.kind, probe.nonce, probe.size)
     return head + bytes(probe.size - len(head))
 
 

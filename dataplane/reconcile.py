@@ -232,7 +232,7 @@ class Reconciler:
             return
         self.applied += 1
         if self._in_flight.get(key) == OBSERVED:
-            self.repaired += 1
+            self._count_repair(key, now)
         self._set(key, None if verb == DELETE else operation.value, WANTED)
         if verb == REPLACE and key.kind == LINK and key.device == self._bridge:
             self._stale.add(TABLES)
@@ -291,19 +291,20 @@ class Reconciler:
         failure = self._failures.get(key)
         if failure is not None and now < failure.retry_at:
             return False
-        wanted, found = self._wanted.get(key), self._actual.get(key)
-        if wanted is None or (found is not None and fits(wanted, found)):
-            return True
         since, count = self._repairs.get(key, (now, 0))
-        if now - since >= REPAIR_WINDOW_S:
-            since, count = now, 0
-        if count >= REPAIR_BURST:
-            text = "something else on this host keeps changing it back; find and stop it"
-            error = KernelError(errno.EAGAIN, Operation(ADD, key, wanted, found), text, code="contested")
+        if count < REPAIR_BURST or now - since >= REPAIR_WINDOW_S:
+            return True
+        wanted = self._wanted.get(key)
+        if wanted is not None:
+            text = "something else on this host keeps changing it; find and stop that"
+            error = KernelError(errno.EAGAIN, Operation(REPLACE, key, wanted), text, code="contested")
             self._failures[key] = Failure(error, since + REPAIR_WINDOW_S, RETRY_FIRST_S)
-            return False
-        self._repairs[key] = (since, count + 1)
-        return True
+        return False
+
+    def _count_repair(self, key: Key, now: float) -> None:
+        self.repaired += 1
+        since, count = self._repairs.get(key, (now, 0))
+        self._repairs[key] = (now, 1) if now - since >= REPAIR_WINDOW_S else (since, count + 1)
 
     def _fail(self, key: Key, error: KernelError, now: float) -> None:
         before = self._failures.get(key)

@@ -2,7 +2,7 @@
 
 Knows AF_PACKET and how an announcement is laid out; knows nothing of when one is due. The one idea: a frame sent on
 the bridge device by a packet socket reaches the containers of this host like any other, while the overlay ports
-(neigh_suppress) keep announcements from leaving it. Frames are from RFC 826 with 5227 section 1.1 (ARP announcement) and
+(neigh_suppress) keep announcements from leaving it. Frames: RFC 826 with RFC 5227 section 1.1 (ARP announcement) and
 RFC 4861 section 4.4 (neighbour advertisement).
 
     ARP   ff:ff:ff:ff:ff:ff | mac | 0806 | 1 0800 6 4 | op 1 | mac | ip | 000000000000 | ip
@@ -67,7 +67,7 @@ def announcement(address: bytes, mac: bytes) -> bytes:
 
 def _internet_checksum(data: bytes) -> int:
     """RFC 1071. `data` is of even length."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

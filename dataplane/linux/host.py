@@ -1,0 +1,463 @@
+"""The kernel of this host behind the port `dataplane.kernel.Kernel`: lists, changes and hears it by netlink.
+
+Composes the message modules (links, tables, guests, firewall) with sockets; decides nothing. The one idea: events are
+read in the order the kernel made them, and our own changes come back as events too, so after every batch the socket is
+emptied, and the last word about a key is the truth at that moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import struct
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from dataplane.desired import Port
+from dataplane.kernel import (
+    ADD,
+    ANNOUNCE,
+    DELETE,
+    FIREWALL,
+    GUESTS,
+    LINKS,
+    PARTS,
+    TABLES,
+    KernelError,
+    Observation,
+    Operation,
+    Warning,
+)
+from dataplane.linux import links, packet, tables
+from dataplane.linux.firewall import NFT_GROUP, Firewall, concerns_us
+from dataplane.linux.guests import RTM_DELADDR, RTM_NEWADDR, Changes, Guests
+from dataplane.linux.links import Link
+from dataplane.linux.netlink import (
+    BATCH_MESSAGES,
+    CREATE,
+    EXCLUSIVE,
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    EventSocket,
+    NetlinkError,
+    NetlinkSocket,
+    messages,
+)
+from dataplane.objects import (
+    BRIDGE_FDB,
+    FIREWALL_KINDS,
+    GUEST_KINDS,
+    LINK,
+    PORT,
+    TABLE_KINDS,
+    UP,
+    Bridge,
+    Key,
+    Odd,
+    OtherLink,
+    PortFlags,
+    Scope,
+    Value,
+    Veth,
+    Vxlan,
+    vxlan6_name,
+    vxlan_name,
+)
+
+PORT_PREFIX: Final = "vw"
+"""Names of container interfaces on the host begin with it."""
+FIREWALL_PAUSE_S: Final = 0.25
+"""Between two looks at the firewall, however often it changes: each costs two processes."""
+MAX_BUFFERS: Final = 20_000
+"""Event buffers read in one go; the rest waits in the socket."""
+
+_GROUPS: Final = (1, 3, 5, 9)
+"""RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR of linux/rtnetlink.h."""
+_GUEST_GROUPS: Final = (1, 5, 9)
+_IPV6_SYSCTLS: Final = Path("/proc/sys/net/ipv6/conf")
+_ADDRESS_INDEX: Final = struct.Struct("=4xI")
+
+
+class LinuxKernel:
+    """See the module. Acts in the network namespace of the thread that makes it."""
+
+    def __init__(self, firewall: Firewall | None = None) -> None:
+        try:
+            self._commands = NetlinkSocket()
+            self._events = EventSocket(NETLINK_ROUTE, _GROUPS)
+            self._guest_events = EventSocket(NETLINK_ROUTE, _GUEST_GROUPS, all_namespaces=True)
+            self._nft_events = EventSocket(NETLINK_NETFILTER, (NFT_GROUP,))
+        except OSError as error:
+            text = f"cannot talk to the kernel: {error.strerror}; run weft as root, with CAP_NET_ADMIN"
+            raise KernelError(error.errno or errno.EIO, None, text) from None
+        self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        for source in (self._events, self._guest_events, self._nft_events, self._waker):
+            self._poll.register(source, select.POLLIN)
+        self._guests = Guests(self._commands)
+        self._firewall = firewall or Firewall()
+        self._scope = Scope(bridge="")
+        self._ports: dict[str, Port] = {}
+        self._overlay: tuple[str, ...] = ()
+        self._names: dict[int, str] = {}
+        self._links: dict[str, Link] = {}
+        self._changes: Changes = []
+        self._stale: set[str] = set()
+        self._firewall_changed = False
+        self._next_firewall = 0.0
+
+    # The port.
+
+    def watch(self, scope: Scope) -> None:
+        self._scope = scope
+        self._ports = {port.ifname: port for port in scope.ports}
+        self._overlay = (vxlan_name(scope.bridge), vxlan6_name(scope.bridge))
+
+    def listing(self, part: str) -> dict[Key, Value]:
+        try:
+            if part == LINKS:
+                return self._list_links()
+            if part == TABLES:
+                return self._list_tables()
+            if part == GUESTS:
+                return self._guests.listing(self._scope.ports)
+            assert part == FIREWALL
+            self._firewall_changed = False
+            overlay = {name: self._links[name].ifindex for name in self._overlay if name in self._links}
+            objects = self._firewall.listing(self._scope.bridge, overlay, self._scope.vxlan_port)
+            self._next_firewall = time.monotonic() + FIREWALL_PAUSE_S
+            return objects
+        except OSError as error:
+            text = f"cannot list {part} of the kernel: {error.strerror}"
+            raise KernelError(error.errno or errno.EIO, None, text) from None
+
+    def apply(self, operations: Sequence[Operation]) -> Sequence[KernelError]:
+        errors: list[KernelError] = []
+        position = 0
+        while position < len(operations):
+            end = _end_of_run(operations, position)
+            run = operations[position:end]
+            position = end
+            kind = run[0].key.kind
+            if run[0].verb == ANNOUNCE:
+                errors += self._announce(run)
+            elif kind in TABLE_KINDS:
+                errors += self._apply_entries(run)
+            elif kind in GUEST_KINDS:
+                errors += self._apply_guest(run)
+            else:
+                errors += self._apply_one(run[0])
+            self._collect()
+        return errors
+
+    def wait(self, timeout_s: float | None) -> Observation:
+        timeout_s = 0.0 if self._changes or self._stale else timeout_s
+        if self._firewall_changed:
+            pause = max(0.0, self._next_firewall - time.monotonic())
+            timeout_s = pause if timeout_s is None else min(timeout_s, pause)
+        ready = {descriptor for descriptor, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000)}
+        if self._waker in ready:
+            os.eventfd_read(self._waker)
+        self._collect()
+        if self._firewall_changed and time.monotonic() >= self._next_firewall:
+            self._firewall_changed = False
+            self._stale.add(FIREWALL)
+        observation = Observation(self._changes, frozenset(self._stale))
+        self._changes, self._stale = [], set()
+        return observation
+
+    def wake(self) -> None:
+        os.eventfd_write(self._waker, 1)
+
+    def warnings(self) -> tuple[Warning, ...]:
+        return self._firewall.warnings
+
+    def close(self) -> None:
+        for source in (self._commands, self._events, self._guest_events, self._nft_events):
+            source.close()
+        os.close(self._waker)
+
+    # Listing.
+
+    def _list_links(self) -> dict[Key, Value]:
+        found = [
+            links.decode(data, start, end)
+            for data, kind, start, end in self._commands.dump(links.RTM_GETLINK, links.every())
+            if kind == links.RTM_NEWLINK
+        ]
+        for name in self._links:
+            self._guests.forget(name)
+        self._names, self._links = {}, {}
+        objects: dict[Key, Value] = {}
+        # The bridge first: what else is ours may depend on being one of its ports.
+        for link in sorted(found, key=lambda link: link.name != self._scope.bridge):
+            objects.update((key, value) for key, value in self._see_link(link) if value is not None)
+        return objects
+
+    def _list_tables(self) -> dict[Key, Value]:
+        bridge = self._links.get(self._scope.bridge)
+        questions = []
+        if bridge is not None and bridge.type == "bridge":
+            questions.append(tables.ports_question(bridge.ifindex))
+            questions += [tables.neighbours_question(bridge.ifindex, ipv6=ipv6) for ipv6 in (False, True)]
+        for name in self._overlay:
+            link = self._links.get(name)
+            if link is not None and link.type == "vxlan" and (bridge is None or link.master != bridge.ifindex):
+                questions.append(tables.device_question(link.ifindex))
+        objects: dict[Key, Value] = {}
+        for question in questions:
+            for data, kind, start, end in self._commands.dump(tables.RTM_GETNEIGH, question):
+                if kind == tables.RTM_NEWNEIGH:
+                    entry = tables.decode(data, start, end, self._names, self._scope.bridge, self._overlay)
+                    if entry is not None and entry[1] is not None:
+                        objects[entry[0]] = entry[1]
+        return objects
+
+    # Hearing.
+
+    def _collect(self) -> None:
+        """Read what waits in the event sockets into `_changes` and `_stale`."""
+        try:
+            for _ in range(MAX_BUFFERS):
+                if (data := self._events.receive()) is None:
+                    break
+                self._hear(data)
+            for _ in range(MAX_BUFFERS):
+                if (received := self._guest_events.receive_with_namespace()) is None:
+                    break
+                self._changes += self._guests.events(*received)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self._stale |= set(PARTS)
+        try:
+            while (data := self._nft_events.receive()) is not None:
+                self._firewall_changed |= any(concerns_us(kind) for kind, *_ in messages(data))
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self._firewall_changed = True
+
+    def _hear(self, data: bytes) -> None:
+        for kind, _, _, start, end in messages(data):
+            if kind in (tables.RTM_NEWNEIGH, tables.RTM_DELNEIGH):
+                entry = tables.decode(data, start, end, self._names, self._scope.bridge, self._overlay)
+                if entry is not None:
+                    self._changes.append((entry[0], entry[1] if kind == tables.RTM_NEWNEIGH else None))
+            elif kind == links.RTM_NEWLINK:
+                self._changes += self._see_link(links.decode(data, start, end))
+            elif kind == links.RTM_DELLINK:
+                self._changes += self._lose_link(links.decode(data, start, end))
+            elif kind in (RTM_NEWADDR, RTM_DELADDR) and self._is_bridge(_ADDRESS_INDEX.unpack_from(data, start)[0]):
+                self._stale.add(TABLES)  # with its last address the bridge loses all its neighbours
+
+    def _see_link(self, link: Link) -> Changes:
+        """A link is there: the objects it carries. Nothing if it is none of ours."""
+        changes: Changes = []
+        if link.family == links.AF_BRIDGE:
+            known = self._names.get(link.ifindex)
+            if known is not None and link.port:
+                changes.append((Key(PORT, known), links.port_flags_of(link, self._name(link.master))))
+            return changes
+        before = self._names.get(link.ifindex)
+        if before is not None and (before != link.name or not self._is_ours(link)):
+            changes += self._drop(before)
+        if not self._is_ours(link):
+            return changes
+        name = link.name
+        self._names[link.ifindex] = name
+        self._links[name] = link
+        if link.type == "veth":
+            self._guests.track(link)
+        changes.append((Key(LINK, name), self._link_value(link)))
+        changes.append((Key(UP, name), True if link.up else None))
+        if name != self._scope.bridge:
+            is_port = link.master and link.port
+            changes.append((Key(PORT, name), links.port_flags_of(link, self._name(link.master)) if is_port else None))
+        return changes
+
+    def _lose_link(self, link: Link) -> Changes:
+        known = self._names.get(link.ifindex)
+        if known is None:
+            return []
+        if link.family == links.AF_BRIDGE:
+            return [(Key(PORT, known), None)]
+        return self._drop(known)
+
+    def _drop(self, name: str) -> Changes:
+        link = self._links.pop(name, None)
+        if link is not None:
+            self._names.pop(link.ifindex, None)
+        self._guests.forget(name)
+        return [(Key(PORT, name), None), (Key(UP, name), None), (Key(LINK, name), None)]
+
+    def _is_ours(self, link: Link) -> bool:
+        if link.name == self._scope.bridge or link.name in self._overlay or link.name in self._ports:
+            return True
+        if not link.name.startswith(PORT_PREFIX) or link.type != "veth":
+            return False
+        return link.alias == links.ALIAS or self._names.get(link.master) == self._scope.bridge
+
+    def _link_value(self, link: Link) -> Value:
+        if link.name == self._scope.bridge:
+            return links.bridge_of(link) if link.type == "bridge" else OtherLink(link.type or "physical")
+        if link.name in self._overlay:
+            return links.vxlan_of(link) if link.type == "vxlan" else OtherLink(link.type or "physical")
+        if link.type != "veth":
+            return OtherLink(link.type or "physical")
+        return self._guests.host_end(link, self._ports.get(link.name))
+
+    def _is_bridge(self, ifindex: int) -> bool:
+        return self._names.get(ifindex) == self._scope.bridge
+
+    def _name(self, ifindex: int) -> str:
+        return self._names.get(ifindex, f"#{ifindex}")
+
+    # Changing.
+
+    def _apply_entries(self, run: Sequence[Operation]) -> list[KernelError]:
+        """Forwarding and neighbour entries, a batch at a time."""
+        errors = []
+        for first in range(0, len(run), BATCH_MESSAGES):
+            sent: list[Operation] = []
+            changes = []
+            for operation in run[first : first + BATCH_MESSAGES]:
+                link = self._links.get(_device_of(operation))
+                if link is None:
+                    errors.append(KernelError(errno.ENODEV, operation, f"no device {_device_of(operation)}"))
+                    continue
+                sent.append(operation)
+                if operation.verb == DELETE:
+                    changes.append(tables.remove(operation.key, link.ifindex))
+                else:
+                    assert operation.value is not None
+                    changes.append(tables.put(operation.key, operation.value, link.ifindex))
+            refused = self._commands.batch(changes)
+            errors += [_refusal(sent[index], error) for index, error in refused.items()]
+            self._collect()
+        return errors
+
+    def _apply_guest(self, run: Sequence[Operation]) -> list[KernelError]:
+        port = self._ports.get(run[0].key.device)
+        if port is None:
+            return []  # deletions of a port that is gone from the scope go with its pair
+        return self._guests.apply(run, port)
+
+    def _apply_one(self, operation: Operation) -> list[KernelError]:
+        key = operation.key
+        try:
+            if key.kind in FIREWALL_KINDS:
+                link = self._links.get(key.device)
+                self._firewall.apply(operation, 0 if link is None else link.ifindex)
+            elif key.kind == LINK and operation.verb == DELETE:
+                self._commands.change(links.RTM_DELLINK, 0, links.one(self._index(key.device)))
+            elif key.kind == LINK and operation.verb == ADD:
+                self._create(operation)
+            elif key.kind == LINK:
+                self._change_link(operation)
+            elif key.kind == PORT:
+                self._set_port(operation)
+            else:
+                assert key.kind == UP
+                self._commands.change(links.RTM_NEWLINK, 0, links.set_up(self._index(key.device), True))
+        except KernelError as error:
+            return [error]
+        except OSError as error:
+            return [_refusal(operation, error)]
+        return []
+
+    def _create(self, operation: Operation) -> None:
+        name, value = operation.key.device, operation.value
+        if isinstance(value, Bridge):
+            self._commands.change(links.RTM_NEWLINK, CREATE | EXCLUSIVE, links.new_bridge(name, value))
+            self._learn(name)
+            self._commands.change(links.RTM_NEWLINK, 0, links.change_bridge(self._index(name), value, None))
+            self._set_bridge_ipv6(name, value, None)
+        elif isinstance(value, Vxlan):
+            self._commands.change(links.RTM_NEWLINK, CREATE | EXCLUSIVE, links.new_vxlan(name, value))
+        else:
+            port = self._ports.get(name)
+            if port is None:
+                raise KernelError(errno.ENODEV, operation, "its port is not known")
+            self._guests.create(operation, port, self._index(self._scope.bridge))
+        self._learn(name)
+
+    def _learn(self, name: str) -> None:
+        """See a new device at once, without waiting for its event: the next operation needs its ifindex."""
+        answer = self._commands.ask(links.RTM_GETLINK, links.one(name=name), links.RTM_NEWLINK)
+        if answer is not None:
+            self._see_link(links.decode(*answer))
+
+    def _change_link(self, operation: Operation) -> None:
+        name, value, found = operation.key.device, operation.value, operation.old
+        if isinstance(value, Bridge):
+            assert isinstance(found, Bridge)
+            self._commands.change(links.RTM_NEWLINK, 0, links.change_bridge(self._index(name), value, found))
+            self._set_bridge_ipv6(name, value, found)
+            return
+        assert isinstance(value, Vxlan | Veth)
+        self._commands.change(links.RTM_NEWLINK, 0, links.set_mtu(self._index(name), value.mtu))
+
+    def _set_bridge_ipv6(self, name: str, wanted: Bridge, found: Bridge | None) -> None:
+        if not (_IPV6_SYSCTLS / name).exists():
+            return  # no IPv6 in this kernel
+        if found is None or found.accept_ra != wanted.accept_ra:
+            (_IPV6_SYSCTLS / name / "accept_ra").write_text(str(wanted.accept_ra))
+        if found is None or found.ipv6 != wanted.ipv6:
+            (_IPV6_SYSCTLS / name / "disable_ipv6").write_text("0" if wanted.ipv6 else "1")
+
+    def _set_port(self, operation: Operation) -> None:
+        wanted, index = operation.value, self._index(operation.key.device)
+        assert isinstance(wanted, PortFlags)
+        if not isinstance(operation.old, PortFlags) or operation.old.master != wanted.master:
+            self._commands.change(links.RTM_NEWLINK, 0, links.join(index, self._index(wanted.master)))
+        self._commands.change(links.RTM_NEWLINK, 0, links.set_port_flags(index, wanted))
+
+    def _announce(self, run: Sequence[Operation]) -> list[KernelError]:
+        rows = [(operation.key.item, operation.value) for operation in run if isinstance(operation.value, bytes)]
+        try:
+            packet.announce(run[0].key.device, rows)
+        except OSError as error:
+            return [_refusal(run[0], error)]
+        return []
+
+    def _index(self, name: str) -> int:
+        link = self._links.get(name)
+        if link is None:
+            raise NetlinkError(errno.ENODEV, f"no device {name}")
+        return link.ifindex
+
+
+def _end_of_run(operations: Sequence[Operation], start: int) -> int:
+    """Where the operations end that can be done together with the one at `start`."""
+    first = operations[start]
+    kind = first.key.kind
+    end = start + 1
+    if first.verb == ANNOUNCE:
+        while end < len(operations) and operations[end].verb == ANNOUNCE:
+            end += 1
+    elif kind in TABLE_KINDS:
+        while end < len(operations) and operations[end].key.kind == kind:
+            end += 1
+    elif kind in GUEST_KINDS:
+        while end < len(operations) and operations[end].key.device == first.key.device:
+            end += 1
+    return end
+
+
+def _device_of(operation: Operation) -> str:
+    """The device an entry's message names: for the bridge's FDB that is the port."""
+    if operation.key.kind != BRIDGE_FDB:
+        return operation.key.device
+    port = operation.old if operation.verb == DELETE else operation.value
+    if isinstance(port, Odd):
+        return port.port
+    assert isinstance(port, str)
+    return port
+
+
+def _refusal(operation: Operation, error: OSError) -> KernelError:
+    return KernelError(error.errno or errno.EIO, operation, error.strerror or str(error))
