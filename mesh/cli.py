@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         _forget_stdout()
-        print(f"weft: {error}", file=sys.stderr)
+        where = error.filename or "standard output"
+        print(f"weft: cannot use {where} ({error.strerror or error}); free space or check it", file=sys.stderr)
         return 1
     return status
 
@@ -118,9 +119,9 @@ def _attach(parsed: Parsed) -> int:
 
     *addresses, target = parsed.words
     with _WrongUsage():
+        request: dict[str, Any] = {"target": _target(target)}
         arguments.need_addresses(addresses)
-        request = {
-            "target": _target(target),
+        request |= {
             "addresses": [str(address) for address in arguments.parse_addresses(addresses)],
             "network": arguments.parse_network(parsed.value("--network") or arguments.DEFAULT_NETWORK),
             "labels": dict(arguments.parse_label(label) for label in parsed.values("--label")),

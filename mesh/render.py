@@ -39,13 +39,13 @@ def status(answer: Row) -> str:
 
 
 def _paths(connections: Any) -> str:
-    if not connections:
-        return "none: no other peer is known"
     parts = []
-    for path, count in sorted(connections.items()):
+    for path, count in sorted((connections or {}).items()):
+        if not count:
+            continue
         to = "peer" if count == 1 else "peers"
         parts.append(f"no path to {count} {to}" if path == "none" else f"{_text(path)} to {count} {to}")
-    return ", ".join(parts)
+    return ", ".join(parts) or "none: no other peer is known"
 
 
 def _refused(refused: Row) -> list[str]:
@@ -74,13 +74,21 @@ def peers(rows: list[Row]) -> str:
         (
             _text(row.get("name")),
             _text(row.get("nickname")),
-            "this host" if row.get("self") else "reachable" if row.get("reachable") else "unreachable",
+            _peer_state(row),
             _text(row.get("version")),
             _listed(row.get("addresses")),
         )
         for row in rows
     ]
     return _listing(("PEER", "NICKNAME", "STATE", "VERSION", "ADDRESSES"), cells, "no peers are known")
+
+
+def _peer_state(row: Row) -> str:
+    if row.get("self"):
+        return "this host"
+    if row.get("reachable"):
+        return "reachable"
+    return "stopped" if row.get("state") == "away" else "unreachable"
 
 
 def connections(rows: list[Row], now_unix_s: float) -> str:

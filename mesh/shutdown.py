@@ -153,11 +153,10 @@ def reset(*, force: bool) -> int:
     run_directory, state_directory = directories.run_dir(), directories.state_dir()
     with find_daemon(run_directory) as process:
         state_directory = process.state_dir or state_directory
-        clean = _reset_daemon(process, run_directory)
+        _end_daemon(process, run_directory)
     lock = _lock_state(state_directory)
     try:
-        if not clean:
-            _remove_kernel_state()
+        _remove_kernel_state()
         directories.remove_state(state_directory)
         directories.remove_run_files(run_directory)
     finally:
@@ -170,18 +169,16 @@ def _confirmed() -> bool:
     if not sys.stdin.isatty():
         return True
     print("This removes Weft's devices, endpoints and this host's identity. Containers lose the network.")
-    try:
-        return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
+    print("Go on? [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _reset_daemon(process: DaemonProcess | NoProcess, run_directory: str) -> bool:
-    """End the daemon one way or the other. True where it has cleaned the kernel itself."""
+def _end_daemon(process: DaemonProcess | NoProcess, run_directory: str) -> None:
+    """Ask the daemon to tell the others that we leave for good, and end it one way or the other."""
     try:
         client.call("reset", timeout_s=RESET_ANSWER_TIMEOUT_S)
         if _wait_gone(process):
-            return True
+            return
         print("weft: the daemon does not end; removing everything without it", file=sys.stderr)
     except client.DaemonDown:
         pass
@@ -194,7 +191,6 @@ def _reset_daemon(process: DaemonProcess | NoProcess, run_directory: str) -> boo
             f"something serves {directories.socket_path(run_directory)} but {directories.pid_path(run_directory)} "
             "does not name it; end that process yourself, then reset again"
         )
-    return False
 
 
 def _kill(process: DaemonProcess) -> None:
@@ -213,11 +209,15 @@ def _lock_state(state_directory: str) -> int | None:
 
 
 def _remove_kernel_state() -> None:
-    """Without a daemon this process does it, and only then pays for importing what it takes."""
+    """By this process, which only here pays for importing what it takes. Finds nothing to do after an orderly reset."""
     try:
         from dataplane import linux
 
-        linux.teardown(linux.open_kernel())
+        kernel = linux.open_kernel()
+        try:
+            linux.teardown(kernel)
+        finally:
+            kernel.close()
     except Exception as error:
         # The outermost shell of this process: whatever the drivers raise, the state files stay for the next try.
         cause = str(error) or type(error).__name__

@@ -56,7 +56,7 @@ def test_what_a_stranger_wrote_cannot_forge_a_line(lines: io.StringIO) -> None:
     ("value", "text"),
     [
         ("plain", "plain"), (7, "7"), (None, "None"), ("", '""'), ("a b", '"a b"'), ("a=b", '"a=b"'),
-        ('a"b', '"a\\"b"'), ("zoë", "zoë"), ("zoë x", '"zoë x"'), ("\udcff", '"\\udcff"'), ("x" * 1025, "x" * 1024 + "..."),
+        ("zoë", "zoë"), ("zoë x", '"zoë x"'), ("\udcff", '"\\udcff"'), ("x" * 1025, "x" * 1024 + "..."),
     ],
 )  # fmt: skip
 def test_a_value_is_one_word(value: object, text: str) -> None:
