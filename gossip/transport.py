@@ -11,9 +11,11 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from gossip.errors import ProtocolError
 from gossip.events import CloseLink, Dial, DialKey, Event, Outcome, Send, StoreEpoch
@@ -28,6 +30,8 @@ CLOSE_TIMEOUT_S = 2.0
 """How long a closed link may take to flush its last words."""
 WRITE_HIGH_BYTES = 128 * 1024
 LAST_ADDRESSES = 8
+TIMER_SLACK_S = 0.001
+"""A timer that fires a moment early would only be set again."""
 
 log = logging.getLogger("weft.gossip")
 
@@ -88,16 +92,17 @@ class Transport:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        deadline = self._loop.time() + CLOSE_TIMEOUT_S
+        deadline = self.now() + CLOSE_TIMEOUT_S
         for connection in list(self._open):
             connection.close()
-        while self._open and self._loop.time() < deadline:
+        while self._open and self.now() < deadline:
             await asyncio.sleep(0.02)
         for connection in list(self._open):
             connection.abort()
 
     def now(self) -> float:
-        return self._loop.time()
+        """Monotonic seconds. The loop's own clock may tick in milliseconds, too coarse for a round trip."""
+        return time.monotonic()
 
     def perform(self, outcomes: list[Outcome]) -> None:
         """Do what the node asked for, then set the timer anew."""
@@ -133,7 +138,7 @@ class Transport:
             self._timer = None
         due = self.node.next_timeout()
         if due is not None and not self._stopped:
-            self._timer = self._loop.call_at(due, self._tick)
+            self._timer = self._loop.call_later(max(0.0, due - self.now()) + TIMER_SLACK_S, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -252,14 +257,13 @@ class _Connection(asyncio.Protocol):
     # -- asyncio's side ----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._socket = transport
+        self._socket = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         host, port = transport.get_extra_info("peername")[:2]
         self.remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._socket.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         due = self._link.next_timeout()
         assert due is not None
-        self._timer = self._owner._loop.call_at(due, self._handshake_late)
+        self._timer = self._owner._loop.call_later(due - self._owner.now() + TIMER_SLACK_S, self._handshake_late)
         self._owner.connection_made(self)
         self.flush()
 
@@ -336,7 +340,7 @@ class _Connection(asyncio.Protocol):
 
     def _handshake_late(self) -> None:
         try:
-            self._link.handle_timeout(self._owner.now() + 0.001)
+            self._link.handle_timeout(self._owner.now())
         except ProtocolError as error:
             self._broken(error)
 

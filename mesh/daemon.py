@@ -83,7 +83,7 @@ class Daemon:
         self._config = config
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
+        self._started = time.monotonic()
         self._psks = [derive_psk(password) for password in config.passwords] or [NO_SECRET_PSK]
         weak = (warning_for(password) for password in config.passwords[:1])
         self._weak_password = next(iter(weak), None)
@@ -144,7 +144,7 @@ class Daemon:
             self._loop.add_signal_handler(number, self._stop.set)
         self._pinger.open()
         self._spawn(self._survey_forever())
-        transport.perform(self.node.connect(self._first_targets, self._loop.time()))
+        transport.perform(self.node.connect(self._first_targets, time.monotonic()))
 
     async def _start_kernel(self) -> None:
         self._kernel = open_kernel()
@@ -164,7 +164,7 @@ class Daemon:
         """Leave the mesh and end every part; the kernel is left as it is, except after `reset`."""
         self._closed = True
         if self._transport is not None:
-            self._transport.perform(self.node.leave(self._gone, self._loop.time()))
+            self._transport.perform(self.node.leave(self._gone, time.monotonic()))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -215,7 +215,7 @@ class Daemon:
     def _refresh(self) -> int:
         """Publish the desired state as it now is."""
         self._refresh_due = None
-        now = self._loop.time()
+        now = time.monotonic()
         local = Local(
             name=self.node.name,
             has_secret=bool(self._config.passwords),
@@ -273,7 +273,7 @@ class Daemon:
     def _tell(self, ifname: str, endpoint: Endpoint | None) -> None:
         """Publish or withdraw one of our endpoints: one page of the table changes."""
         changed = self._pager.put(ifname, encode_row(endpoint)) if endpoint else self._pager.remove(ifname)
-        now = self._loop.time()
+        now = time.monotonic()
         for index in sorted(changed):
             body = self._pager.body(index)
             outcomes = self.node.publish(ENDPOINTS_TABLE, index, body, now)
@@ -298,7 +298,7 @@ class Daemon:
             "advertise": bool(advertised),
         }
         described = replace(record, addresses=addresses[:ADDRESSES_ADVERTISED_MAX], attributes=attributes)
-        outcomes = self.node.describe(described, self._loop.time())
+        outcomes = self.node.describe(described, time.monotonic())
         if self._transport is not None:
             self._transport.perform(outcomes)
 
@@ -364,7 +364,7 @@ class Daemon:
         return {}
 
     def _read(self, verb: str) -> object:
-        now = self._loop.time()
+        now = time.monotonic()
         views: dict[str, Callable[[], object]] = {
             "status": self._summary,
             "peers": lambda: status.peers(self._router),
@@ -382,7 +382,7 @@ class Daemon:
         return views[verb]()
 
     def _summary(self) -> object:
-        now = self._loop.time()
+        now = time.monotonic()
         assert self._transport is not None
         attachments = self._attachments.all()
         warnings = status.warnings(self._router, self._report, attachments, self._weak_password, now)
@@ -392,7 +392,7 @@ class Daemon:
         )  # fmt: skip
 
     async def _connect(self, peers: list[str], replace: bool) -> object:
-        now = self._loop.time()
+        now = time.monotonic()
         known = [] if replace else [row.target for row in self.node.targets(now)]
         await self._save_targets([*known, *(peer for peer in peers if peer not in known)])
         assert self._transport is not None
@@ -400,7 +400,7 @@ class Daemon:
         return {}
 
     async def _forget(self, peers: list[str]) -> object:
-        known = [row.target for row in self.node.targets(self._loop.time())]
+        known = [row.target for row in self.node.targets(time.monotonic())]
         unknown = [peer for peer in peers if peer not in known]
         if unknown:
             have = ", ".join(known) or "there are none"
@@ -423,7 +423,7 @@ class Daemon:
             raise ApiError("no-path", f"there is no path to {who} ({path.reason}); see `weft status connections`")
         times: list[float] = []
         for sequence in range(1, request.count + 1):
-            begun = self._loop.time()
+            begun = time.monotonic()
             rtt_s = await self._pinger.ping(bridge_mac(name), self._router.mtu, PING_TIMEOUT_S)
             rtt_ms = None if rtt_s is None else round(rtt_s * 1000, 3)
             times += [] if rtt_ms is None else [rtt_ms]
@@ -431,7 +431,7 @@ class Daemon:
                 {"seq": sequence, "path": path.kind, "rtt_ms": rtt_ms, "address": str(path.destination), "peer": who}
             )
             if sequence < request.count:
-                await asyncio.sleep(max(0.0, request.interval_s - (self._loop.time() - begun)))
+                await asyncio.sleep(max(0.0, request.interval_s - (time.monotonic() - begun)))
         times.sort()
         return {
             "sent": request.count,
@@ -455,8 +455,8 @@ class Daemon:
 
     async def _wait_settled(self) -> None:
         """With links up, what others hold is known in a moment: wait for it rather than take an address twice."""
-        deadline = self._loop.time() + ATTACH_SETTLE_S
-        while not self.node.settled and self.node.links() and self._loop.time() < deadline:
+        deadline = time.monotonic() + ATTACH_SETTLE_S
+        while not self.node.settled and self.node.links() and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     def _is_peer_mac(self, mac: bytes) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable
 
 from dataplane import probe
@@ -55,7 +56,7 @@ class Pinger:
         nonce = os.urandom(probe.NONCE_BYTES)
         answered: asyncio.Future[float] = self._loop.create_future()
         self._waiting[nonce] = answered
-        sent = self._loop.time()
+        sent = time.monotonic()
         try:
             self._send(probe.request(self._own_mac, mac, nonce, packet_bytes))
             async with asyncio.timeout(timeout_s):
@@ -95,7 +96,7 @@ class Pinger:
         elif frame.kind == probe.REQUEST:
             self._send(probe.reply(frame, self._own_mac))
         elif (answered := self._waiting.get(frame.nonce)) is not None and not answered.done():
-            answered.set_result(self._loop.time())
+            answered.set_result(time.monotonic())
 
     def _count(self, counter: str) -> None:
         self.counters[counter] = self.counters.get(counter, 0) + 1
