@@ -104,14 +104,14 @@ def _start(parsed: Parsed, launch_config: LaunchConfig) -> int:
     try:
         answer = _wait_ready(ready_read, log)
     except BaseException:
-        _end(daemon)
+        _end(daemon, patience_s=0.0)
         raise
     finally:
         os.close(ready_read)
     if answer == READY:
         print(f"weft serves as pid {daemon.pid}; log: {log}")
         return 0
-    status = _end(daemon)
+    status = _end(daemon, patience_s=END_TIMEOUT_S)
     if answer:
         raise UserError(answer)
     last = _last_line(log, log_start)
@@ -166,19 +166,16 @@ def _wait_ready(descriptor: int, log: str) -> str:
     return answer.decode(errors="replace").partition("\n")[0]
 
 
-def _end(daemon: subprocess.Popen[bytes]) -> int:
-    """End a daemon that did not come up. It is our own child, so its pid is still its own."""
+def _end(daemon: subprocess.Popen[bytes], patience_s: float) -> int:
+    """See a daemon that did not come up to its end. It is our own child, so its pid is still its own."""
     import subprocess
 
-    try:
-        return daemon.wait(END_TIMEOUT_S if daemon.poll() is None else 0)
-    except subprocess.TimeoutExpired:
-        daemon.terminate()
-    try:
-        return daemon.wait(END_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        daemon.kill()
-        return daemon.wait()
+    for timeout_s, urge in ((patience_s, daemon.terminate), (END_TIMEOUT_S, daemon.kill)):
+        try:
+            return daemon.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            urge()
+    return daemon.wait()
 
 
 def _last_line(log: str, start: int) -> str:
