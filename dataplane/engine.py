@@ -22,13 +22,16 @@ from typing import Final
 from dataplane.desired import Desired
 from dataplane.faults import sort_faults, text_of
 from dataplane.kernel import PARTS, Fault, Kernel, KernelError, Observation, Warning
-from dataplane.objects import Expander, Expansion
-from dataplane.reconcile import WANTED, Reconciler
+from dataplane.objects import Expander, Expansion, Key, Value
+from dataplane.reconcile import OBSERVED, WANTED, Reconciler
 
 FULL_INTERVAL_S: Final = 60.0
 FULL_JITTER_S: Final = 10.0
 MAX_PASSES: Final = 8
 """Passes of plan and apply in one turn; what still differs then comes in the next turn, after events."""
+BURST_CHANGES: Final = 100
+BURST_QUIET_S: Final = 0.005
+MAX_BURST_WAITS: Final = 40
 RESTART_DELAY_S: Final = 1.0
 """After a mistake of ours ended a turn."""
 
@@ -152,7 +155,7 @@ class Engine:
         published = self._take_mailbox()
         if self._expansion is None:
             return
-        stale = self._observe(observed)
+        stale = self._observe(observed) | self._ride_out(observed)
         if self._clock() >= self._next_full:
             stale = frozenset(PARTS)
         self._reconciler.retry(self._clock())
@@ -182,19 +185,34 @@ class Engine:
             self._counters = replace(self._counters, overruns=self._counters.overruns + 1)
         return observed.stale | self._reconciler.take_stale()
 
+    def _ride_out(self, observed: Observation) -> frozenset[str]:
+        """A device that goes takes its entries with it, one event each, and repairing the first of them while the
+        last are still to come would be work for nothing. So a burst is heard to its end first."""
+        stale: frozenset[str] = frozenset()
+        for _ in range(MAX_BURST_WAITS):
+            if len(observed.changes) < BURST_CHANGES:
+                break
+            observed = self._kernel.wait(BURST_QUIET_S)
+            stale |= self._observe(observed)
+        return stale
+
     def _list(self, stale: frozenset[str]) -> frozenset[str]:
         """List parts again. Returns those that listing itself made untrusted."""
         if not stale:
             return stale
         is_first = self._next_full == 0.0
         is_full = stale == frozenset(PARTS)
+        kinds: frozenset[str] = frozenset()
+        objects: dict[Key, Value] = {}
         self._listing_error = None
         for part in (part for part in PARTS if part in stale):
             try:
-                self._reconciler.replace(part, self._kernel.listing(part), *((WANTED,) if is_first else ()))
+                objects.update(self._kernel.listing(part))
+                kinds |= PARTS[part]
             except KernelError as error:
                 self._listing_error = error
                 self._next_full = self._clock() + RESTART_DELAY_S
+        self._reconciler.replace(kinds, objects, WANTED if is_first else OBSERVED)
         if is_full:
             self._counters = replace(self._counters, reconciles=self._counters.reconciles + 1)
             if self._listing_error is None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from dataplane.kernel import (
@@ -108,6 +108,9 @@ STAGES: Final = 24
 _PART_OF_KIND: Final = {kind: part for part, kinds in PARTS.items() for kind in kinds}
 
 
+Needs = tuple[tuple[Key, bool], ...]
+
+
 class Failure(NamedTuple):
     """An operation that was refused, and when it is tried again."""
 
@@ -125,6 +128,7 @@ class Reconciler:
         self._settled = False
         self._bridge = ""
         self._overlay: tuple[str, ...] = ()
+        self._bridge_is_up: Needs = ()
         self._dirty: dict[Key, str] = {}
         self._in_flight: dict[Key, str] = {}
         self._waiting: dict[Key, dict[Key, str]] = {}
@@ -157,6 +161,7 @@ class Reconciler:
         self._wanted = new
         self._bridge = expansion.scope.bridge
         self._overlay = (vxlan_name(self._bridge), vxlan6_name(self._bridge))
+        self._bridge_is_up = ((Key(UP, self._bridge), True),)
         for key, value in new.items():
             if old.get(key) != value:
                 self._mark(key, WANTED)
@@ -171,18 +176,19 @@ class Reconciler:
                     self._mark(key, WANTED)
         self._settled = expansion.settled
 
-    def replace(self, part: str, objects: Mapping[Key, Value], cause: str = OBSERVED) -> None:
-        """A listing: for the kinds in this part, exactly these objects are there."""
-        kinds = PARTS[part]
+    def replace(self, kinds: frozenset[str], objects: Mapping[Key, Value], cause: str = OBSERVED) -> None:
+        """A listing: of these kinds, exactly these objects are there."""
         for key in [key for key in self._actual if key.kind in kinds and key not in objects]:
             self._set(key, None, cause)
+        actual, wanted = self._actual, self._wanted
         for key, value in objects.items():
-            if self._actual.get(key) != value:
+            if actual.get(key) != value:
                 self._set(key, value, cause)
-            elif key not in self._wanted:
+            elif key not in wanted:
                 self._mark(key, cause)
-        for key, wanted in self._wanted.items():
-            if key.kind in kinds and not ((found := objects.get(key)) is not None and fits(wanted, found)):
+        for key, value in wanted.items():
+            found = objects.get(key)
+            if found != value and key.kind in kinds and (found is None or not fits(value, found)):
                 self._mark(key, cause)
 
     def observe(self, key: Key, value: Value | None) -> None:
@@ -266,19 +272,21 @@ class Reconciler:
             self._actual.pop(key, None)
         else:
             self._actual[key] = value
-        if key.kind == NEIGHBOUR and isinstance(old, bytes):
+        if old is not None and key.kind == NEIGHBOUR and isinstance(old, bytes):
             self._last_macs[key] = old
             self._last_macs.move_to_end(key)
             if len(self._last_macs) > REMEMBERED_MACS:
                 self._last_macs.popitem(last=False)
         wanted = self._wanted.get(key)
-        if (value is None) == (wanted is None) and (value is None or wanted is None or fits(wanted, value)):
-            self._failures.pop(key, None)
+        if value is wanted or (value is not None and wanted is not None and fits(wanted, value)):
+            if self._failures:
+                self._failures.pop(key, None)
         else:
             self._mark(key, cause)
-        for waiter, why in self._waiting.pop(key, {}).items():
-            self._mark(waiter, why)
-        if key.kind == LINK and value is None and old is not None:
+        if self._waiting:
+            for waiter, why in self._waiting.pop(key, {}).items():
+                self._mark(waiter, why)
+        if value is None and old is not None and key.kind == LINK:
             self._forget_device(key.device)
 
     def _forget_device(self, name: str) -> None:
@@ -367,9 +375,11 @@ class Reconciler:
             return _DELETE_BRIDGE if isinstance(found, Bridge) else _DELETE_LINK
         return _STAGE_OF_DELETE[key.kind]
 
-    def _needs(self, operation: Operation) -> Iterable[tuple[Key, bool]]:
+    def _needs(self, operation: Operation) -> Needs:
         """Keys that must be present (True) or absent (False) for the operation to make sense."""
         key, value = operation.key, operation.value
+        if key.kind == NEIGHBOUR:
+            return self._bridge_is_up if operation.verb != DELETE else ()
         if operation.verb == DELETE:
             if key.kind == VXLAN_FDB:
                 points_here = self._actual.get(Key(BRIDGE_FDB, self._bridge, key.item)) == key.device
@@ -385,8 +395,6 @@ class Reconciler:
             return ((Key(LINK, key.device), True),)
         if key.kind == GUEST_ADDRESS:
             return ((Key(GUEST, key.device), True),)
-        if key.kind == NEIGHBOUR:
-            return ((Key(UP, key.device), True),)
         if key.kind == BRIDGE_FDB and isinstance(value, str):
             port = (Key(PORT, value), True)
             return (port, (Key(VXLAN_FDB, value, key.item), True)) if value in self._overlay else (port,)

@@ -32,7 +32,7 @@ def teardown(kernel: Kernel, bridge: str = "weft") -> None:
     for number in range(TEARDOWN_PASSES):
         errors = []
         for part in PARTS:
-            reconciler.replace(part, kernel.listing(part))
+            reconciler.replace(PARTS[part], kernel.listing(part))
         stages = reconciler.plan(float(number))
         if not any(stages):
             return

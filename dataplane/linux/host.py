@@ -87,7 +87,10 @@ class LinuxKernel:
     def __init__(self, firewall: Firewall | None = None) -> None:
         try:
             self._commands = NetlinkSocket()
-            self._events = EventSocket(NETLINK_ROUTE, _GROUPS)
+            # Neighbours we set ourselves need not come back as events: they are half of the bulk, and the kernel says
+            # whose they are. For forwarding entries it does not say.
+            echoes = (tables.RTM_NEWNEIGH, self._commands.port)
+            self._events = EventSocket(NETLINK_ROUTE, _GROUPS, deaf_to=echoes)
             self._guest_events = EventSocket(NETLINK_ROUTE, _GUEST_GROUPS, all_namespaces=True)
             self._nft_events = EventSocket(NETLINK_NETFILTER, (NFT_GROUP,))
         except OSError as error:

@@ -15,6 +15,7 @@ All of it in the machine's byte order; lengths count their own header, padding e
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
@@ -52,7 +53,9 @@ _NETLINK_NO_ENOBUFS: Final = 5
 _NETLINK_LISTEN_ALL_NSID: Final = 8
 _NETLINK_EXT_ACK: Final = 11
 _NETLINK_GET_STRICT_CHK: Final = 12
+_SO_ATTACH_FILTER: Final = 26
 _SO_RCVBUFFORCE: Final = 33
+_INSTRUCTION: Final = struct.Struct("=HBBI")
 _NLMSGERR_ATTR_MSG: Final = 1
 _FLAG_CAPPED: Final = 0x100
 _FLAG_ACK_TLVS: Final = 0x200
@@ -130,6 +133,11 @@ class NetlinkSocket:
             self._socket.close()
             raise
         self._sequence = 0
+
+    @property
+    def port(self) -> int:
+        """What the kernel calls this socket in the events that its changes cause."""
+        return int(self._socket.getsockname()[0])
 
     def close(self) -> None:
         self._socket.close()
@@ -215,7 +223,15 @@ class NetlinkSocket:
 class EventSocket:
     """Hears what changes. With `all_namespaces` also in those that this one has given a number (nsid)."""
 
-    def __init__(self, family: int, groups: Sequence[int], *, all_namespaces: bool = False) -> None:
+    def __init__(
+        self,
+        family: int,
+        groups: Sequence[int],
+        *,
+        all_namespaces: bool = False,
+        deaf_to: tuple[int, int] | None = None,
+    ) -> None:
+        """`deaf_to`: a message type and the port number of a socket; such messages are not received at all."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         try:
             self._socket.setblocking(False)
@@ -224,6 +240,8 @@ class EventSocket:
             except PermissionError:  # without CAP_NET_ADMIN in the first user namespace: as large as allowed
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
             self._socket.bind((0, 0))
+            if deaf_to is not None:
+                _attach_filter(self._socket, *deaf_to)
             if all_namespaces:
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
             for group in groups:
@@ -256,6 +274,27 @@ class EventSocket:
             if level == _SOL_NETLINK and kind == _NETLINK_LISTEN_ALL_NSID:
                 return data, int.from_bytes(value[:4], "little", signed=True)
         return data, -1
+
+
+def _attach_filter(listener: socket.socket, kind: int, port: int) -> None:
+    """Classic BPF: drop messages of one type that the kernel ascribes to one port. Loads read big-endian."""
+    swapped_kind = int.from_bytes(struct.pack("=H", kind), "big")
+    swapped_port = int.from_bytes(struct.pack("=I", port), "big")
+    program = b"".join(
+        _INSTRUCTION.pack(*instruction)
+        for instruction in (
+            (0x28, 0, 0, 4),  # load the half word at 4: the message type
+            (0x15, 0, 3, swapped_kind),  # unlike: accept
+            (0x20, 0, 0, 12),  # load the word at 12: the port
+            (0x15, 0, 1, swapped_port),  # unlike: accept
+            (0x06, 0, 0, 0),  # drop
+            (0x06, 0, 0, 0xFFFFFFFF),  # accept
+        )
+    )
+    code = ctypes.create_string_buffer(program)
+    # struct sock_fprog of linux/filter.h
+    length = len(program) // _INSTRUCTION.size
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", length, ctypes.addressof(code)))
 
 
 def _error_of(data: bytes, flags: int, start: int, end: int) -> NetlinkError | None:
