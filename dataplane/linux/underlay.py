@@ -1,100 +1,102 @@
-"""The addresses at which other hosts may reach this one, with the interface and MTU of each.
+"""What carries the overlay: this host's own addresses, the networks they lie in, and their interfaces' MTUs.
 
-Knows which interfaces are never the way to other hosts: loopback, our own, Docker's and other people's container
-bridges. Knows nothing of which address other hosts have really seen (mesh decides that). The one idea: a wrong
-address advertised costs every peer a failed dial, a missing one only an observation; so whatever is doubtful is out.
+Left out is what leads nowhere or back to us: loopback, link-local addresses, our own devices, and the bridges that
+container engines make (an overlay over docker0 would go round in circles). Knows nothing of which address other hosts
+have really seen. The one idea: a wrong address told to others costs each of them a failed dial, a missing one only
+that somebody must observe it; so what is doubtful is left out.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface
 from typing import Final
 
 from dataplane.desired import Address
 from dataplane.kernel import KernelError
 from dataplane.linux import links
 from dataplane.linux.guests import RTM_GETADDR, RTM_NEWADDR
+from dataplane.linux.links import Link
 from dataplane.linux.netlink import NetlinkSocket, attributes
 
-NEVER_EXACTLY: Final = frozenset({"lo", "docker0", "docker_gwbridge", "virbr0", "lxcbr0", "cni0", "podman0"})
-NEVER_PREFIXES: Final = ("br-", "cali", "flannel", "cilium", "lxc", "tunl", "vxlan.", "kube-")
+_FOREIGN_PREFIXES: Final = ("docker", "br-", "cni", "podman", "virbr", "lxcbr", "flannel", "cali", "cilium", "weave")
+_OWN_PREFIXES: Final = ("vw",)
 _ADDRESS: Final = struct.Struct("=BBBBI")
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _IFA_FLAGS: Final = 8
-_UNUSABLE_FLAGS: Final = 0x01 | 0x08 | 0x20 | 0x40
-"""IFA_F_TEMPORARY (privacy addresses of IPv6 change), _DADFAILED, _DEPRECATED, _TENTATIVE."""
-_TEMPORARY: Final = 0x01
-_AF_INET: Final = 2
+_AF_INET6: Final = 10
+_UNFIT: Final = 0x01 | 0x08 | 0x20 | 0x40
+"""IFA_F_TEMPORARY (IPv6 privacy addresses change), _DADFAILED, _DEPRECATED and _TENTATIVE of linux/if_addr.h.
+
+IPv6 only: on IPv4 the first of these bits marks a secondary address, which is as good as any.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class UnderlayAddress:
     address: Address
-    interface: str
+    network: IPv4Network | IPv6Network
+    ifname: str
     mtu: int
-    """Of the interface, in bytes."""
 
 
-def underlay_addresses(bridge: str = "weft") -> tuple[UnderlayAddress, ...]:
-    """IPv4 before IPv6, otherwise in the kernel's order (the first interface first). Raises KernelError."""
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The underlay at one moment."""
+
+    addresses: tuple[UnderlayAddress, ...]
+    """IPv4 first, then in the kernel's order: the one that others should try first stands first."""
+    bridge_mtu: int | None
+    """MTU of our bridge where an earlier life of the daemon has left one."""
+
+    @property
+    def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        return tuple(found.network for found in self.addresses)
+
+
+def survey(bridge: str) -> Survey:
+    """Look now, in the network namespace of the calling thread. Takes a few milliseconds; raises KernelError."""
     try:
         commands = NetlinkSocket()
         try:
-            found = {
-                link.ifindex: link
-                for data, kind, start, end in commands.dump(links.RTM_GETLINK, links.every())
-                if kind == links.RTM_NEWLINK
-                for link in (links.decode(data, start, end),)
-            }
-            addresses = [
-                (bytes(data[start:end]))
-                for data, kind, start, end in commands.dump(RTM_GETADDR, _ADDRESS.pack(0, 0, 0, 0, 0))
-                if kind == RTM_NEWADDR
-            ]
+            devices: dict[int, Link] = {}
+            for data, kind, start, end in commands.dump(links.RTM_GETLINK, links.every()):
+                if kind == links.RTM_NEWLINK:
+                    link = links.decode(data, start, end)
+                    devices[link.ifindex] = link
+            found = []
+            for data, kind, start, end in commands.dump(RTM_GETADDR, _ADDRESS.pack(0, 0, 0, 0, 0)):
+                if kind == RTM_NEWADDR and (entry := _usable(data, start, end, devices, bridge)) is not None:
+                    found.append(entry)
         finally:
             commands.close()
     except OSError as error:
         text = f"cannot list the addresses of this host: {error.strerror}"
         raise KernelError(error.errno or errno.EIO, None, text) from None
-    ours = {link.ifindex for link in found.values() if is_ours(link.name, bridge)}
-    usable = []
-    for message in addresses:
-        link = found.get(_ADDRESS.unpack_from(message)[4])
-        if link is None or not link.up or link.ifindex in ours or link.master in ours or is_never(link.name):
-            continue
-        address = _address_of(message)
-        if address is not None and is_usable(address):
-            usable.append(UnderlayAddress(address, link.name, link.mtu))
-    return tuple(sorted(usable, key=lambda entry: entry.address.version))
+    found.sort(key=lambda each: each.address.version)
+    return Survey(tuple(found), next((link.mtu for link in devices.values() if link.name == bridge), None))
 
 
-def is_ours(name: str, bridge: str) -> bool:
-    return name == bridge or name.startswith(f"{bridge}-")
-
-
-def is_never(name: str) -> bool:
-    return name in NEVER_EXACTLY or name.startswith(NEVER_PREFIXES)
-
-
-def is_usable(address: Address) -> bool:
-    return not (address.is_link_local or address.is_loopback or address.is_multicast or address.is_unspecified)
-
-
-def smallest_mtu(addresses: Iterable[UnderlayAddress]) -> int | None:
-    return min((entry.mtu for entry in addresses), default=None)
-
-
-def _address_of(message: bytes) -> Address | None:
-    family = message[0]
-    found = attributes(message, _ADDRESS.size, len(message))
-    flags = int.from_bytes(found.get(_IFA_FLAGS, bytes(4)), "little")
-    # On IPv4 the bit of TEMPORARY means a secondary address, which is as good as any.
-    if flags & (_UNUSABLE_FLAGS & ~_TEMPORARY if family == _AF_INET else _UNUSABLE_FLAGS):
+def _usable(data: bytes, start: int, end: int, devices: Mapping[int, Link], bridge: str) -> UnderlayAddress | None:
+    family, length, _, _, ifindex = _ADDRESS.unpack_from(data, start)
+    link = devices.get(ifindex)
+    if link is None or _is_foreign(link.name, bridge):
         return None
+    found = attributes(data, start + _ADDRESS.size, end)
+    flags = int.from_bytes(found.get(_IFA_FLAGS, b""), "little")
     packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
-    return None if packed is None else ip_address(packed)
+    if packed is None or (family == _AF_INET6 and flags & _UNFIT):
+        return None
+    interface: IPv4Interface | IPv6Interface = ip_interface((packed, length))
+    if interface.ip.is_loopback or interface.ip.is_link_local:
+        return None
+    return UnderlayAddress(interface.ip, interface.network, link.name, link.mtu)
+
+
+def _is_foreign(ifname: str, bridge: str) -> bool:
+    own = ifname == bridge or ifname.startswith((f"{bridge}-", *_OWN_PREFIXES))
+    return own or ifname == "lo" or ifname.startswith(_FOREIGN_PREFIXES)
