@@ -14,7 +14,7 @@ import pytest
 
 from bench.traffic import ping
 from mesh.lab import LABS_DIR, Lab
-from mesh.namespaces import NAMESPACES_DIR, LabError, end_processes_in, ip_batch, wait_until
+from mesh.namespaces import NAMESPACES_DIR, LabError, end_processes_in, ip_batch, namespace_of, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -193,7 +193,7 @@ def test_up_gives_a_mesh_that_outlives_the_command_and_down_ends_it(name: str) -
     assert _command("down", "--name", name).returncode == 0
 
     assert _namespaces(name) == []
-    assert not any(Path(f"/proc/{host['daemon_pid']}").exists() for host in status["hosts"])
+    assert [namespace_of(host["daemon_pid"]) for host in status["hosts"]] == [None, None]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.traffic import ping
 from mesh.lab import Lab
 from mesh.namespaces import wait_until
 
@@ -14,7 +13,6 @@ pytestmark = pytest.mark.root
 
 VXLAN_OVERHEAD = 50
 """Over IPv4: outer Ethernet is not part of an MTU, the inner one is: 20 + 8 + 8 + 14."""
-VXLAN_OVERHEAD_6 = 70
 
 
 def _mtu(lab: Lab, node: str, device: str) -> int:
@@ -55,21 +53,17 @@ def test_jumbo_where_all_have_it_and_small_where_one_has_not(make_lab: Callable[
     assert _passes(lab, "c3.1", lab.address("c2.1"), small)
 
 
-def test_over_an_ipv6_underlay_containers_talk(make_lab: Callable[..., Lab]) -> None:
-    """No IPv4 between the hosts: the same mesh, 20 bytes smaller."""
+def test_over_an_ipv6_underlay_hosts_meet_and_say_why_containers_do_not(make_lab: Callable[..., Lab]) -> None:
+    """No IPv4 between the hosts: links work, and VXLAN, which this version has over IPv4 only, is not pretended."""
     lab = make_lab(hosts=2, containers=1)
     lab.build()
-    for host in (1, 2):
-        lab.run(f"h{host}", ["ip", "-4", "address", "flush", "dev", "eth0"])
+    for node in lab.host_nodes():
+        lab.run(node, ["ip", "-4", "address", "flush", "dev", "eth0"])
     lab.launch("h1")
     lab.launch("h2", [lab.underlay6(1)])
-    lab.wait_connected()
-    for node in lab.container_nodes():
-        lab.attach(node)
-    assert _mtu(lab, "c1.1", "ethwe") == 1500 - VXLAN_OVERHEAD_6
-    assert ping(lab, "c1.1", lab.address("c2.1"), count=3, interval_s=0.3).times_ms
-    assert ping(lab, "c2.1", lab.address6("c1.1"), count=3, interval_s=0.3).times_ms
-    assert _passes(lab, "c1.1", lab.address("c2.1"), 1500 - VXLAN_OVERHEAD_6)
+    wait_until(lambda: lab.weft_json("h1", "status")["reachable"] == 2, 15, "h1 knew h2")
+    row = lab.weft_json("h1", "status", "connections")[0]
+    assert (row["nickname"], row["link"], row["path"], row["reason"]) == ("h2", True, "none", "no-address")
 
 
 def test_a_given_mtu_counts(make_lab: Callable[..., Lab]) -> None:

@@ -51,10 +51,10 @@ def test_running_containers_lose_no_packet(mesh: Lab, end: Callable[[Lab, str], 
     end(mesh, "h1")
     for node in ("h2", "h3"):
         wait_until(lambda node=node: not _sees(mesh, node, "h1"), UNREACHABLE_WITHIN_S, f"{node} saw h1 unreachable")  # type: ignore[misc]
-    time.sleep(1.0)
+    time.sleep(1.5)
     mesh.launch("h1")
     mesh.wait_connected()
-    time.sleep(1.0)
+    time.sleep(1.5)
 
     seen = [pinger.stop() for pinger in pingers]
     assert [pings.lost for pings in seen] == [[]] * len(streams)
