@@ -269,7 +269,7 @@ def _version(parsed: Parsed) -> int:
 def _ask(verb: str, args: dict[str, Any] | None = None) -> Any:
     from mesh import client
 
-    return client.call(verb, args)
+    return client.call(verb, args, timeout_s=client.READ_TIMEOUT_S if args is None else client.ANSWER_TIMEOUT_S)
 
 
 def _print_json(value: Any, indent: int | None = 2) -> None:

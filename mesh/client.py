@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ANSWER_TIMEOUT_S = 30.0
 """Longer than the daemon takes for anything, attach with a busy kernel included."""
+READ_TIMEOUT_S = 10.0
+"""For questions that change nothing: only a daemon that hangs takes so long."""
 
 LINE_BYTES_MAX = 256 * 1024 * 1024
 """A report of a million endpoints; beyond it whoever answers is not our daemon."""
@@ -80,9 +82,11 @@ def call(
                 raise DaemonError(str(error.get("code")), str(error.get("message")))
             return answer["ok"]
     except TimeoutError:
+        pid = directories.read_pid(directories.run_dir())
         raise DaemonSilent(
-            f"the daemon does not answer on {path} (waited {timeout_s:.0f} s for `{verb}`); "
-            f"see {directories.log_path(directories.state_dir())}"
+            f"the daemon{f' (pid {pid})' if pid else ''} does not answer on {path} (waited {timeout_s:.0f} s for "
+            f"`{verb}`); see {directories.log_path(directories.state_dir())}, or kill it and launch again: running "
+            "containers keep their network meanwhile"
         ) from None
     except (BrokenPipeError, ConnectionResetError):
         raise _broken_off(path) from None

@@ -182,6 +182,8 @@ def _end_daemon(process: DaemonProcess | NoProcess, run_directory: str) -> None:
         print("weft: the daemon does not end; removing everything without it", file=sys.stderr)
     except client.DaemonDown:
         pass
+    except client.DaemonSilent:
+        print("weft: the daemon does not answer; removing everything without it", file=sys.stderr)
     except UserError as error:
         print(f"weft: {error}; removing everything without the daemon", file=sys.stderr)
     if isinstance(process, DaemonProcess):
