@@ -94,7 +94,7 @@ class Engine:
         self._lock = threading.Lock()
         self._mailbox: tuple[int, Desired] | None = None
         self._published = 0
-        self._stopping = False
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weft-kernel", daemon=True)
 
     def start(self) -> None:
@@ -114,7 +114,7 @@ class Engine:
 
     def stop(self) -> None:
         """End the thread and leave the kernel as it is."""
-        self._stopping = True
+        self._stopping.set()
         self._kernel.wake()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -122,18 +122,13 @@ class Engine:
     # On the engine's thread.
 
     def _run(self) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             try:
                 self.turn(self._kernel.wait(self._timeout()))
             except Exception:  # the outermost shell of the thread: without it nobody would repair anything any more
                 log.exception("kernel-engine-failed restart-in=%.0fs", RESTART_DELAY_S)
-                self._next_full = self._clock() + RESTART_DELAY_S
-                self._kernel_pause()
-
-    def _kernel_pause(self) -> None:
-        deadline = self._clock() + RESTART_DELAY_S
-        while not self._stopping and self._clock() < deadline:
-            time.sleep(0.05)
+                self._next_full = self._clock()
+                self._stopping.wait(RESTART_DELAY_S)
 
     def _timeout(self) -> float | None:
         """Seconds until the next thing that time alone brings; None before the first publish."""

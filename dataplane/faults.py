@@ -39,23 +39,15 @@ MAX_FAULTS: Final = 20
 _DOING: Final = {ADD: "cannot make", REPLACE: "cannot change", DELETE: "cannot remove"}
 _ROOT_CURE: Final = "run weft as root, with CAP_NET_ADMIN"
 
+_NO_VXLAN: Final = "this kernel has no VXLAN: load it with 'modprobe vxlan', or launch with --no-vxlan"
+_OTHER_VXLAN: Final = (
+    "another VXLAN device has its VNI and port: remove that ('ip -d link show type vxlan' lists them), or change --port"
+)
 _CURES: Final[Mapping[tuple[str, int], str]] = {
-    (
-        "VXLAN device",
-        errno.EOPNOTSUPP,
-    ): "this kernel has no VXLAN: load it with 'modprobe vxlan', or launch with --no-vxlan",
-    (
-        "bridge",
-        errno.EOPNOTSUPP,
-    ): "this kernel has no bridge: load it with 'modprobe bridge'",
-    (
-        "container interface",
-        errno.EOPNOTSUPP,
-    ): "this kernel has no veth: load it with 'modprobe veth'",
-    (
-        "VXLAN device",
-        errno.EEXIST,
-    ): "another VXLAN device has the same VNI and port: remove it (see 'ip -d link show type vxlan') or change --port",
+    ("VXLAN device", errno.EOPNOTSUPP): _NO_VXLAN,
+    ("VXLAN device", errno.EEXIST): _OTHER_VXLAN,
+    ("bridge", errno.EOPNOTSUPP): "this kernel has no bridge: load it with 'modprobe bridge'",
+    ("container interface", errno.EOPNOTSUPP): "this kernel has no veth: load it with 'modprobe veth'",
     (UP, errno.EADDRINUSE): "its UDP port is in use: stop what 'ss -ulnp' shows there, or change --port",
     (PORT, errno.EOPNOTSUPP): "a Linux kernel of 6.1 or newer is needed for locked and isolated bridge ports",
     (NEIGHBOUR, errno.EAFNOSUPPORT): "this kernel has no IPv6, so IPv6 addresses cannot be answered for",
@@ -65,12 +57,12 @@ _CURES: Final[Mapping[tuple[str, int], str]] = {
 
 def describe(key: Key, value: Value | None) -> str:
     """The object as people name it."""
+    if key.kind == UP:
+        return key.device
     what = _thing(key, value)
     if what in ("bridge", "VXLAN device", "container interface", "device"):
         return f"{what} {key.device}"
-    if key.kind in (UP, PORT, GUARD):
-        return f"{what} of {key.device}"
-    if key.kind == GUEST:
+    if key.kind in (PORT, GUARD, GUEST):
         return f"{what} of {key.device}"
     if key.kind == GUEST_ADDRESS:
         return f"{what} {_address(key.item[:-1])}/{key.item[-1]} of {key.device}"
@@ -87,7 +79,8 @@ def text_of(error: KernelError) -> str:
     if operation is None:
         return error.text
     what = describe(operation.key, operation.value if operation.value is not None else operation.old)
-    line = f"{_DOING.get(operation.verb, 'cannot set')} {what}: {error.text}"
+    doing = "cannot bring up" if operation.key.kind == UP else _DOING.get(operation.verb, "cannot set")
+    line = f"{doing} {what}: {error.text}"
     cure = _cure(operation, error)
     return f"{line}; {cure}" if cure else line
 
@@ -128,7 +121,6 @@ def _thing(key: Key, value: Value | None) -> str:
             return "VXLAN device"
         return "container interface" if isinstance(value, Veth) else "device"
     return {
-        UP: "up state",
         PORT: "bridge port flags",
         VXLAN_FDB: "VXLAN forwarding entry",
         FLOOD: "flood destination",
@@ -138,7 +130,7 @@ def _thing(key: Key, value: Value | None) -> str:
         GUEST_ADDRESS: "address",
         GUARD: "firewall guard",
         ACCEPT: "accept rule",
-    }[key.kind]
+    }.get(key.kind, key.kind)
 
 
 def _cure(operation: Operation, error: KernelError) -> str:

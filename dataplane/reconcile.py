@@ -21,6 +21,7 @@ from dataplane.kernel import (
     ADD,
     ANNOUNCE,
     DELETE,
+    LINKS,
     PARTS,
     REPLACE,
     TABLES,
@@ -34,6 +35,7 @@ from dataplane.objects import (
     GUARD,
     GUEST,
     GUEST_ADDRESS,
+    GUEST_KINDS,
     LINK,
     NEIGHBOUR,
     PORT,
@@ -194,8 +196,8 @@ class Reconciler:
     def observe(self, key: Key, value: Value | None) -> None:
         """The kernel said so. Costs a lookup where it agrees with the mirror."""
         if self._actual.get(key) != value:
-            if key.kind == LINK and key.device == self._bridge:
-                self._stale.add(TABLES)  # the kernel may have emptied the neighbour table in silence
+            if self._empties_neighbours(key, value):
+                self._stale.add(TABLES)
             self._set(key, value, OBSERVED)
 
     def take_stale(self) -> frozenset[str]:
@@ -223,6 +225,7 @@ class Reconciler:
             if (needed in self._actual) is not present:
                 waiting = self._waiting.setdefault(needed, {})
                 waiting[operation.key] = self._in_flight.get(operation.key, WANTED)
+                self._failures.pop(operation.key, None)  # what it needs has a fault of its own
                 return False
         return True
 
@@ -233,15 +236,16 @@ class Reconciler:
             return
         if error is not None and not _is_done_anyway(operation, error):
             self._fail(key, error, now)
-            if error.errno in _MISJUDGED:
-                self._stale.add(_PART_OF_KIND[key.kind])
+            if error.errno in _MISJUDGED or key.kind in GUEST_KINDS:
+                # The device may be another one than we think, or have lost what the entry needs of it (IPv6, say).
+                self._stale |= {LINKS, _PART_OF_KIND[key.kind]}
             return
+        if self._empties_neighbours(key, operation.value):
+            self._stale.add(TABLES)
         self.applied += 1
         if self._in_flight.get(key) == OBSERVED:
             self._count_repair(key, now)
         self._set(key, None if verb == DELETE else operation.value, WANTED)
-        if verb == REPLACE and key.kind == LINK and key.device == self._bridge:
-            self._stale.add(TABLES)
 
     def retry(self, now: float) -> None:
         """Look again at what failed and is due."""
@@ -293,6 +297,15 @@ class Reconciler:
         """A device went, and with it all that the kernel kept under it."""
         for key in [key for key, value in self._actual.items() if key.device == name or value == name]:
             self._set(key, None, WANTED)
+
+    def _empties_neighbours(self, key: Key, value: Value | None) -> bool:
+        """Whether this change of the bridge makes the kernel forget its neighbours, permanent ones too."""
+        if key.device != self._bridge or key.kind not in (LINK, UP):
+            return False
+        old = self._actual.get(key)
+        if isinstance(old, Bridge) and isinstance(value, Bridge):
+            return (old.mac, old.ipv6) != (value.mac, value.ipv6)
+        return old is not None
 
     def _may_repair(self, key: Key, now: float) -> bool:
         """Bounds how often one object is put back, and leaves a failing one to its retry."""

@@ -93,6 +93,8 @@ class Guests:
         """LINK of a host end, with the namespace id its other end proves to be in."""
         if port is None:
             return Veth(link.mtu, (0, 0))
+        if link.peer == 0:
+            return Veth(link.mtu, port.namespace_id)  # on its way out: the next message says that it is gone
         seen = (link.ifindex, link.peer_nsid, port.namespace_id)
         if self._verified.get(link.name) != seen:
             try:
