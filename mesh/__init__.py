@@ -1,1 +1,1 @@
-"""The router: endpoints, attach, daemon, API and command line. Kept empty: every import here is start-up its users feel."""
+"""The router: endpoints, attach, daemon, API, command line. Kept empty: each command waits for what stands here."""
