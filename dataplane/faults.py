@@ -134,6 +134,8 @@ def _thing(key: Key, value: Value | None) -> str:
 
 
 def _cure(operation: Operation, error: KernelError) -> str:
+    if error.code != "kernel":
+        return ""  # who gave it a code of its own has said the cure too
     if error.errno in (errno.EPERM, errno.EACCES) and operation.key.kind != GUEST_ADDRESS:
         return _ROOT_CURE
     thing = _thing(operation.key, operation.value)

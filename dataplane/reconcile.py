@@ -222,7 +222,8 @@ class Reconciler:
     def ready(self, operation: Operation) -> bool:
         """Whether what the operation needs is there now. If not, its key is planned again once that has changed."""
         for needed, present in self._needs(operation):
-            if (needed in self._actual) is not present:
+            found = self._actual.get(needed)
+            if (found is not None and not isinstance(found, OtherLink)) is not present:
                 waiting = self._waiting.setdefault(needed, {})
                 waiting[operation.key] = self._in_flight.get(operation.key, WANTED)
                 self._failures.pop(operation.key, None)  # what it needs has a fault of its own

@@ -298,20 +298,22 @@ class LinuxKernel:
         return [(Key(PORT, name), None), (Key(UP, name), None), (Key(LINK, name), None)]
 
     def _is_ours(self, link: Link) -> bool:
+        """By name, or by what we wrote on it, whatever it is called now: a renamed VXLAN device holds its port."""
         if link.name == self._scope.bridge or link.name in self._overlay or link.name in self._ports:
             return True
-        if not link.name.startswith(PORT_PREFIX) or link.type != "veth":
-            return False
-        return link.alias == links.ALIAS or self._names.get(link.master) == self._scope.bridge
+        if link.type == "vxlan":
+            return link.alias == links.ALIAS
+        is_port = link.name.startswith(PORT_PREFIX) and self._names.get(link.master) == self._scope.bridge
+        return link.type == "veth" and (link.alias == links.ALIAS or is_port)
 
     def _link_value(self, link: Link) -> Value:
         if link.name == self._scope.bridge:
             return links.bridge_of(link) if link.type == "bridge" else OtherLink(link.type or "physical")
-        if link.name in self._overlay:
-            return links.vxlan_of(link) if link.type == "vxlan" else OtherLink(link.type or "physical")
-        if link.type != "veth":
-            return OtherLink(link.type or "physical")
-        return self._guests.host_end(link, self._ports.get(link.name))
+        if link.type == "vxlan" and link.name not in self._ports:
+            return links.vxlan_of(link)
+        if link.type == "veth" and link.name not in self._overlay:
+            return self._guests.host_end(link, self._ports.get(link.name))
+        return OtherLink(link.type or "physical")
 
     def _is_bridge(self, ifindex: int) -> bool:
         return self._names.get(ifindex) == self._scope.bridge
