@@ -8,6 +8,7 @@ one ratio, and the median of the ratios is the figure; absolute numbers are only
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -72,13 +73,14 @@ class Result:
 def interleave(
     shapes: Mapping[str, Callable[[], T]], rounds: int, progress: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[T]]:
-    """Each shape once per round, in an order that turns around every round. One warm-up round is thrown away."""
+    """Each shape once per round, in every order that there is, one after the other: none is always the first, or always
+    after the one that heats the machine. One warm-up round is thrown away."""
     for measure in shapes.values():
         measure()
     taken: dict[str, list[T]] = {name: [] for name in shapes}
+    orders = itertools.cycle(itertools.permutations(shapes))
     for number in range(rounds):
-        order = list(shapes) if number % 2 == 0 else list(shapes)[::-1]
-        for name in order:
+        for name in next(orders):
             taken[name].append(shapes[name]())
         progress(f"round {number + 1} of {rounds}")
     return taken

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.harness import Aim, Result, interleave, machine, median_ratio, percentile, write
 
 
-def test_shapes_take_turns_in_an_order_that_turns_around() -> None:
+def test_shapes_take_turns_in_every_order() -> None:
     """A warm-up round that is thrown away, then A B, B A, A B."""
     calls: list[str] = []
 
