@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from gossip.dialer import Dialer, Surroundings, TargetStatus
-from gossip.documents import Page, PageId
+from gossip.documents import Page
 from gossip.errors import ProtocolError
 from gossip.events import (
     CloseLink,
@@ -28,6 +28,7 @@ from gossip.events import (
     StoreEpoch,
 )
 from gossip.identity import Identity, signature_is_valid
+from gossip.linkstate import LinkState, LinkStatus
 from gossip.names import PeerName, format_name, name_of_key
 from gossip.peers import (
     AWAY,
@@ -58,8 +59,6 @@ from gossip.wire import (
 
 LINKS_HARD_MAX = 512
 """Beyond this many links at once a newcomer is sent away; pruning keeps the usual number near log2 of the mesh."""
-FLUSH_PAGES = 32
-"""Pages sent at once to a neighbour that had been slow: a quarter of a megabyte."""
 LATE_S = 0.5
 _HELLO_LABEL = b"weft hello 1\x00"
 
@@ -87,46 +86,6 @@ class NodeConfig:
     forget_gone_after_s: float = 600.0
 
 
-@dataclass(slots=True)
-class _Link:
-    id: int
-    initiator: bool
-    handshake_hash: bytes
-    remote: str
-    key: DialKey | None
-    opened: float
-    last_heard: float
-    next_ping: float
-    hello_sequence: int = 0
-    peer: PeerName | None = None
-    instance: bytes = b""
-    challenger: Hello | None = None
-    """A hello that waits while the present owner of the name is given time to show life."""
-    challenge_until: float = 0.0
-    sequence: int = 0
-    ping_sent: float = 0.0
-    rtt_s: float | None = None
-    synced: bool = False
-    next_resync: float = 0.0
-    differs: int = 0
-    full: bool = False
-    pending: dict[PageId, None] | None = None
-    """Pages that wait until the link takes more: their identities, so that the newest version is what is sent."""
-    observed: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStatus:
-    peer: PeerName
-    remote: str
-    initiator: bool
-    rtt_s: float | None
-    since: float
-    observed: str
-    """Our own address as this neighbour sees it."""
-
-
-
 class Node:
     """A peer. `link_up`, `receive`, `link_down`, `dial_failed`, `handle_timeout` and the verbs are its only inputs."""
 
@@ -142,8 +101,8 @@ class Node:
         self._identity = identity
         self._rng = rng
         self._dialer = Dialer(config.port, config.discovery, rng, now)
-        self._links: dict[int, _Link] = {}
-        self._neighbours: dict[PeerName, _Link] = {}
+        self._links: dict[int, LinkState] = {}
+        self._neighbours: dict[PeerName, LinkState] = {}
         self._hello_sequence = 0
         self._links_due: float | None = None
         self._reach_due: float | None = None
@@ -203,7 +162,7 @@ class Node:
     ) -> list[Outcome]:
         """A link is authentic (its other side knows the secret) but has not yet said who it is."""
         assert link_id not in self._links
-        link = _Link(link_id, initiator, handshake_hash, remote, key, now, now, now + self.config.hello_timeout_s)
+        link = LinkState(link_id, initiator, handshake_hash, remote, key, now, now, now + self.config.hello_timeout_s)
         self._links[link_id] = link
         if self.conflict is not None:
             return self._close(link, "name-in-use", self.conflict, now)
@@ -252,7 +211,7 @@ class Node:
             self._count(f"protocol-{error.reason}")
             return self._close(link, error.reason, str(error)[:200], now)
 
-    def _receive(self, link: _Link, message: Message, now: float) -> list[Outcome]:
+    def _receive(self, link: LinkState, message: Message, now: float) -> list[Outcome]:
         match message:
             case Hello():
                 return self._hello(link, message, now)
@@ -286,7 +245,7 @@ class Node:
 
     # -- who is at the other end -------------------------------------------------------------------
 
-    def _hello(self, link: _Link, hello: Hello, now: float) -> list[Outcome]:
+    def _hello(self, link: LinkState, hello: Hello, now: float) -> list[Outcome]:
         if link.peer is not None or link.challenger is not None:
             raise ProtocolError("second-hello", "a link said hello twice")
         signed = _hello_text(not link.initiator, link.handshake_hash)
@@ -306,14 +265,14 @@ class Node:
             # next answer tells which.
             link.challenger, link.challenge_until = hello, now + self.config.challenge_s
             return self._ping(current, now)
-        if _is_preferred(link, current):
+        if link.is_preferred_to(current):
             outcomes = self._close(current, "duplicate", "another link to this peer is kept", now, quiet=True)
             return outcomes + self._accept(link, name, now)
         if link.key is not None:
             self._dialer.succeeded(link.key, name)
         return self._close(link, "duplicate", "another link to this peer is kept", now)
 
-    def _same_name(self, link: _Link, hello: Hello, now: float) -> list[Outcome]:
+    def _same_name(self, link: LinkState, hello: Hello, now: float) -> list[Outcome]:
         if hello.instance == self.replica.record.instance:
             if link.key is not None:
                 self._dialer.led_to_ourselves(link.key)
@@ -327,7 +286,7 @@ class Node:
             self._dialer.failed(link.key, text, now, refused=True)
         return self._close(link, "name-in-use", text, now)
 
-    def _accept(self, link: _Link, name: PeerName, now: float) -> list[Outcome]:
+    def _accept(self, link: LinkState, name: PeerName, now: float) -> list[Outcome]:
         link.peer, link.challenger = name, None
         self._neighbours[name] = link
         if link.key is not None:
@@ -339,19 +298,19 @@ class Node:
             outcomes += [Send(link.id, encode(digest)) for digest in digests(self.replica.store)]
         return [*outcomes, *self._ping(link, now), *self._update_reach(now, name)]
 
-    def _bye(self, link: _Link, reason: str, text: str, now: float) -> list[Outcome]:
+    def _bye(self, link: LinkState, reason: str, text: str, now: float) -> list[Outcome]:
         if reason == "self" and link.key is not None:
             self._dialer.led_to_ourselves(link.key)
         elif reason in ("name-in-use", "full") and link.key is not None:
             self._dialer.failed(link.key, text or reason, now, refused=reason == "name-in-use")
         return [CloseLink(link.id, reason), *self._remove(link, text or reason, now)]
 
-    def _close(self, link: _Link, reason: str, text: str, now: float, quiet: bool = False) -> list[Outcome]:
+    def _close(self, link: LinkState, reason: str, text: str, now: float, quiet: bool = False) -> list[Outcome]:
         """End a link from our side, saying why."""
         outcomes: list[Outcome] = [Send(link.id, encode(Bye(reason, text[:250]))), CloseLink(link.id, reason)]
         return outcomes + self._remove(link, reason, now, quiet)
 
-    def _remove(self, link: _Link, error: str, now: float, quiet: bool = False) -> list[Outcome]:
+    def _remove(self, link: LinkState, error: str, now: float, quiet: bool = False) -> list[Outcome]:
         del self._links[link.id]
         attempts = self._dialer.attempts(link.key) if link.key is not None else None
         if link.key is not None and attempts is not None and attempts.dialling:
@@ -370,7 +329,7 @@ class Node:
 
     # -- documents ---------------------------------------------------------------------------------
 
-    def _page(self, link: _Link, message: PageMessage, now: float) -> list[Outcome]:
+    def _page(self, link: LinkState, message: PageMessage, now: float) -> list[Outcome]:
         news = self.replica.take_untrusted(message.raw, message.age_s, now)
         match news:
             case Page():
@@ -385,7 +344,7 @@ class Node:
                 self._count(news)
         return []
 
-    def _news(self, link: _Link, page: Page, now: float) -> list[Outcome]:
+    def _news(self, link: LinkState, page: Page, now: float) -> list[Outcome]:
         self._count("pages-new")
         outcomes: list[Outcome] = [PageChanged(*page.id)]
         if page.table == PEER_TABLE:
@@ -412,49 +371,40 @@ class Node:
                 outcomes += self._queue(link, [page], now)
         return outcomes
 
-    def _flood(self, page: Page, now: float, source: _Link) -> list[Outcome]:
+    def _flood(self, page: Page, now: float, source: LinkState) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for link in self._sorted_links():
-            if link is source and link.pending:
-                link.pending.pop(page.id, None)  # It has this version; ours was older.
+            if link is source:
+                link.waiting.pop(page.id, None)  # It has this version; ours was older.
             elif link is not source and link.peer not in (None, page.owner):
                 outcomes += self._queue(link, [page], now)
         return outcomes
 
-    def _queue(self, link: _Link, pages: list[Page], now: float) -> list[Outcome]:
-        if link.full or link.pending or len(pages) > FLUSH_PAGES:
-            if link.pending is None:
-                link.pending = {}
-            link.pending.update((page.id, None) for page in pages)
-            if not link.full:
-                self._flush_due = now
-            return []
-        return [self._send_page(link, page, now) for page in pages]
-
-    def _flush(self, link: _Link, now: float) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        while link.pending and len(outcomes) < FLUSH_PAGES:
-            page_id = next(iter(link.pending))
-            del link.pending[page_id]
-            page = self.replica.store.get(page_id)
-            if page is not None:
-                outcomes.append(self._send_page(link, page, now))
-        self._flush_due = now if link.pending else None
+    def _queue(self, link: LinkState, pages: list[Page], now: float) -> list[Outcome]:
+        outcomes: list[Outcome] = [self._send_page(link, page, now) for page in link.admit(pages)]
+        if link.can_flush:
+            self._flush_due = now
         return outcomes
 
-    def _send_page(self, link: _Link, page: Page, now: float) -> Send:
+    def _flush(self, link: LinkState, now: float) -> list[Outcome]:
+        pages = (self.replica.store.get(page_id) for page_id in link.take_waiting())
+        outcomes: list[Outcome] = [self._send_page(link, page, now) for page in pages if page is not None]
+        self._flush_due = now if link.waiting else None
+        return outcomes
+
+    def _send_page(self, link: LinkState, page: Page, now: float) -> Send:
         return Send(link.id, encode(PageMessage(page.raw, self.replica.age_s(page.owner, now))))
 
-    def _compare(self, link: _Link, root: bytes, now: float) -> list[Outcome]:
+    def _compare(self, link: LinkState, root: bytes, now: float) -> list[Outcome]:
         """A heartbeat told what the neighbour holds: a difference that lasts is repaired by an exchange of digests."""
         if root == self.replica.store.root_digest():
-            link.synced, link.differs = True, 0
+            link.differs = 0
             if not self.settled:
                 self.settled = True
                 return [Settled()]
             return []
         link.differs += 1
-        if link.differs < 2 or now < link.next_resync or link.pending:
+        if link.differs < 2 or now < link.next_resync or link.waiting:
             return []
         link.next_resync = now + self.config.resync_interval_s * (0.75 + 0.5 * self._rng.random())
         self._count("resyncs")
@@ -535,7 +485,7 @@ class Node:
                     outcomes += self._flush(link, now)
         return outcomes
 
-    def _challenge_over(self, link: _Link, hello: Hello, now: float) -> list[Outcome]:
+    def _challenge_over(self, link: LinkState, hello: Hello, now: float) -> list[Outcome]:
         name = name_of_key(hello.public_key)
         current = self._neighbours.get(name)
         if current is not None and current.last_heard > link.challenge_until - self.config.challenge_s:
@@ -552,7 +502,7 @@ class Node:
             outcomes += self._accept(link, name, now)
         return outcomes
 
-    def _ping(self, link: _Link, now: float) -> list[Outcome]:
+    def _ping(self, link: LinkState, now: float) -> list[Outcome]:
         link.sequence += 1
         link.ping_sent = now
         link.next_ping = now + self.config.heartbeat_interval_s * (0.9 + 0.2 * self._rng.random())
@@ -590,16 +540,13 @@ class Node:
 
     def links(self) -> list[LinkStatus]:
         """Every link whose other end is known, in order of peers' names."""
-        return [
-            LinkStatus(name, link.remote, link.initiator, link.rtt_s, link.opened, link.observed)
-            for name, link in sorted(self._neighbours.items())
-        ]
+        return [link.status(name) for name, link in sorted(self._neighbours.items())]
 
     def targets(self, now: float) -> list[TargetStatus]:
         """Every target, with what became of it."""
         return self._dialer.status(self._around(), now)
 
-    def _sorted_links(self) -> list[_Link]:
+    def _sorted_links(self) -> list[LinkState]:
         return [self._links[link_id] for link_id in sorted(self._links)]
 
     def _count(self, counter: str) -> None:
@@ -609,10 +556,3 @@ class Node:
 def _hello_text(initiator: bool, handshake_hash: bytes) -> bytes:
     """What a hello signs: the role is part of it, so that a hello cannot be sent back to its author."""
     return _HELLO_LABEL + (b"i" if initiator else b"r") + handshake_hash
-
-
-def _is_preferred(new: _Link, current: _Link) -> bool:
-    """Which of two links with one instance of a peer both ends keep: both see the same two facts."""
-    if new.initiator == current.initiator:
-        return new.hello_sequence > current.hello_sequence
-    return new.handshake_hash < current.handshake_hash
