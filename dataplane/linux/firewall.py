@@ -114,9 +114,10 @@ class Firewall:
             raise KernelError(errno.ENOENT if missing else errno.EIO, operation, str(error), "firewall") from None
 
     def _rules_of(self, chains: Sequence[Json]) -> list[Json]:
-        if not chains:
-            return []
-        return _items("rule", self._run(_commands(*({"list": {"chain": _name(chain)}} for chain in chains))))
+        """One question each: nft 1.0.6 fails on several of different families in one go."""
+        return [
+            rule for chain in chains for rule in _items("rule", self._run(_commands({"list": {"chain": _name(chain)}})))
+        ]
 
     def _remove_accept(self, key: Key) -> None:
         family, table, name = _CUSTOMARY[key.item]

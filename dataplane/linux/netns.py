@@ -42,12 +42,12 @@ def find_namespace(target: str) -> Namespace:
 
     Raises ValueError with one line that says what is wrong with the target.
     """
+    if target in ("", ".", "..") or "\0" in target:
+        raise ValueError(f"{target!r} is not a target: give a named network namespace, a path to one, or a pid")
     if "/" in target:
         path, what = target, f"{target!r}"
     elif target.isascii() and target.isdigit():
         path, what = f"/proc/{target}/ns/net", f"process {target}"
-    elif target in ("", ".", ".."):
-        raise ValueError(f"{target!r} is not a target: give a named network namespace, a path to one, or a pid")
     else:
         path, what = str(NAMED_DIRECTORY / target), f"network namespace {target!r}"
     try:
