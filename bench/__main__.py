@@ -50,7 +50,7 @@ def _run(name: str, facts: dict[str, object]) -> None:
     print("\n".join(result.table()) + "\n")
     for aim in result.aims:
         print(aim.line())
-    print(f"written to {path} and {path.with_suffix('.json').name}", flush=True)
+    print(f"written to {os.path.relpath(path)} and {path.with_suffix('.json').name}", flush=True)
 
 
 if __name__ == "__main__":

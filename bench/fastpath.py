@@ -19,7 +19,7 @@ from mesh.lab import Lab
 from mesh.namespaces import LabError, ip_batch
 
 ROUNDS = 10
-TCP_SECONDS = 2.0
+TCP_SECONDS = 3.0
 PINGS = 2000
 PING_INTERVAL_S = 0.002
 

@@ -10,8 +10,10 @@ took. Uses the `weft` command and nothing else of Weft. Whatever happens, nothin
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.traffic import IperfServer, ping
@@ -23,10 +25,12 @@ TCP_SECONDS = 3.0
 PINGS_AT_ONCE = 4
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m labs.demo", description="Three hosts, a mesh, and traffic on it.")
+    parser.add_argument("--name", default=NAME, help=f"of the lab, default {NAME}")
     start = time.monotonic()
-    lab = Lab(NAME, hosts=3, containers=2, say=_step)
     try:
+        lab = Lab(parser.parse_args(argv).name, hosts=3, containers=2, say=_step)
         need_root_and_tools()
         with ends_in_order(), lab:
             lab.down()  # of an earlier demo that was killed
@@ -42,7 +46,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("demo: interrupted; nothing is left behind", file=sys.stderr)
         return 130
-    left = sorted(path.name for path in NAMESPACES_DIR.glob(f"{NAME}-*")) if NAMESPACES_DIR.exists() else []
+    left = sorted(path.name for path in NAMESPACES_DIR.glob(f"{lab.name}-*")) if NAMESPACES_DIR.exists() else []
     if left or lab.directory.exists():
         print(f"demo: left behind: {' '.join(left) or lab.directory}", file=sys.stderr)
         return 1
@@ -108,4 +112,4 @@ def _step(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

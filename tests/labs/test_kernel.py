@@ -262,6 +262,7 @@ def test_reset_leaves_the_host_as_it_was(make_lab: Callable[..., Lab], daemon: s
     lab.build()
     _as_docker_does(lab, "h1")
     nodes = ("h1", "c1.1", "c1.2")
+    wait_until(lambda: "tentative" not in lab.run("h1", ["ip", "address"]).stdout, 5, "the lab's own addresses settled")
     before = {node: _snapshot(lab, node) for node in nodes}
     lab.launch_all()
     lab.weft("h2", ["connect", lab.underlay(1)])
