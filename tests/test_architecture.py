@@ -42,10 +42,16 @@ SHELLS = {
     "mesh.attach": "resolves targets, waits for the kernel's report",
     "mesh.cli": "the command: arguments, terminal, exit status",
     "mesh.client": "one request over the unix socket",
+    "mesh.config": "reads the configuration file and the password file",
     "mesh.daemon": "the composition root",
+    "mesh.directories": "makes, locks and names the daemon's directories",
     "mesh.lab": "builds namespaces",
+    "mesh.launch": "starts the daemon as a process",
     "mesh.logs": "log lines go to a file",
     "mesh.namespaces": "makes and removes namespaces",
+    "mesh.pinger": "sends and times frames",
+    "mesh.shutdown": "ends the daemon's process",
+    "mesh.status": "reads the live parts of the daemon",
     "mesh.store": "durable state: files, synced",
 }
 """Every module that may wait, read a clock or touch the world; whatever is not named here is pure."""
@@ -146,6 +152,8 @@ def _purity(tree: ast.Module, imports: list[Import]) -> Iterator[tuple[int, str]
             yield item.line, f"imports {item.module}: {PURE_REASON}"
         if within(item.module, SHELLS):
             yield item.line, f"imports the shell {item.module}: {PURE_REASON}"
+    mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    command = {id(inner) for main in mains for inner in ast.walk(main)}  # `python -m gossip.sim` may print its results
     for node in ast.walk(tree):
         if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith):
             yield node.lineno, f"waits: {PURE_REASON}"
