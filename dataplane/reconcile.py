@@ -48,6 +48,7 @@ from dataplane.objects import (
     Odd,
     OtherLink,
     PortFlags,
+    Unavailable,
     Value,
     Veth,
     Vxlan,
@@ -77,7 +78,7 @@ _ALREADY_GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAI
 # Stages of a pass, first to last. Container ports come before the bulk, so that an attach does not wait for it.
 # A VXLAN FDB entry comes before and goes after the bridge entry of the same MAC: a bridge entry without one sends
 # the frames to every peer. Flood lists shrink before they grow, so that no peer gets a broadcast twice.
-_DELETE_LINK: Final = 0
+_DELETE_FIRST: Final = 0
 _ADD_BRIDGE: Final = 1
 _UP_BRIDGE: Final = 2
 _ADD_LINK: Final = 3
@@ -221,6 +222,8 @@ class Reconciler:
 
     def ready(self, operation: Operation) -> bool:
         """Whether what the operation needs is there now. If not, its key is planned again once that has changed."""
+        if operation.verb == DELETE and operation.key not in self._actual:
+            return False  # it went with its device, at an earlier stage
         for needed, present in self._needs(operation):
             found = self._actual.get(needed)
             if (found is not None and not isinstance(found, OtherLink)) is not present:
@@ -241,6 +244,8 @@ class Reconciler:
                 # The device may be another one than we think, or have lost what the entry needs of it (IPv6, say).
                 self._stale |= {LINKS, _PART_OF_KIND[key.kind]}
             return
+        if error is not None:
+            self._stale |= {LINKS, _PART_OF_KIND[key.kind]}  # done, but the mirror did not know
         if self._empties_neighbours(key, operation.value):
             self._stale.add(TABLES)
         self.applied += 1
@@ -341,20 +346,23 @@ class Reconciler:
                 self._fail(key, KernelError(errno.EEXIST, Operation(ADD, key, wanted), text, code="name-taken"), now)
             return
         if wanted is None:
-            if found is not None and self._may_delete(key, found):
+            if found is None:
+                self._failures.pop(key, None)
+            elif self._may_delete(key, found):
                 stages[self._stage_of_delete(key, found)].append(Operation(DELETE, key, None, found))
             return
         if found is None:
             if key.kind != ACCEPT:  # absent: there is no such chain here, or it does not see our frames
                 stages[self._stage_of_add(key, wanted)].append(Operation(ADD, key, wanted))
                 self._plan_announcement(key, wanted, stages)
-        elif not fits(wanted, found):
-            if _must_be_remade(wanted, found):
-                stages[self._stage_of_delete(key, found)].append(Operation(DELETE, key, None, found))
-                stages[self._stage_of_add(key, wanted)].append(Operation(ADD, key, wanted))
-            else:
-                stages[self._stage_of_add(key, wanted)].append(Operation(REPLACE, key, wanted, found))
-                self._plan_announcement(key, wanted, stages)
+        elif fits(wanted, found):
+            self._failures.pop(key, None)
+        elif _must_be_remade(wanted, found):
+            stages[_DELETE_FIRST].append(Operation(DELETE, key, None, found))
+            stages[self._stage_of_add(key, wanted)].append(Operation(ADD, key, wanted))
+        else:
+            stages[self._stage_of_add(key, wanted)].append(Operation(REPLACE, key, wanted, found))
+            self._plan_announcement(key, wanted, stages)
 
     def _plan_announcement(self, key: Key, wanted: Value, stages: list[list[Operation]]) -> None:
         """A permanent neighbour answers who asks; who has the old MAC does not ask, and must be told."""
@@ -365,8 +373,8 @@ class Reconciler:
 
     def _may_delete(self, key: Key, found: Value) -> bool:
         """Whether an object nobody wants is ours, and nothing that may belong to a host not heard from yet."""
-        if key.kind in (UP, PORT, GUEST):
-            return False  # goes with its link
+        if key.kind in (UP, PORT, GUEST) or isinstance(found, Odd | Unavailable):
+            return False  # the first go with their link, the others were never ours
         if key.kind == ACCEPT:
             return found is True
         if key.kind == GUEST_ADDRESS:
@@ -386,7 +394,7 @@ class Reconciler:
 
     def _stage_of_delete(self, key: Key, found: Value) -> int:
         if key.kind == LINK:
-            return _DELETE_BRIDGE if isinstance(found, Bridge) else _DELETE_LINK
+            return _DELETE_BRIDGE if isinstance(found, Bridge) else _DELETE_FIRST
         return _STAGE_OF_DELETE[key.kind]
 
     def _needs(self, operation: Operation) -> Needs:

@@ -1,0 +1,169 @@
+"""A desired state as kernel objects: what belongs to what, who wins, and what is left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface
+
+from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment
+from dataplane.objects import (
+    ACCEPT,
+    BRIDGE_FDB,
+    FLOOD,
+    GUARD,
+    GUEST,
+    GUEST_ADDRESS,
+    LINK,
+    NEIGHBOUR,
+    NOWHERE,
+    PORT,
+    UP,
+    VXLAN_FDB,
+    Expander,
+    Guest,
+    GuestAddress,
+    Key,
+    PortFlags,
+    Unavailable,
+    Veth,
+    Vxlan,
+    expand,
+    fits,
+)
+from gossip.names import PeerName
+
+BRIDGE_MAC = bytes.fromhex("02aa00000001")
+PEER_MAC = bytes.fromhex("02aa00000002")
+MAC_A, MAC_B = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
+SEGMENT = Segment("weft", BRIDGE_MAC, 1450, 7, 6784)
+PORT_A = Port("vwa", "ethwe", "/run/netns/a", (4, 1000), MAC_A, (ip_interface("10.32.0.1/16"),))
+PEER = RemotePeer(PeerName(bytes(8)), PEER_MAC, ip_address("10.9.0.2"))
+ENDPOINT = RemoteEndpoint(MAC_B, (ip_address("10.32.0.2"), ip_address("fd00::2")), ip_address("10.9.0.2"))
+ADDRESS_B = ip_address("10.32.0.2").packed
+DESTINATION = ip_address("10.9.0.2").packed
+
+
+def test_a_remote_endpoint_is_a_destination_a_port_and_a_neighbour_for_each_address() -> None:
+    """And nothing else: no flooding for an endpoint."""
+    empty = expand(Desired(SEGMENT)).objects
+    extra = {key: value for key, value in expand(Desired(SEGMENT, endpoints=(ENDPOINT,))).objects.items()
+             if key not in empty}  # fmt: skip
+    assert extra == {
+        Key(VXLAN_FDB, "weft-vx", MAC_B): DESTINATION,
+        Key(BRIDGE_FDB, "weft", MAC_B): "weft-vx",
+        Key(NEIGHBOUR, "weft", ADDRESS_B): MAC_B,
+        Key(NEIGHBOUR, "weft", ip_address("fd00::2").packed): MAC_B,
+    }
+
+
+def test_a_peer_is_a_path_to_its_bridge_and_one_flood_destination() -> None:
+    """Two peers behind one address get one copy of each broadcast."""
+    other = replace(PEER, name=PeerName(bytes(7) + b"\1"), bridge_mac=bytes.fromhex("02aa00000003"))
+    objects = expand(Desired(SEGMENT, peers=(PEER, other))).objects
+    assert objects[Key(BRIDGE_FDB, "weft", PEER_MAC)] == "weft-vx"
+    assert [key for key in objects if key.kind == FLOOD] == [Key(FLOOD, "weft-vx", DESTINATION)]
+
+
+def test_a_port_is_a_locked_pair_an_inner_end_and_its_addresses() -> None:
+    """Every object of it is known to serve that port."""
+    expansion = expand(Desired(SEGMENT, ports=(PORT_A,)))
+    objects = expansion.objects
+    assert objects[Key(LINK, "vwa")] == Veth(1450, (4, 1000))
+    flags = objects[Key(PORT, "vwa")]
+    assert isinstance(flags, PortFlags)
+    assert flags.locked and not (flags.neigh_suppress or flags.isolated or flags.learning or flags.flood)
+    assert objects[Key(GUEST, "vwa")] == Guest("ethwe", MAC_A, 1450)
+    assert objects[Key(GUEST_ADDRESS, "vwa", bytes((10, 32, 0, 1, 16)))] == GuestAddress()
+    assert objects[Key(BRIDGE_FDB, "weft", MAC_A)] == "vwa" and objects[Key(UP, "vwa")] is True
+    assert set(expansion.port_of.values()) == {"vwa"} and len(expansion.port_of) == 7
+
+
+def test_ipv6_is_wanted_inside_only_with_an_ipv6_address() -> None:
+    """Otherwise it is none of our business."""
+    with_ipv6 = replace(PORT_A, addresses=(ip_interface("fd00::1/64"),))
+    for port, ipv6 in ((PORT_A, None), (with_ipv6, True)):
+        guest = expand(Desired(SEGMENT, ports=(port,))).objects[Key(GUEST, "vwa")]
+        assert isinstance(guest, Guest) and guest.ipv6 is ipv6
+
+
+def test_without_a_vxlan_port_nothing_may_leave_in_clear() -> None:
+    """No device, no path, no flood; neighbours are still answered for."""
+    segment = replace(SEGMENT, vxlan_port=None)
+    objects = expand(Desired(segment, (PORT_A,), (PEER,), (ENDPOINT,))).objects
+    assert not [key for key in objects if key.kind in (VXLAN_FDB, FLOOD, GUARD) or key.device == "weft-vx"]
+    assert not [key for key, value in objects.items() if value == "weft-vx" or isinstance(value, Vxlan)]
+    assert objects[Key(NEIGHBOUR, "weft", ADDRESS_B)] == MAC_B
+
+
+def test_an_endpoint_without_a_path_is_sent_nowhere_but_answered_for() -> None:
+    """A bridge entry without a VXLAN entry would send its frames to every peer."""
+    objects = expand(Desired(SEGMENT, endpoints=(replace(ENDPOINT, destination=None),))).objects
+    assert objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == NOWHERE
+    assert objects[Key(BRIDGE_FDB, "weft", MAC_B)] == "weft-vx" and Key(NEIGHBOUR, "weft", ADDRESS_B) in objects
+
+
+def test_ipv6_destinations_are_left_out_and_told() -> None:
+    """A v4 device would refuse them."""
+    over_ipv6 = ip_address("2001:db8::2")
+    desired = Desired(SEGMENT, (), (replace(PEER, destination=over_ipv6),), (replace(ENDPOINT, destination=over_ipv6),))
+    expansion = expand(desired)
+    assert expansion.objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == NOWHERE
+    assert not [key for key in expansion.objects if key.kind == FLOOD]
+    assert [skipped.code for skipped in expansion.skipped] == ["ipv6-underlay"]
+    assert "2001:db8::2" in expansion.skipped[0].text
+
+
+def test_a_local_port_wins_over_a_peer_and_a_peer_over_an_endpoint() -> None:
+    """And of two endpoints the first, whatever the order in which they are expanded."""
+    thief = RemoteEndpoint(MAC_A, (ip_address("10.32.0.1"),), ip_address("10.9.0.9"))
+    second = replace(ENDPOINT, destination=ip_address("10.9.0.9"))
+    pretender = RemoteEndpoint(PEER_MAC, (ip_address("10.32.0.7"),), ip_address("10.9.0.9"))
+    objects = expand(Desired(SEGMENT, (PORT_A,), (PEER,), (ENDPOINT, second, thief, pretender))).objects
+    assert objects[Key(BRIDGE_FDB, "weft", MAC_A)] == "vwa"
+    assert objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == DESTINATION
+    assert objects[Key(VXLAN_FDB, "weft-vx", PEER_MAC)] == DESTINATION
+
+
+def test_macs_that_would_break_the_bridge_are_left_out_and_told() -> None:
+    """Our own, a group address, zeros, and what is no MAC at all."""
+    macs = (BRIDGE_MAC, bytes.fromhex("010000000001"), bytes(6), b"\2")
+    endpoints = tuple(replace(ENDPOINT, mac=mac) for mac in macs)
+    expansion = expand(Desired(SEGMENT, (), (replace(PEER, bridge_mac=BRIDGE_MAC),), endpoints))
+    assert expansion.objects == expand(Desired(SEGMENT)).objects
+    assert [skipped.code for skipped in expansion.skipped] == ["unusable-mac"]
+    assert "and 1 more" in expansion.skipped[0].text
+
+
+def test_an_expander_gives_the_same_as_expanding_from_nothing() -> None:
+    """It keeps rows of endpoints it has seen, but never those of another segment."""
+    expander = Expander()
+    others = tuple(replace(ENDPOINT, mac=bytes((2, 0, 0, 0, 1, n))) for n in range(5))
+    smaller = replace(SEGMENT, bridge_mac=PEER_MAC, vxlan_port=None)
+    for desired in (
+        Desired(SEGMENT, endpoints=others),
+        Desired(SEGMENT, endpoints=(*others[:2], replace(others[2], destination=None), *others[3:])),
+        Desired(smaller, endpoints=others),
+        Desired(SEGMENT, endpoints=others[::-1]),
+        Desired(SEGMENT),
+    ):
+        assert expander.expand(desired) == expand(desired)
+
+
+def test_what_does_not_matter_fits() -> None:
+    """Settings nobody asked for, kernels without IPv6, addresses that somebody set before us, things not to be had."""
+    wanted = Guest("ethwe", MAC_A, 1450)
+    assert fits(wanted, replace_guest(wanted, ipv6=False)) and fits(wanted, replace_guest(wanted, accept_ra=None))
+    assert not fits(wanted, replace_guest(wanted, accept_ra=1)) and not fits(wanted, replace_guest(wanted, mtu=1))
+    assert not fits(replace_guest(wanted, ipv6=True), replace_guest(wanted, ipv6=False))
+    assert fits(GuestAddress(), GuestAddress(ours=False))
+    assert fits(True, Unavailable("no such thing here"))
+    assert not fits(Veth(1450, (1, 2)), (1450, (1, 2)))  # type: ignore[arg-type]
+
+
+def test_the_accept_rules_are_wanted_in_both_families() -> None:
+    """Whether there is a chain to put them in is for the kernel to say."""
+    assert [key.item for key in expand(Desired(SEGMENT)).objects if key.kind == ACCEPT] == [b"ip", b"ip6"]
+
+
+def replace_guest(guest: Guest, **changes: object) -> Guest:
+    return guest._replace(**changes)  # type: ignore[arg-type]
