@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import struct
 
-from gossip.documents import BODY_MAX_BYTES, PAGES_PER_OWNER_MAX
+from gossip.documents import BODY_MAX_BYTES
 from gossip.errors import ProtocolError
 
 ROW_MAX_BYTES = 4096
+TABLE_PAGES_MAX = 2048
+"""16 MiB of rows: half of what one owner may have, so that a full table leaves room for the others."""
 _LENGTH = struct.Struct("!H")
 
 
@@ -27,40 +29,41 @@ class TablePager:
         self._sizes: list[int] = []
         self._page_of: dict[str, int] = {}
 
-    def put(self, key: str, row: bytes) -> set[int]:
-        """Add or replace a row; the indexes of the pages that changed. Raises `ValueError` for a row beyond 4096 bytes
-        or a table beyond 4096 pages, with nothing changed."""
+    def put(self, key: str, row: bytes) -> tuple[int, ...]:
+        """Add or replace a row; the indexes of the pages that changed, in the order in which to tell them: a row that
+        moves shows on its new page before it leaves the old one, so that nobody sees it missing. Raises `ValueError`,
+        with nothing changed, for a row beyond `ROW_MAX_BYTES` or a table beyond `TABLE_PAGES_MAX` pages."""
         if len(row) > ROW_MAX_BYTES:
             raise ValueError(f"a row of {len(row)} bytes is longer than {ROW_MAX_BYTES}")
         index = self._page_of.get(key)
         if index is not None:
             if self._pages[index][key] == row:
-                return set()
+                return ()
             grown = self._sizes[index] + len(row) - len(self._pages[index][key])
             if grown <= BODY_MAX_BYTES:
                 self._pages[index][key] = row
                 self._sizes[index] = grown
-                return {index}
+                return (index,)
         size = len(row) + _LENGTH.size
         new = next((i for i, used in enumerate(self._sizes) if used + size <= BODY_MAX_BYTES), len(self._pages))
-        if new >= PAGES_PER_OWNER_MAX:
-            raise ValueError(f"the table is full: {PAGES_PER_OWNER_MAX} pages of {BODY_MAX_BYTES} bytes")
-        changed = self.remove(key)
+        if new >= TABLE_PAGES_MAX:
+            raise ValueError(f"the table is full: {TABLE_PAGES_MAX} pages of {BODY_MAX_BYTES} bytes")
+        left = self.remove(key)
         if new == len(self._pages):
             self._pages.append({})
             self._sizes.append(0)
         self._pages[new][key] = row
         self._sizes[new] += size
         self._page_of[key] = new
-        return changed | {new}
+        return (new, *left)
 
-    def remove(self, key: str) -> set[int]:
+    def remove(self, key: str) -> tuple[int, ...]:
         """Remove a row if it is there; the indexes of the pages that changed."""
         index = self._page_of.pop(key, None)
         if index is None:
-            return set()
+            return ()
         self._sizes[index] -= len(self._pages[index].pop(key)) + _LENGTH.size
-        return {index}
+        return (index,)
 
     def body(self, index: int) -> bytes:
         """The bytes of one page: empty where it has no rows."""

@@ -26,7 +26,12 @@ GONE = "gone"
 """Removed on purpose; nothing of it is left."""
 
 ADDRESSES_MAX = 16
+ADDRESS_MAX = 64
+ATTRIBUTES_MAX = 64
+ATTRIBUTE_NAME_MAX = 64
+VERSION_MAX = 64
 LINKS_MAX = 512
+_TEXT_MAX_BYTES = 256
 Attribute = int | str | bool | bytes
 
 
@@ -57,15 +62,15 @@ def decode_peer_untrusted(body: bytes) -> PeerRecord:
     if not isinstance(fields, tuple) or len(fields) < 6:
         raise ProtocolError("bad-document", "peer document is not a list of six fields")
     nickname, instance, state, version, addresses, attributes = fields[:6]
-    if not (_is_text(nickname, NICKNAME_MAX_BYTES) and _is_text(version, 64) and state in (LIVE, AWAY, GONE)):
+    if not (_is_text(nickname, NICKNAME_MAX_BYTES) and _is_text(version, VERSION_MAX) and state in (LIVE, AWAY, GONE)):
         raise ProtocolError("bad-document", "peer document has an impossible nickname, version or state")
     if not (isinstance(instance, bytes) and len(instance) == INSTANCE_BYTES):
         raise ProtocolError("bad-document", "peer document has an impossible instance")
     if not (isinstance(addresses, tuple) and len(addresses) <= ADDRESSES_MAX):
         raise ProtocolError("bad-document", "peer document has too many addresses")
-    if not all(_is_text(address, 64) and split_address(address) for address in addresses):
+    if not all(_is_text(address, ADDRESS_MAX) and split_address(address) for address in addresses):
         raise ProtocolError("bad-document", "peer document has a malformed address")
-    if not isinstance(attributes, dict) or not all(isinstance(each, int | str | bytes) for each in attributes.values()):
+    if not isinstance(attributes, dict) or not all(map(_is_attribute, attributes.items())):
         raise ProtocolError("bad-document", "peer document has malformed attributes")
     return PeerRecord(nickname, instance, state, version, addresses, MappingProxyType(attributes))
 
@@ -106,8 +111,8 @@ def with_port(target: str, port: int) -> str:
 def _unpack(body: bytes) -> Any:
     try:
         return msgpack.unpackb(
-            body, raw=False, use_list=False, strict_map_key=True, max_str_len=256, max_bin_len=256,
-            max_array_len=LINKS_MAX, max_map_len=64, max_ext_len=0,
+            body, raw=False, use_list=False, strict_map_key=True, max_str_len=_TEXT_MAX_BYTES,
+            max_bin_len=_TEXT_MAX_BYTES, max_array_len=LINKS_MAX, max_map_len=ATTRIBUTES_MAX, max_ext_len=0,
         )  # fmt: skip
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise ProtocolError("bad-document", f"document cannot be decoded: {error}") from None
@@ -115,3 +120,8 @@ def _unpack(body: bytes) -> Any:
 
 def _is_text(value: Any, limit: int) -> bool:
     return isinstance(value, str) and len(value) <= limit and value.isprintable()
+
+
+def _is_attribute(item: tuple[Any, Any]) -> bool:
+    name, value = item
+    return _is_text(name, ATTRIBUTE_NAME_MAX) and isinstance(value, int | str | bytes)

@@ -17,8 +17,9 @@ from gossip.errors import ProtocolError
 from gossip.names import PEER_NAME_BYTES, PeerName
 
 MESSAGE_MAX_BYTES = 16_384
-ENTRIES_MAX = 256
-"""Digest, have and want lists are cut into messages of at most this many entries."""
+ENTRIES_MAX = 192
+"""Digest, have and want lists are cut into messages of at most this many entries: the largest entry, a stamp with the
+longest table name, takes 74 bytes."""
 NICKNAME_MAX_BYTES = 256
 TEXT_MAX_BYTES = 256
 INSTANCE_BYTES = 16
