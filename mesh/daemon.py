@@ -21,8 +21,9 @@ from typing import Any
 
 import uvloop
 
+from dataplane.desired import Desired
 from dataplane.engine import Engine, Report
-from dataplane.kernel import Fault, Kernel
+from dataplane.kernel import Fault, Kernel, KernelError
 from dataplane.linux import open_kernel, teardown, underlay
 from gossip.events import Event, NameConflict, PeerChanged, Settled
 from gossip.identity import Identity
@@ -32,12 +33,12 @@ from gossip.pages import TablePager
 from gossip.peers import LIVE, PeerRecord
 from gossip.secret import NO_SECRET_PSK, derive_psk, warning_for
 from gossip.transport import Transport
-from mesh import api, directories, requests, status
+from mesh import api, arguments, directories, requests, status
 from mesh.attach import Attachments, Surroundings
 from mesh.config import LaunchConfig
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
-from mesh.forwarding import MTU_MIN, NONE, VXLAN_OVERHEAD_V4_BYTES, Local, Path
+from mesh.forwarding import MTU_MIN, NONE, UNREACHABLE, VXLAN_OVERHEAD_V4_BYTES, Local, Path
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
 from mesh.requests import ApiError
@@ -52,6 +53,8 @@ FIRST_REPORT_S = 15.0
 SURVEY_INTERVAL_S = 5.0
 PING_TIMEOUT_S = 1.0
 ADDRESSES_ADVERTISED_MAX = 8
+IDENTITY = "identity"
+TARGETS = "targets"
 
 log = EventLog("daemon")
 
@@ -59,21 +62,35 @@ log = EventLog("daemon")
 def run(config: LaunchConfig, ready: Callable[[str | None], None]) -> int:
     """Serve until told to stop. Calls `ready(None)` once it serves; raises `UserError` where it cannot."""
     with directories.RunDirectory(config.run_dir), Store(config.state_dir) as store:
-        return uvloop.run(_serve(config, store, ready))
+        try:
+            return uvloop.run(_serve(config, store, ready))
+        except asyncio.CancelledError:
+            log.info("stopped-while-starting")
+            return 0
 
 
 async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None], None]) -> int:
+    starting = asyncio.current_task()
+    assert starting is not None
+    _on_signals(starting.cancel)  # what has been made by then is taken back
     survey = await asyncio.to_thread(underlay.survey, BRIDGE)
     daemon = Daemon(config, store, survey)
     try:
         await daemon.start()
+        _on_signals(daemon.stop)
         async with api.serve(directories.socket_path(config.run_dir), daemon.handle):
             ready(None)
             log.info("serving", peer=format_name(daemon.node.name), port=config.port, version=VERSION)
             await daemon.wait_stopped()
     finally:
+        _on_signals(lambda: None)  # a second one changes nothing
         await daemon.close()
     return 0
+
+
+def _on_signals(act: Callable[[], object]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, act)
 
 
 class Daemon:
@@ -88,10 +105,11 @@ class Daemon:
         weak = (warning_for(password) for password in config.passwords[:1])
         self._weak_password = next(iter(weak), None)
         self._stop = asyncio.Event()
+        self._has_started = False
         self._gone = False
         self._closed = False
         self._refresh_due: asyncio.Handle | None = None
-        self._generation = 0
+        self._desired: Desired | None = None
         self._report: Report | None = None
         self._waiting: list[tuple[int, asyncio.Future[Report]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,10 +118,12 @@ class Daemon:
         self._transport: Transport | None = None
         self._pager = TablePager()
         self._survey = survey
+        self._disk = asyncio.Lock()
+        self._targets_changing = asyncio.Lock()
 
         identity, epoch = _load_identity(store)
         self._identity = identity
-        targets = _load_targets(store, config)
+        self._first_targets = _load_targets(store, config)
         node_config = NodeConfig(port=config.port, discovery=config.discovery)
         record = PeerRecord(config.nickname, secrets.token_bytes(16), LIVE, VERSION, (), {})
         self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
@@ -111,6 +131,7 @@ class Daemon:
         self._attachments = Attachments(
             Surroundings(
                 store=store,
+                write=self._write,
                 own=identity.name,
                 table=self._router.table,
                 nickname_of=lambda peer: status.nickname(self._router, peer),
@@ -120,8 +141,7 @@ class Daemon:
                 tell=self._tell,
             )
         )
-        self._pinger = Pinger(BRIDGE, bridge_mac(identity.name), self._is_peer_mac)
-        self._first_targets = targets
+        self._pinger = Pinger(BRIDGE, bridge_mac(identity.name), lambda mac: mac in self._router.peer_macs)
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -139,15 +159,19 @@ class Daemon:
         except OSError as error:
             raise _cannot_listen(self._config, error) from None
         self._transport = transport
+        if self._config.peers is not None:  # they replace those of the last launch
+            await self._write(TARGETS, {"targets": self._first_targets})
         await self._start_kernel()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stop.set)
         self._pinger.open()
         self._spawn(self._survey_forever())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
+        self._has_started = True
 
     async def _start_kernel(self) -> None:
-        self._kernel = open_kernel()
+        try:
+            self._kernel = open_kernel()
+        except KernelError as error:
+            raise UserError(error.text) from None
         self._engine = Engine(self._kernel, self._report_from_thread)
         self._engine.start()
         try:
@@ -157,12 +181,20 @@ class Daemon:
         if report.faults:
             raise UserError(report.faults[0].text)
 
+    def stop(self) -> None:
+        self._stop.set()
+
     async def wait_stopped(self) -> None:
         await self._stop.wait()
 
     async def close(self) -> None:
-        """Leave the mesh and end every part; the kernel is left as it is, except after `reset`."""
+        """Leave the mesh and end every part. The kernel is left as it is, except after `reset`, and after a start that
+        failed where there was nothing of ours before."""
         self._closed = True
+        for _, done in self._waiting:  # whoever is in the middle of a change takes it back
+            if not done.done():
+                done.set_exception(TimeoutError())
+        await self._attachments.close()
         if self._transport is not None:
             self._transport.perform(self.node.leave(self._gone, time.monotonic()))
         for task in list(self._tasks):
@@ -174,11 +206,16 @@ class Daemon:
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop)
         if self._kernel is not None:
-            if self._gone:
-                await asyncio.to_thread(teardown, self._kernel)
-                directories.remove_state(self._config.state_dir)
+            if self._gone or not (self._has_started or self._survey.bridge_mtu):
+                await self._teardown(self._kernel)
             self._kernel.close()
         log.info("stopped", removed=self._gone)
+
+    async def _teardown(self, kernel: Kernel) -> None:
+        try:
+            await asyncio.to_thread(teardown, kernel)
+        except KernelError as error:
+            log.error("teardown-failed", error=error.text)
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
@@ -212,9 +249,15 @@ class Daemon:
         if self._refresh_due is None and self._engine is not None and not self._closed:
             self._refresh_due = self._loop.call_soon(self._refresh)
 
-    def _refresh(self) -> int:
-        """Publish the desired state as it now is."""
+    def _refresh(self) -> None:
+        """Publish the desired state if it has changed."""
         self._refresh_due = None
+        desired = self._decide()
+        if desired != self._desired:
+            self._hand_over(desired)
+
+    def _decide(self) -> Desired:
+        """The desired state as it now is."""
         now = time.monotonic()
         local = Local(
             name=self.node.name,
@@ -222,13 +265,21 @@ class Daemon:
             vxlan=self._config.vxlan,
             vxlan_port=self._config.port + 1,
             networks=self._survey.networks,
+            addresses=frozenset(found.address for found in self._survey.addresses),
         )
         ports = tuple(attachment.port for attachment in self._attachments.all())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
         desired = self._router.refresh(local, ports, self._config.mtu, now, time.time(), settled, self._log_path)
+        lost = frozenset(endpoint.mac for endpoint in self._router.lost_macs(now))
+        if lost and not self._closed:
+            self._spawn(self._attachments.give_way(lost))
+        return desired
+
+    def _hand_over(self, desired: Desired) -> int:
+        """To the engine; the generation that its report will bear."""
         assert self._engine is not None
-        self._generation = self._engine.publish(desired)
-        return self._generation
+        self._desired = desired
+        return self._engine.publish(desired)
 
     def _log_path(self, peer: PeerName, path: Path) -> None:
         log.info("path", peer=format_name(peer), path=path.kind, reason=path.reason, address=path.destination)
@@ -237,8 +288,12 @@ class Daemon:
         """Publish and wait until the kernel has it. Raises `TimeoutError`."""
         if self._refresh_due is not None:
             self._refresh_due.cancel()
+            self._refresh_due = None
+        generation = self._hand_over(self._decide())
+        if self._closed:
+            raise TimeoutError
         done: asyncio.Future[Report] = self._loop.create_future()
-        self._waiting.append((self._refresh(), done))
+        self._waiting.append((generation, done))
         async with asyncio.timeout(timeout_s):
             return await done
 
@@ -264,8 +319,11 @@ class Daemon:
                 done.set_result(report)
             else:
                 self._waiting.append((generation, done))
-        vanished = {ifname for ifname, fault in report.port_faults.items() if fault.code == "namespace-gone"}
-        if vanished and not self._closed:
+        if self._closed:
+            return
+        self._pinger.open()
+        vanished = frozenset(name for name, fault in report.port_faults.items() if fault.code == "namespace-gone")
+        if vanished:
             self._spawn(self._attachments.drop_vanished(vanished))
 
     # -- what we say of ourselves ------------------------------------------------------------------
@@ -331,11 +389,22 @@ class Daemon:
         """Somebody saw a later epoch of ours: on disk first, however long that takes."""
         while True:
             try:
-                await asyncio.to_thread(_save_identity, self._store, self._identity, epoch)
+                await self._write(IDENTITY, _identity_document(self._identity, epoch))
                 return
             except StoreError as error:
                 log.error("epoch-not-saved", error=error)
                 await asyncio.sleep(SURVEY_INTERVAL_S)
+
+    async def _write(self, name: str, payload: dict[str, Any]) -> None:
+        """Put a document on disk, one at a time. Raises `StoreError`. A thread that has begun cannot be stopped, so it
+        is waited for, whoever is cancelled: the next one must not write beside it."""
+        async with self._disk:
+            writing = asyncio.ensure_future(asyncio.to_thread(self._store.write, name, payload))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait([writing])
+                raise
 
     # -- the API -----------------------------------------------------------------------------------
 
@@ -349,11 +418,12 @@ class Daemon:
             case requests.Forget(peers):
                 return await self._forget(list(peers))
             case requests.Attach():
-                attachment = await self._attachments.attach(request)
+                # Shielded: a change is finished or taken back, also when whoever asked cannot be answered any more.
+                attachment = await asyncio.shield(self._attachments.attach(request))
                 return status.ps([attachment])[0]
             case requests.Detach():
-                gone = await self._attachments.detach(request)
-                return {"addresses": [str(binding.interface) for binding in gone]}
+                gone = await asyncio.shield(self._attachments.detach(request))
+                return {"addresses": [str(binding) for binding in gone]}
             case requests.Ping():
                 return await self._ping(request, send_row)
             case requests.Stop():
@@ -392,38 +462,42 @@ class Daemon:
         )  # fmt: skip
 
     async def _connect(self, peers: list[str], replace: bool) -> object:
-        now = time.monotonic()
-        known = [] if replace else [row.target for row in self.node.targets(now)]
-        await self._save_targets([*known, *(peer for peer in peers if peer not in known)])
-        assert self._transport is not None
-        self._transport.perform(self.node.connect(peers, now, replace_all=replace))
+        async with self._targets_changing:
+            known = [] if replace else [row.target for row in self.node.targets(time.monotonic())]
+            wanted = [*known, *(peer for peer in peers if peer not in known)]
+            if len(wanted) > arguments.PEERS_MAX:
+                most = f"{len(wanted)} targets would be too many: at most {arguments.PEERS_MAX}"
+                raise ApiError("too-many", f"{most}; a few are enough, the others are found through them")
+            await self._save_targets(wanted)
+            assert self._transport is not None
+            self._transport.perform(self.node.connect(peers, time.monotonic(), replace_all=replace))
         return {}
 
     async def _forget(self, peers: list[str]) -> object:
-        known = [row.target for row in self.node.targets(time.monotonic())]
-        unknown = [peer for peer in peers if peer not in known]
-        if unknown:
-            have = ", ".join(known) or "there are none"
-            raise ApiError("not-a-target", f"{', '.join(unknown)} is not a target (targets: {have})")
-        await self._save_targets([target for target in known if target not in peers])
-        self.node.forget(peers)
+        async with self._targets_changing:
+            known = [row.target for row in self.node.targets(time.monotonic())]
+            unknown = [peer for peer in peers if peer not in known]
+            if unknown:
+                have = ", ".join(known) or "there are none"
+                raise ApiError("not-a-target", f"{', '.join(unknown)} is not a target (targets: {have})")
+            await self._save_targets([target for target in known if target not in peers])
+            self.node.forget(peers)
         return {}
 
     async def _save_targets(self, targets: list[str]) -> None:
         try:
-            await asyncio.to_thread(self._store.write, "targets", {"targets": targets})
+            await self._write(TARGETS, {"targets": targets})
         except StoreError as error:
             raise ApiError("not-saved", str(error)) from None
 
     async def _ping(self, request: requests.Ping, send_row: api.SendRow) -> object:
         name = self._resolve(request.peer)
-        path = self._router.paths[name]
         who = status.nickname(self._router, name)
-        if path.kind == NONE:
-            raise ApiError("no-path", f"there is no path to {who} ({path.reason}); see `weft status connections`")
+        path = self._path(name, who)
         times: list[float] = []
         for sequence in range(1, request.count + 1):
             begun = time.monotonic()
+            path = self._path(name, who)
             rtt_s = await self._pinger.ping(bridge_mac(name), self._router.mtu, PING_TIMEOUT_S)
             rtt_ms = None if rtt_s is None else round(rtt_s * 1000, 3)
             times += [] if rtt_ms is None else [rtt_ms]
@@ -441,6 +515,12 @@ class Daemon:
             "median_ms": times[len(times) // 2] if times else None,
         }
 
+    def _path(self, name: PeerName, who: str) -> Path:
+        path = self._router.paths.get(name, Path(NONE, UNREACHABLE))
+        if path.kind == NONE:
+            raise ApiError("no-path", f"there is no path to {who} ({path.reason}); see `weft status connections`")
+        return path
+
     def _resolve(self, text: str) -> PeerName:
         found = [name for name in self._router.find_peer(text) if name in self._router.paths]
         if len(found) == 1:
@@ -456,37 +536,31 @@ class Daemon:
     async def _wait_settled(self) -> None:
         """With links up, what others hold is known in a moment: wait for it rather than take an address twice."""
         deadline = time.monotonic() + ATTACH_SETTLE_S
-        while not self.node.settled and self.node.links() and time.monotonic() < deadline:
+        while not (self.node.settled or self._closed) and self.node.links() and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-
-    def _is_peer_mac(self, mac: bytes) -> bool:
-        return any(bridge_mac(name) == mac for name in self._router.paths)
 
 
 def _load_identity(store: Store) -> tuple[Identity, int]:
     """The host's keys, made at the first launch, and the epoch of this start, already on disk."""
-    document = store.read("identity")
+    document = store.read(IDENTITY)
     if document is None:
         identity, epoch = Identity(os.urandom(32), os.urandom(32)), 1
     else:
         identity = Identity(bytes.fromhex(document["signing_seed"]), bytes.fromhex(document["link_private"]))
         epoch = int(document["epoch"]) + 1
-    _save_identity(store, identity, epoch)
+    store.write(IDENTITY, _identity_document(identity, epoch))
     return identity, epoch
 
 
-def _save_identity(store: Store, identity: Identity, epoch: int) -> None:
+def _identity_document(identity: Identity, epoch: int) -> dict[str, Any]:
     keys = {"signing_seed": identity.signing_seed.hex(), "link_private": identity.link_private.hex()}
-    store.write("identity", {**keys, "epoch": epoch})
+    return {**keys, "epoch": epoch}
 
 
 def _load_targets(store: Store, config: LaunchConfig) -> list[str]:
-    """Peers named at launch replace those of the last one; without any, those stay."""
-    if config.peers is None:
-        document = store.read("targets") or {"targets": []}
-        return [str(target) for target in document["targets"]]
-    store.write("targets", {"targets": list(config.peers)})
-    return list(config.peers)
+    """Those named at launch; without any, those of the last one, which must be readable in either case."""
+    document = store.read(TARGETS) or {"targets": []}
+    return [str(target) for target in document["targets"]] if config.peers is None else list(config.peers)
 
 
 def _cannot_listen(config: LaunchConfig, error: OSError) -> UserError:

@@ -3,7 +3,8 @@
 Each host publishes rows for its own endpoints only; this table puts them together. An address belongs to the endpoint
 with the highest *claim*, a number one above every claim that the claimant had seen; equal claims go to the lower peer
 name. So whoever attached last in knowledge of the other wins, all hosts agree without asking, and a late delete of an
-old binding removes only that binding. Knows nothing of the kernel, of reach, or of how rows travel.
+old binding removes only that binding. A MAC that two endpoints have belongs to the one that holds its address; the
+other one's host sees that and takes a new MAC. Knows nothing of the kernel, of reach, or of how rows travel.
 
 A row is a msgpack list: id, MAC, addresses (each packed address, prefix length, claim), names, labels, network.
 """
@@ -11,10 +12,11 @@ A row is a msgpack list: id, MAC, addresses (each packed address, prefix length,
 from __future__ import annotations
 
 import hashlib
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
-from typing import Any
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -26,17 +28,34 @@ ENDPOINTS_TABLE = "endpoints"
 ADDRESSES_MAX = 64
 NAMES_MAX = 64
 LABELS_MAX = 64
-TEXT_MAX = 512
+TEXT_MAX_BYTES = 512
+CLAIM_MAX = (1 << 63) - 1
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
+
+_ENDPOINT_MAC = 0x02
+_BRIDGE_MAC = 0x06
+"""First bytes of the MACs that we make: both say "locally administered, one receiver", and no bit of the rest is needed
+to tell an endpoint's from a bridge's."""
+_MAPPED = bytes(10) + b"\xff\xff"
+_NOT_OF_ONE_HOST = frozenset({bytes(4), b"\xff" * 4, bytes(16), bytes(15) + b"\x01"})
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
     """One address of an endpoint, with the claim that it is held by."""
 
-    interface: Interface
+    ip: Address
+    length: int
+    """Of the prefix, in bits."""
     claim: int
+
+    @property
+    def interface(self) -> Interface:
+        return ip_interface((self.ip, self.length))
+
+    def __str__(self) -> str:
+        return f"{self.ip}/{self.length}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +73,7 @@ class Endpoint:
 
 
 def encode_row(endpoint: Endpoint) -> bytes:
-    addresses = [(b.interface.packed, b.interface.network.prefixlen, b.claim) for b in endpoint.bindings]
+    addresses = [(binding.ip.packed, binding.length, binding.claim) for binding in endpoint.bindings]
     row: bytes = msgpack.packb(
         [endpoint.id, endpoint.mac, addresses, endpoint.names, endpoint.labels, endpoint.network]
     )
@@ -65,7 +84,7 @@ def decode_row_untrusted(owner: PeerName, row: bytes) -> Endpoint:
     """The endpoint in a row. Raises `ProtocolError` for anything that no honest host publishes."""
     try:
         fields = msgpack.unpackb(
-            row, raw=False, use_list=False, strict_map_key=True, max_str_len=TEXT_MAX, max_bin_len=16,
+            row, raw=False, use_list=False, strict_map_key=True, max_str_len=TEXT_MAX_BYTES, max_bin_len=16,
             max_array_len=ADDRESSES_MAX, max_map_len=0, max_ext_len=0,
         )  # fmt: skip
         return _endpoint(owner, fields)
@@ -77,8 +96,8 @@ def _endpoint(owner: PeerName, fields: Any) -> Endpoint:
     if not isinstance(fields, tuple) or len(fields) < 6:
         raise ValueError("not a list of six fields")
     name, mac, addresses, names, labels, network = fields[:6]
-    if not isinstance(mac, bytes) or len(mac) != 6 or mac[0] & 1 or mac == bytes(6):
-        raise ValueError("not a unicast MAC")
+    if not isinstance(mac, bytes) or len(mac) != 6 or mac[0] & 1 or mac == bytes(6) or mac[0] == _BRIDGE_MAC:
+        raise ValueError("not the MAC of an endpoint")
     if not all(isinstance(each, tuple) for each in (addresses, names, labels)):
         raise ValueError("lists expected")
     if not all(_is_text(text) for text in (name, network, *names)) or len(names) > NAMES_MAX:
@@ -87,121 +106,194 @@ def _endpoint(owner: PeerName, fields: Any) -> Endpoint:
         isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_text, pair)) for pair in labels
     ):
         raise ValueError("malformed labels")
-    return Endpoint(owner, name, mac, tuple(map(_binding, addresses)), names, labels, network)
+    bindings = tuple(map(_binding, addresses))
+    if len({fields[0] for fields in addresses}) != len(addresses):
+        raise ValueError("an address twice")
+    return Endpoint(owner, name, mac, bindings, names, labels, network)
 
 
 def _binding(fields: Any) -> Binding:
     if not isinstance(fields, tuple) or len(fields) != 3:
         raise ValueError("an address is not a list of three fields")
     packed, length, claim = fields
-    if not isinstance(packed, bytes) or len(packed) not in (4, 16) or not isinstance(length, int):
+    if not isinstance(packed, bytes) or len(packed) not in (4, 16):
         raise ValueError("malformed address")
-    if not isinstance(claim, int) or not 0 <= claim < 1 << 63:
+    if type(length) is not int or not 0 <= length <= 8 * len(packed):
+        raise ValueError("malformed prefix length")
+    if type(claim) is not int or not 0 <= claim <= CLAIM_MAX:
         raise ValueError("malformed claim")
-    address = ip_address(packed)
-    if address.is_multicast or address.is_unspecified or address.is_loopback or packed == b"\xff" * 4:
+    if not _is_of_one_host(packed):
         raise ValueError("not an address that a container can have")
-    return Binding(ip_interface((packed, length)), claim)
+    return Binding(IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed), length, claim)
+
+
+def _is_of_one_host(packed: bytes) -> bool:
+    """Not multicast, unspecified, broadcast, loopback or an IPv4 address in IPv6's clothes. By bytes: it is asked for
+    every address of the mesh."""
+    if packed in _NOT_OF_ONE_HOST:
+        return False
+    if len(packed) == 4:
+        return packed[0] != 127 and packed[0] & 0xF0 != 0xE0
+    return packed[0] != 0xFF and not packed.startswith(_MAPPED)
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= TEXT_MAX and value.isprintable()
+    return isinstance(value, str) and value.isprintable()
 
 
 def derive_mac(network: str, first: Address, salt: int = 0) -> bytes:
-    """The MAC of an endpoint: made from its first address, so that it moves along and caches stay true.
-
-    The first byte 02 marks it as locally administered; bridges use 06 and can never be met."""
+    """The MAC of an endpoint: made from its first address, so that it moves along and caches stay true."""
     seed = f"{network} {first} {salt}".encode()
-    return b"\x02" + hashlib.sha256(b"weft endpoint mac\x00" + seed).digest()[:5]
+    return bytes((_ENDPOINT_MAC,)) + hashlib.sha256(b"weft endpoint mac\x00" + seed).digest()[:5]
 
 
 def bridge_mac(peer: PeerName) -> bytes:
     """The MAC of a host's bridge, made from its peer name, so that everybody knows it."""
-    return b"\x06" + peer[:5]
+    return bytes((_BRIDGE_MAC,)) + peer[:5]
+
+
+class _Claim(NamedTuple):
+    """Sorts by who wins. No two are equal before the last field: a row has an address once."""
+
+    strength: int
+    """The claim, negated: the strongest comes first."""
+    owner: PeerName
+    page: int
+    row: bytes
+    endpoint: Endpoint
 
 
 class EndpointTable:
-    """All rows of all owners, with the holder of every address."""
+    """All rows of all owners, with the holder of every address and of every MAC."""
 
     def __init__(self) -> None:
-        self._pages: dict[PeerName, dict[int, list[Endpoint]]] = {}
-        self._claims: dict[Address, list[tuple[int, PeerName, Endpoint]]] = {}
+        self._pages: dict[PeerName, dict[int, dict[bytes, Endpoint]]] = {}
+        """By owner and page: rows, each with its endpoint."""
+        self._claims: dict[Address, list[_Claim]] = {}
         self._macs: dict[bytes, list[Endpoint]] = {}
+        self._shared_addresses: dict[Address, None] = {}
+        self._shared_macs: dict[bytes, None] = {}
+        self._contested: frozenset[int] | None = frozenset()
 
     def replace_page(self, owner: PeerName, index: int, body: bytes) -> int:
-        """Take the newest version of one page; how many of its rows were malformed and left out."""
-        malformed = 0
-        endpoints: list[Endpoint] = []
+        """Take the newest version of one page; how many of its rows were malformed and left out.
+
+        A row that was there before stays the same object, so that one changed row costs one row."""
         try:
             rows = rows_untrusted(body)
         except ProtocolError:
-            rows, malformed = [], 1
+            self._replace(owner, index, {})
+            return 1
+        malformed = 0
+        before = self._pages.get(owner, {}).get(index, {})
+        page: dict[bytes, Endpoint] = {}
         for row in rows:
             try:
-                endpoints.append(decode_row_untrusted(owner, row))
+                page[row] = before.get(row) or decode_row_untrusted(owner, row)
             except ProtocolError:
                 malformed += 1
-        pages = self._pages.setdefault(owner, {})
-        self._withdraw(pages.pop(index, []))
-        if endpoints:
-            pages[index] = endpoints
-            for endpoint in endpoints:
-                self._macs.setdefault(endpoint.mac, []).append(endpoint)
-                for binding in endpoint.bindings:
-                    claims = self._claims.setdefault(binding.interface.ip, [])
-                    claims.append((binding.claim, owner, endpoint))
+        self._replace(owner, index, page)
         return malformed
 
     def forget(self, owner: PeerName) -> None:
-        for endpoints in self._pages.pop(owner, {}).values():
-            self._withdraw(endpoints)
+        for index in sorted(self._pages.get(owner, {})):
+            self._replace(owner, index, {})
 
-    def _withdraw(self, endpoints: list[Endpoint]) -> None:
-        for endpoint in endpoints:
-            _discard(self._macs, endpoint.mac, lambda held, gone=endpoint: held is gone)
-            for binding in endpoint.bindings:
-                _discard(self._claims, binding.interface.ip, lambda held, gone=endpoint: held[2] is gone)
+    def _replace(self, owner: PeerName, index: int, page: dict[bytes, Endpoint]) -> None:
+        pages = self._pages.setdefault(owner, {})
+        before = pages.pop(index, {})
+        for row, endpoint in before.items():
+            if row not in page:
+                self._withdraw(owner, index, row, endpoint)
+        for row, endpoint in page.items():
+            if row not in before:
+                self._enter(owner, index, row, endpoint)
+        if page:
+            pages[index] = page
+        if not pages:
+            del self._pages[owner]
+        self._contested = None
+
+    def _enter(self, owner: PeerName, index: int, row: bytes, endpoint: Endpoint) -> None:
+        users = self._macs.setdefault(endpoint.mac, [])
+        users.append(endpoint)
+        if len(users) > 1:
+            self._shared_macs[endpoint.mac] = None
+        for binding in endpoint.bindings:
+            claims = self._claims.setdefault(binding.ip, [])
+            insort(claims, _Claim(-binding.claim, owner, index, row, endpoint))
+            if len(claims) > 1:
+                self._shared_addresses[binding.ip] = None
+
+    def _withdraw(self, owner: PeerName, index: int, row: bytes, endpoint: Endpoint) -> None:
+        users = [user for user in self._macs.pop(endpoint.mac) if user is not endpoint]
+        if users:
+            self._macs[endpoint.mac] = users
+        if len(users) < 2:
+            self._shared_macs.pop(endpoint.mac, None)
+        for binding in endpoint.bindings:
+            claims = [claim for claim in self._claims.pop(binding.ip) if claim.endpoint is not endpoint]
+            if claims:
+                self._claims[binding.ip] = claims
+            if len(claims) < 2:
+                self._shared_addresses.pop(binding.ip, None)
+
+    # -- what there is -----------------------------------------------------------------------------
+
+    def owners(self) -> list[PeerName]:
+        return sorted(self._pages)
+
+    def of(self, owner: PeerName) -> Iterator[Endpoint]:
+        """The endpoints of one owner, in the order of its pages."""
+        pages = self._pages.get(owner, {})
+        for index in sorted(pages):
+            yield from pages[index].values()
 
     def endpoints(self) -> Iterator[Endpoint]:
         """All endpoints, in order of owners."""
-        for owner in sorted(self._pages):
-            for index in sorted(self._pages[owner]):
-                yield from self._pages[owner][index]
-
-    def of(self, owner: PeerName) -> list[Endpoint]:
-        pages = self._pages.get(owner, {})
-        return [endpoint for index in sorted(pages) for endpoint in pages[index]]
-
-    def holder(self, address: Address, without: frozenset[PeerName] = frozenset()) -> Endpoint | None:
-        """Who holds `address` by rule, leaving out owners that do not count any more."""
-        claims = [claim for claim in self._claims.get(address, ()) if claim[1] not in without]
-        if not claims:
-            return None
-        return min(claims, key=lambda claim: (-claim[0], claim[1], claim[2].mac))[2]
-
-    def next_claim(self, address: Address) -> int:
-        """The claim of somebody who attaches `address` now, knowing what is known here."""
-        return 1 + max((claim for claim, _, _ in self._claims.get(address, ())), default=0)
-
-    def mac_users(self, mac: bytes) -> list[Endpoint]:
-        return list(self._macs.get(mac, ()))
-
-    def conflict(self, endpoint: Endpoint, without: frozenset[PeerName] = frozenset()) -> Endpoint | None:
-        """The first other endpoint that holds an address which `endpoint` claims too."""
-        for binding in endpoint.bindings:
-            holder = self.holder(binding.interface.ip, without)
-            if holder is not None and holder is not endpoint:
-                return holder
-        return None
+        for owner in self.owners():
+            yield from self.of(owner)
 
     def __len__(self) -> int:
         return sum(len(page) for pages in self._pages.values() for page in pages.values())
 
+    # -- who holds what ----------------------------------------------------------------------------
 
-def _discard(table: dict[Any, list[Any]], key: Any, is_gone: Any) -> None:
-    kept = [held for held in table.get(key, ()) if not is_gone(held)]
-    if kept:
-        table[key] = kept
-    else:
-        table.pop(key, None)
+    def claimants(self, address: Address) -> list[Endpoint]:
+        """Everybody who claims `address`: its holder by rule first, then who would follow."""
+        return [claim.endpoint for claim in self._claims.get(address, ())]
+
+    def holder(self, address: Address, without: frozenset[PeerName] = frozenset()) -> Endpoint | None:
+        """Who holds `address` by rule, leaving out owners that do not count any more."""
+        return next((each for each in self.claimants(address) if each.owner not in without), None)
+
+    def next_claim(self, address: Address) -> int:
+        """The claim of somebody who attaches `address` now, knowing what is known here."""
+        claims = self._claims.get(address)
+        return min(1 - claims[0].strength, CLAIM_MAX) if claims else 1
+
+    def mac_users(self, mac: bytes) -> list[Endpoint]:
+        return list(self._macs.get(mac, ()))
+
+    def mac_holder(self, mac: bytes, without: frozenset[PeerName] = frozenset()) -> Endpoint | None:
+        """Whom frames to `mac` belong to: of several endpoints that have it, one that has lost no address to anybody,
+        and of those the one with the strongest claim."""
+        users = [user for user in self._macs.get(mac, ()) if user.owner not in without]
+        return min(users, key=lambda user: self._mac_rank(user, without)) if users else None
+
+    def _mac_rank(self, user: Endpoint, without: frozenset[PeerName]) -> tuple[bool, int, PeerName, bytes]:
+        held = [binding.claim for binding in user.bindings if self.holder(binding.ip, without) is user]
+        return (len(held) < len(user.bindings), -max(held, default=-1), user.owner, encode_row(user))
+
+    def is_contested(self, endpoint: Endpoint) -> bool:
+        """Whether somebody else claims one of its addresses or has its MAC; of the others, all is theirs."""
+        if self._contested is None:
+            sharing = [user for mac in self._shared_macs for user in self._macs[mac]]
+            sharing += [claim.endpoint for address in self._shared_addresses for claim in self._claims[address]]
+            self._contested = frozenset(map(id, sharing))
+        return id(endpoint) in self._contested
+
+    def lost(self, endpoint: Endpoint, without: frozenset[PeerName] = frozenset()) -> list[tuple[Binding, Endpoint]]:
+        """The addresses that `endpoint` claims and another one holds, each with its holder."""
+        holders = ((binding, self.holder(binding.ip, without)) for binding in endpoint.bindings)
+        return [(binding, holder) for binding, holder in holders if holder is not None and holder is not endpoint]

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from dataplane.desired import Address, Desired, Port, Segment
 from gossip.events import Event, OwnerForgotten, PageChanged
 from gossip.names import PeerName
 from gossip.node import Node
 from gossip.peers import GONE, split_address
-from mesh.endpoints import ENDPOINTS_TABLE, EndpointTable, bridge_mac
-from mesh.forwarding import HOLD_S, Local, Path, Remote, build_desired, choose_path, network_mtu
+from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, EndpointTable, bridge_mac
+from mesh.forwarding import HOLD_S, Forwarding, Local, Path, Remote, choose_path, network_mtu, numeric_address
 
 BRIDGE = "weft"
 VNI = 0x776566
@@ -48,6 +47,9 @@ class Router:
         self.since: dict[PeerName, float] = {}
         self.history: deque[PathChange] = deque(maxlen=HISTORY_MAX)
         self.malformed_rows = 0
+        self.peer_macs: frozenset[bytes] = frozenset()
+        """The bridges that data-path pings may come from."""
+        self._forwarding = Forwarding()
         self._started = started
         self._was_settled = False
 
@@ -83,6 +85,15 @@ class Router:
             if record.state == GONE or self.unreachable_s(name, now) >= HOLD_S
         )
 
+    def lost_macs(self, now: float) -> list[Endpoint]:
+        """Our own endpoints whose MAC belongs to another host's: they need a new one."""
+        expired = self.expired(now)
+        return [
+            endpoint
+            for endpoint in self.table.of(self.node.name)
+            if self.table.is_contested(endpoint) and self.table.mac_holder(endpoint.mac, expired) is not endpoint
+        ]
+
     def find_peer(self, text: str) -> list[PeerName]:
         """Other peers that go by this name or nickname."""
         from_text = [n for n in self.others() if n.hex(":") == text.lower()]
@@ -111,11 +122,18 @@ class Router:
         }
         paths: dict[PeerName, Path] = {}
         for name, remote in remotes.items():
-            path = paths[name] = choose_path(local, remote, self.paths.get(name))
-            if path != self.paths.get(name):
-                self.since[name] = unix_now
-                self.history.append(PathChange(unix_now, name, path))
-                on_path(name, path)
+            before = self.paths.get(name)
+            path = choose_path(local, remote, before)
+            if before is not None and path == before:
+                paths[name] = before  # the same object: nobody need compare what hangs on it
+                continue
+            paths[name] = path
+            self.since[name] = unix_now
+            self.history.append(PathChange(unix_now, name, path))
+            on_path(name, path)
+        if paths.keys() != self.paths.keys():
+            self.since = {name: self.since[name] for name in paths}
+            self.peer_macs = frozenset(map(bridge_mac, paths))
         self.paths = paths
         # The first time that the mesh's state is in, the MTU may grow beyond what an earlier life had; then no more.
         current = self.mtu if self._was_settled or not settled else None
@@ -123,9 +141,9 @@ class Router:
         self.mtu = fixed_mtu or network_mtu(self.own_mtu, remotes.values(), current)
         vxlan_port = local.vxlan_port if local.vxlan and not local.has_secret else None
         segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
-        return build_desired(segment, ports, paths, self.table, local.name, self.expired(now), settled)
+        return self._forwarding.desired(segment, ports, paths, self.table, local.name, self.expired(now), settled)
 
 
 def _address_of(remote: str | None) -> Address | None:
     parts = split_address(remote) if remote else None
-    return ip_address(parts[0].partition("%")[0]) if parts else None
+    return numeric_address(parts[0]) if parts else None

@@ -79,13 +79,9 @@ def endpoints(router: Router, now: float) -> list[Row]:
 
 
 def _endpoint(router: Router, endpoint: Endpoint, expired: frozenset[PeerName]) -> Row:
-    rival = router.table.conflict(endpoint, expired)
-    conflict = None
-    if rival is not None:
-        conflict = f"an address is held by {rival.id} on {nickname(router, rival.owner)}, which attached it later"
     return {
         "mac": endpoint.mac.hex(":"),
-        "addresses": [str(binding.interface) for binding in endpoint.bindings],
+        "addresses": [str(binding) for binding in endpoint.bindings],
         "names": list(endpoint.names),
         "labels": dict(endpoint.labels),
         "peer": format_name(endpoint.owner),
@@ -93,8 +89,17 @@ def _endpoint(router: Router, endpoint: Endpoint, expired: frozenset[PeerName]) 
         "local": endpoint.owner == router.node.name,
         "nickname": nickname(router, endpoint.owner),
         "id": endpoint.id,
-        "conflict": conflict,
+        "conflict": _conflict(router, endpoint, expired),
     }
+
+
+def _conflict(router: Router, endpoint: Endpoint, expired: frozenset[PeerName]) -> str | None:
+    """Which of its addresses others hold, as text."""
+    if not router.table.is_contested(endpoint):
+        return None
+    lost = router.table.lost(endpoint, expired)
+    texts = [f"{binding.ip} is held by {holder.id} on {nickname(router, holder.owner)}" for binding, holder in lost]
+    return ", ".join(texts) or None
 
 
 def ps(attachments: list[Attachment]) -> list[Row]:
@@ -102,7 +107,7 @@ def ps(attachments: list[Attachment]) -> list[Row]:
         {
             "id": attachment.id,
             "mac": attachment.mac.hex(":"),
-            "addresses": [str(binding.interface) for binding in attachment.bindings],
+            "addresses": [str(binding) for binding in attachment.bindings],
             "names": list(attachment.names),
             "labels": dict(attachment.labels),
             "network": attachment.network,
@@ -156,10 +161,13 @@ def warnings(
         rows.append(_warning("name-in-use", router.node.conflict, "run `weft reset`, then `weft launch`"))
     if weak_password is not None:
         rows.append(_warning("weak-password", weak_password, "launch with a longer one on every host"))
-    for row in endpoints(router, now):
-        if row["conflict"] and row["local"]:
-            text = f"{row['id']}: {row['conflict']}"
-            rows.append(_warning("address-conflict", text, f"weft detach {row['id']}, then attach another address"))
+    expired = router.expired(now)
+    for endpoint in router.table.of(router.node.name):
+        conflict = _conflict(router, endpoint, expired)
+        if conflict is not None:
+            text = f"{endpoint.id} has lost an address: {conflict}, who attached it later or at the same time"
+            cure = f"detach it there, or here (weft detach ADDR {endpoint.id}) and attach another one"
+            rows.append(_warning("address-conflict", text, cure))
     if any(path.reason == ENCRYPTION_UNAVAILABLE for path in router.paths.values()):
         text = "a password is set, so nothing is sent in clear, and this version has no encrypted path yet"
         cure = "containers on different hosts can talk only without a password, on an underlay that you trust"

@@ -1,0 +1,424 @@
+"""Paths, the MTU of the network, the desired state: every reason and preference, and nothing in clear with a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment
+from dataplane.objects import BRIDGE_FDB, FLOOD, LINK, NEIGHBOUR, VXLAN_FDB, Key, Vxlan, expand
+from gossip.names import PeerName
+from gossip.pages import TablePager
+from gossip.peers import AWAY, GONE, LIVE, PeerRecord
+from mesh import forwarding
+from mesh.endpoints import Binding, Endpoint, EndpointTable, bridge_mac, derive_mac, encode_row
+from mesh.forwarding import (
+    BEST,
+    HOLD_S,
+    MTU_MIN,
+    NONE,
+    VXLAN,
+    Forwarding,
+    Local,
+    Path,
+    Remote,
+    choose_path,
+    network_mtu,
+)
+
+ME, P, Q = (PeerName(bytes([number]) * 8) for number in (5, 3, 7))
+LOCAL = Local(
+    ME, False, True, 6784, (ip_network("10.9.0.0/24"), ip_network("fd00:9::/64")), frozenset({ip_address("10.9.0.5")})
+)
+ATTRIBUTES: Mapping[str, Any] = {"mtu": 1450, "vxlan": True, "vxlan_port": 6784, "advertise": False}
+
+
+def remote(*addresses: str, state: str = LIVE, link: str | None = None, **attributes: Any) -> Remote:
+    """A peer in reach that tells `addresses`."""
+    told = tuple(f"[{each}]:6783" if ":" in each else f"{each}:6783" for each in addresses)
+    record = PeerRecord("p", bytes(16), state, "0", told, MappingProxyType({**ATTRIBUTES, **attributes}))
+    return Remote(record, True, 0.0, ip_address(link) if link else None)
+
+
+def out_of_reach(peer: Remote, for_s: float) -> Remote:
+    return replace(peer, reachable=False, unreachable_s=for_s, link_address=None)
+
+
+# Reasons
+
+REASONS: dict[str, tuple[Local, Remote, Path]] = {
+    "best": (LOCAL, remote("10.9.0.3"), Path(VXLAN, "best", ip_address("10.9.0.3"))),
+    "no-vxlan here": (replace(LOCAL, vxlan=False), remote("10.9.0.3"), Path(NONE, "no-vxlan")),
+    "no-vxlan there": (LOCAL, remote("10.9.0.3", vxlan=False), Path(NONE, "no-vxlan")),
+    "other-port": (LOCAL, remote("10.9.0.3", vxlan_port=7000), Path(NONE, "other-port")),
+    "no-address": (LOCAL, remote(), Path(NONE, "no-address")),
+    "no-address over IPv4": (LOCAL, remote("fd00:9::3"), Path(NONE, "no-address")),
+    "encryption-unavailable": (
+        replace(LOCAL, has_secret=True),
+        remote("10.9.0.3"),
+        Path(NONE, "encryption-unavailable"),
+    ),
+    "unreachable, held": (
+        LOCAL,
+        out_of_reach(remote("10.9.0.3"), HOLD_S - 1),
+        Path(VXLAN, "unreachable", ip_address("10.9.0.3")),
+    ),
+    "unreachable for long": (LOCAL, out_of_reach(remote("10.9.0.3"), HOLD_S), Path(NONE, "unreachable")),
+    "away": (
+        LOCAL,
+        out_of_reach(remote("10.9.0.3", state=AWAY), 1),
+        Path(VXLAN, "away", ip_address("10.9.0.3")),
+    ),
+    "away for long": (LOCAL, out_of_reach(remote("10.9.0.3", state=AWAY), HOLD_S), Path(NONE, "unreachable")),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_every_path_has_its_reason(case: str) -> None:
+    """Why not a better one."""
+    local, peer, expected = REASONS[case]
+    assert choose_path(local, peer, None) == expected
+
+
+def test_every_reason_code_is_reached() -> None:
+    """A code that no test reaches is one that no user can look up in good faith."""
+    codes = {
+        getattr(forwarding, name)
+        for name in ("BEST", "NO_VXLAN", "NO_ADDRESS", "OTHER_PORT", "ENCRYPTION_UNAVAILABLE", "UNREACHABLE")
+    } | {forwarding.AWAY_REASON}
+    assert {path.reason for _, _, path in REASONS.values()} == codes
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, {"vxlan": "yes"}, {"vxlan": True}, {"vxlan": True, "vxlan_port": "6784"}, {"vxlan": 0, "vxlan_port": 6784}],
+)
+def test_attributes_of_other_kinds_or_none_at_all_give_no_path(attributes: dict[str, Any]) -> None:
+    """What another version or nobody in their right mind says must not raise."""
+    peer = remote("10.9.0.3")
+    record = replace(peer.record, attributes=attributes)
+    assert choose_path(LOCAL, replace(peer, record=record), None).kind == NONE
+
+
+# Destinations
+
+
+def destination(peer: Remote, previous: str | None = None, local: Local = LOCAL) -> str | None:
+    before = Path(VXLAN, BEST, ip_address(previous)) if previous else None
+    found = choose_path(local, peer, before).destination
+    return str(found) if found is not None else None
+
+
+def test_the_other_end_of_the_link_comes_first() -> None:
+    """Packets are known to pass there."""
+    assert destination(remote("10.9.0.3", "10.8.0.3", link="10.8.0.3"), previous="10.9.0.3") == "10.8.0.3"
+
+
+def test_a_link_from_an_address_that_nobody_told_counts_too() -> None:
+    """Behind a NAT, for one; but not where the peer's user said which address it is to be."""
+    assert destination(remote("10.9.0.3", link="192.0.2.7")) == "192.0.2.7"
+    assert destination(remote("10.9.0.3", link="192.0.2.7", advertise=True)) == "10.9.0.3"
+
+
+def test_without_a_link_what_served_before_stays() -> None:
+    """Links come and go in a sparse mesh; frames need not follow."""
+    assert destination(remote("10.9.0.3", "10.8.0.3"), previous="10.8.0.3") == "10.8.0.3"
+    assert destination(remote("10.9.0.3"), previous="10.8.0.3") == "10.9.0.3", "it is not told any more"
+
+
+def test_then_the_nearest_then_the_first_told() -> None:
+    """An address in a network that we are in needs no router."""
+    assert destination(remote("172.16.0.3", "10.9.0.3", "10.9.0.4")) == "10.9.0.3"
+    assert destination(remote("172.16.0.3", "172.17.0.3")) == "172.16.0.3"
+
+
+def test_an_ipv6_link_does_not_hide_an_ipv4_address() -> None:
+    """The VXLAN device over IPv4 cannot send to the one, but to the other."""
+    assert destination(remote("fd00:9::3", "10.9.0.3", link="fd00:9::3")) == "10.9.0.3"
+
+
+def test_our_own_address_is_not_the_way_to_somebody_else() -> None:
+    """Every machine of some virtualisers has 10.0.2.15 on its first interface."""
+    local = replace(
+        LOCAL,
+        networks=(ip_network("10.0.2.0/24"), ip_network("192.168.56.0/24")),
+        addresses=frozenset({ip_address("10.0.2.15"), ip_address("192.168.56.10")}),
+    )
+    assert destination(remote("10.0.2.15", "192.168.56.11"), local=local) == "192.168.56.11"
+    assert destination(remote("10.0.2.15"), local=local) is None
+
+
+@pytest.mark.parametrize("nowhere", ["127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"])
+def test_addresses_that_lead_nowhere_are_left_out(nowhere: str) -> None:
+    """Told or seen on a link, through a tunnel on this host for one."""
+    assert destination(remote(nowhere, "10.8.0.3", link=nowhere)) == "10.8.0.3"
+    assert destination(remote(nowhere, link=nowhere)) is None
+
+
+@pytest.mark.parametrize("told", ["host3", "10.9.0", "10.9.0.3.4", "fe80::1%eth0", "::ffff:10.9.0.3", "-"])
+def test_what_is_told_need_not_be_an_address(told: str) -> None:
+    """Any member may say anything; the rest of the table goes on."""
+    assert destination(remote(told, "10.8.0.3")) == "10.8.0.3"
+    assert destination(remote(told)) is None
+
+
+def test_the_destination_of_a_peer_out_of_reach_stays() -> None:
+    """Its daemon has been stopped; its kernel is where the link was, also where only the link knew that."""
+    seen = remote("10.8.0.3", link="192.0.2.7")
+    before = choose_path(LOCAL, seen, None)
+    after = choose_path(LOCAL, out_of_reach(seen, 5.0), before)
+    assert after == Path(VXLAN, "unreachable", ip_address("192.0.2.7"))
+
+
+# The MTU of the network
+
+
+def member(mtu: object, state: str = LIVE, unreachable_s: float = 0.0) -> Remote:
+    return replace(remote(state=state, mtu=mtu), unreachable_s=unreachable_s, reachable=not unreachable_s)
+
+
+def test_the_smallest_member_decides_at_once() -> None:
+    """A packet that one member cannot take must not leave any container."""
+    assert network_mtu(8950, [member(1450), member(8950)], 8950) == 1450
+    assert network_mtu(8950, [], None) == 8950
+
+
+def test_the_mtu_never_grows_while_a_daemon_runs() -> None:
+    """Neither when the narrow member leaves nor when our own underlay widens."""
+    assert network_mtu(8950, [member(8950)], 1450) == 1450
+
+
+def test_it_may_grow_when_there_is_no_current_one() -> None:
+    """That is a launch."""
+    assert network_mtu(8950, [member(8950)], None) == 8950
+
+
+def test_members_that_are_held_count_and_those_that_went_do_not() -> None:
+    """As long as frames are sent to a host, its MTU matters."""
+    assert network_mtu(8950, [member(1450, unreachable_s=HOLD_S - 1)], None) == 1450
+    assert network_mtu(8950, [member(1450, unreachable_s=HOLD_S)], None) == 8950
+    assert network_mtu(8950, [member(1450, GONE)], None) == 8950
+    assert network_mtu(8950, [member(1450, AWAY, 5.0)], None) == 1450
+
+
+@pytest.mark.parametrize("told", [MTU_MIN - 1, 0, -1450, True, "1450", b"\x05\xaa", None])
+def test_an_impossible_mtu_is_not_believed(told: object) -> None:
+    """It would cut the whole network off."""
+    assert network_mtu(1450, [member(told)], None) == 1450
+
+
+# The desired state
+
+SEGMENT = Segment("weft", bridge_mac(ME), 1450, 7, 6784)
+X, Y, Z = (ip_address(text) for text in ("10.32.0.1", "10.32.0.2", "fd00:32::3"))
+TO_P, TO_Q = ip_address("10.9.0.3"), ip_address("10.9.0.7")
+PATHS = {P: Path(VXLAN, BEST, TO_P), Q: Path(VXLAN, BEST, TO_Q)}
+NOBODY: frozenset[PeerName] = frozenset()
+
+
+def attached(owner: PeerName, *claims: tuple[Any, int], name: str = "c1", salt: int = 0) -> Endpoint:
+    bindings = tuple(Binding(ip, 16 if ip.version == 4 else 64, claim) for ip, claim in claims)
+    first = bindings[0].ip if bindings else X
+    return Endpoint(owner, name, derive_mac("weft", first, salt), bindings)
+
+
+def table_of(*endpoints: Endpoint) -> EndpointTable:
+    table = EndpointTable()
+    pagers: dict[PeerName, TablePager] = {}
+    for number, each in enumerate(endpoints):
+        pager = pagers.setdefault(each.owner, TablePager())
+        pager.put(str(number), encode_row(each))
+        table.replace_page(each.owner, 0, pager.body(0))
+    return table
+
+
+def port_of(endpoint: Endpoint) -> Port:
+    interfaces = tuple(ip_interface(str(binding)) for binding in endpoint.bindings)
+    return Port(f"vw{endpoint.id}", "ethwe", "/run/netns/c1", (4, 1), endpoint.mac, interfaces)
+
+
+def desired(
+    table: EndpointTable,
+    *,
+    ports: tuple[Port, ...] = (),
+    paths: Mapping[PeerName, Path] = MappingProxyType(PATHS),
+    expired: frozenset[PeerName] = NOBODY,
+    builder: Forwarding | None = None,
+) -> Desired:
+    return (builder or Forwarding()).desired(SEGMENT, ports, paths, table, ME, expired, True)
+
+
+def test_remote_endpoints_are_behind_their_hosts() -> None:
+    """Each with all its addresses, in order of owners; our own are not remote."""
+    of_p, of_q, own = attached(P, (X, 1), (Z, 1)), attached(Q, (Y, 1)), attached(ME, (ip_address("10.32.0.9"), 1))
+    found = desired(table_of(of_q, own, of_p))
+    assert found.endpoints == (RemoteEndpoint(of_p.mac, (X, Z), TO_P), RemoteEndpoint(of_q.mac, (Y,), TO_Q))
+    assert found.peers == (RemotePeer(P, bridge_mac(P), TO_P), RemotePeer(Q, bridge_mac(Q), TO_Q))
+
+
+def test_a_host_without_a_path_keeps_its_endpoints() -> None:
+    """ARP is answered, frames are dropped: a container gets silence rather than a flood."""
+    of_p = attached(P, (X, 1))
+    found = desired(table_of(of_p), paths={P: Path(NONE, "no-vxlan")})
+    assert found.endpoints == (RemoteEndpoint(of_p.mac, (X,), None),)
+    assert found.peers == ()
+    assert desired(table_of(of_p), paths={}).endpoints == found.endpoints, "its peer document is still on its way"
+
+
+def test_endpoints_of_expired_hosts_vanish_and_what_they_held_falls_to_the_next() -> None:
+    """Gone peers at once, unreachable ones after ten minutes: who calls is told by `expired`."""
+    of_p, of_q = attached(P, (X, 1)), attached(Q, (X, 2), name="c2", salt=1)
+    table = table_of(of_p, of_q)
+    assert desired(table).endpoints == (RemoteEndpoint(of_p.mac, (), TO_P), RemoteEndpoint(of_q.mac, (X,), TO_Q))
+    assert desired(table, expired=frozenset({Q})).endpoints == (RemoteEndpoint(of_p.mac, (X,), TO_P),)
+
+
+def test_a_mac_that_two_hosts_have_leads_to_the_holder_of_its_address() -> None:
+    """Q took the address over while P was away, with its MAC. P has the lower name and must not get the frames."""
+    of_p, of_q = attached(P, (X, 1), (Y, 1)), attached(Q, (X, 2), name="c2")
+    assert of_p.mac == of_q.mac
+    assert desired(table_of(of_p, of_q)).endpoints == (RemoteEndpoint(of_q.mac, (X,), TO_Q),)
+
+
+def test_a_local_mac_is_never_behind_another_host() -> None:
+    """Our container keeps sending with it; until it has a new one it keeps the entry."""
+    own = attached(ME, (X, 1))
+    found = desired(table_of(own, attached(Q, (X, 2), name="c2")), ports=(port_of(own),))
+    assert found.endpoints == ()
+
+
+def test_the_holder_elsewhere_wins_over_a_container_of_ours() -> None:
+    """Its address was taken while we were away: our neighbours ask for the holder, and ours does not answer."""
+    own, taken = attached(ME, (X, 1), (Y, 1)), attached(Q, (X, 2), name="c2", salt=1)
+    found = desired(table_of(own, taken), ports=(port_of(own),))
+    assert found.ports == (replace(port_of(own), addresses=(ip_interface("10.32.0.2/16"),)),)
+    assert found.endpoints == (RemoteEndpoint(taken.mac, (X,), TO_Q),)
+    objects = expand(found).objects
+    assert objects[Key(NEIGHBOUR, "weft", X.packed)] == taken.mac
+    assert objects[Key(NEIGHBOUR, "weft", Y.packed)] == own.mac
+
+
+def test_it_gets_the_address_back_when_the_holder_lets_go() -> None:
+    """Detached there, or its host expired."""
+    own, taken = attached(ME, (X, 1)), attached(Q, (X, 2), name="c2", salt=1)
+    table, builder = table_of(own, taken), Forwarding()
+    assert desired(table, ports=(port_of(own),), builder=builder).ports[0].addresses == ()
+    expired = desired(table, ports=(port_of(own),), builder=builder, expired=frozenset({Q}))
+    assert expired.ports == (port_of(own),)
+    table.replace_page(Q, 0, b"")
+    assert desired(table, ports=(port_of(own),), builder=builder).ports == (port_of(own),)
+
+
+def test_an_attach_under_way_is_not_taken_for_a_loser() -> None:
+    """The kernel is asked before the mesh is told: the row is not there, and an old claim may be."""
+    own, dead = attached(ME, (X, 2)), attached(Q, (X, 1), name="c2")
+    found = desired(table_of(dead), ports=(port_of(own),))
+    assert found.ports == (port_of(own),)
+    assert found.endpoints == (), "the MAC is ours now"
+
+
+def test_an_endpoint_that_did_not_change_is_the_same_object() -> None:
+    """Whoever compares two states then compares nothing."""
+    table, builder = table_of(attached(P, (X, 1)), attached(Q, (Y, 1), name="c2")), Forwarding()
+    first = desired(table, builder=builder)
+    second = desired(table, builder=builder)
+    assert all(a is b for a, b in zip(first.endpoints, second.endpoints, strict=True))
+    third = desired(table, builder=builder, paths=PATHS | {Q: Path(NONE, "no-vxlan")})
+    assert third.endpoints[0] is first.endpoints[0]
+    assert third.endpoints[1].destination is None
+
+
+# Properties over random states
+
+OWNERS = (ME, P, Q, PeerName(b"\x09" * 8))
+claims = st.lists(st.tuples(st.sampled_from([X, Y, Z]), st.integers(0, 2)), max_size=2, unique_by=lambda c: c[0])
+endpoints = st.builds(
+    lambda owner, claims, name, salt: attached(owner, *claims, name=name, salt=salt),
+    st.sampled_from(OWNERS), claims, st.sampled_from(["c1", "c2"]), st.integers(0, 1),
+)  # fmt: skip
+tables = st.lists(st.lists(endpoints, max_size=5), min_size=1, max_size=4)
+addresses = st.lists(st.sampled_from(["10.9.0.3", "10.8.0.3", "fd00:9::3", "127.0.0.1", "host"]), max_size=3)
+remotes = st.builds(
+    lambda told, link, state, reach, attributes: replace(
+        remote(*told, state=state, link=link, **attributes), reachable=reach < 0, unreachable_s=max(0.0, reach)
+    ),
+    addresses,
+    st.sampled_from([None, "10.9.0.3", "fd00:9::3"]),
+    st.sampled_from([LIVE, AWAY]),
+    st.sampled_from([-1.0, 0.0, HOLD_S - 1, HOLD_S, 1e9]),
+    st.fixed_dictionaries({}, optional={"vxlan": st.booleans(), "vxlan_port": st.sampled_from([6784, 1])}),
+)
+locals_ = st.builds(
+    Local, st.just(ME), st.booleans(), st.booleans(), st.just(6784), st.just(LOCAL.networks), st.just(frozenset())
+)
+
+
+@given(locals_, remotes, st.one_of(st.none(), remotes))
+def test_a_path_leads_somewhere_exactly_when_it_is_one(local: Local, peer: Remote, before: Remote | None) -> None:
+    """And never anywhere with a secret, or without VXLAN, or after the hold, whatever came before."""
+    previous = choose_path(replace(local, has_secret=False, vxlan=True), before, None) if before else None
+    path = choose_path(local, peer, previous)
+    assert (path.kind == VXLAN) == (path.destination is not None)
+    if local.has_secret or not local.vxlan or peer.unreachable_s >= HOLD_S:
+        assert path.kind == NONE
+    if path.destination is not None:
+        assert path.destination.version == 4 and not path.destination.is_loopback
+    assert choose_path(local, peer, path) == path, "a second look changes nothing"
+
+
+@given(tables, st.lists(st.tuples(st.sampled_from(OWNERS[1:]), remotes)), st.sets(st.sampled_from(OWNERS[1:])))
+def test_with_a_secret_nothing_can_leave_in_clear(
+    states: list[list[Endpoint]], peers: list[tuple[PeerName, Remote]], expired: set[PeerName]
+) -> None:
+    """No peer, no destination and no VXLAN device, after any history without the secret."""
+    secret, builder = replace(LOCAL, has_secret=True), Forwarding()
+    before = {name: choose_path(LOCAL, peer, None) for name, peer in peers}
+    paths = {name: choose_path(secret, peer, before[name]) for name, peer in peers}
+    segment = replace(SEGMENT, vxlan_port=None)
+    for state in states:
+        table = table_of(*state)
+        builder.desired(SEGMENT, (), before, table, ME, frozenset(expired), True)
+        found = builder.desired(segment, (), paths, table, ME, frozenset(expired), True)
+        assert found.segment.vxlan_port is None
+        assert found.peers == ()
+        assert all(each.destination is None for each in found.endpoints)
+        objects = expand(found).objects
+        assert not any(key.kind in (VXLAN_FDB, FLOOD) for key in objects)
+        assert not any(isinstance(value, Vxlan) for key, value in objects.items() if key.kind == LINK)
+
+
+@given(tables, st.sets(st.sampled_from(OWNERS[1:])))
+def test_every_address_and_mac_leads_to_its_holder_or_nowhere(
+    states: list[list[Endpoint]], expired_set: set[PeerName]
+) -> None:
+    """One builder over several states gives what a fresh one gives; each address and MAC is there once."""
+    builder, expired = Forwarding(), frozenset(expired_set)
+    for state in states:
+        table = table_of(*state)
+        own = {each.mac: each for each in table.of(ME)}
+        ports = tuple(port_of(each) for each in own.values())
+        found = desired(table, ports=ports, expired=expired, builder=builder)
+        assert found == desired(table, ports=ports, expired=expired)
+        remote_macs = [each.mac for each in found.endpoints]
+        assert len(remote_macs) == len(set(remote_macs))
+        assert not set(remote_macs) & {port.mac for port in found.ports}
+        told = [ip for each in found.endpoints for ip in each.addresses]
+        kept = [(port.mac, each.ip) for port in found.ports for each in port.addresses]
+        assert len(told) == len(set(told))
+        assert not set(told) & {ip for _, ip in kept}
+        for endpoint in found.endpoints:
+            for ip in endpoint.addresses:
+                holder = table.holder(ip, expired)
+                assert holder is not None and holder.mac == endpoint.mac and holder.owner not in expired
+        for mac, ip in kept:
+            holder = table.holder(ip, expired)
+            assert holder is None or holder.owner == ME or mac not in own
+        keys = expand(found).objects
+        assert {key.item for key in keys if key.kind == BRIDGE_FDB} >= set(remote_macs)

@@ -1,0 +1,352 @@
+"""The router's mind: from a node's documents to paths, an MTU and a desired state that do not flap."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from random import Random
+from typing import Any
+
+import pytest
+
+from dataplane.desired import Desired, Port, RemoteEndpoint
+from dataplane.objects import VXLAN_FDB, Key, expand
+from gossip.documents import sign_page
+from gossip.events import NameConflict, OwnerForgotten, PageChanged, PeerChanged, Settled
+from gossip.identity import Identity
+from gossip.names import PeerName, format_name
+from gossip.node import Node, NodeConfig
+from gossip.pages import TablePager
+from gossip.peers import AWAY, GONE, LIVE, PEER_TABLE, PeerRecord, encode_peer
+from mesh.endpoints import ENDPOINTS_TABLE, Binding, Endpoint, bridge_mac, derive_mac, encode_row
+from mesh.forwarding import HOLD_S, NONE, VXLAN, Local, Path
+from mesh.router import BRIDGE, HISTORY_MAX, VNI, Router
+
+OWN = Identity(b"\x00" * 32, b"\x00" * 32)
+X = ip_address("10.32.0.1")
+ATTRIBUTES: dict[str, Any] = {"mtu": 1450, "vxlan": True, "vxlan_port": 6784, "advertise": False}
+
+
+class Host:
+    """Another member: its documents arrive as gossip would bring them."""
+
+    def __init__(self, number: int) -> None:
+        self.identity = Identity(bytes([number]) * 32, bytes(32))
+        self.name = self.identity.name
+        self.record = PeerRecord(f"h{number}", bytes(16), LIVE, "0", (f"10.9.0.{number}:6783",), ATTRIBUTES)
+        self.endpoints: list[Endpoint] = []
+        self.version = 0
+
+    def page(self, table: str, index: int, body: bytes) -> bytes:
+        self.version += 1
+        return sign_page(self.identity, table, index, 1, self.version, body).raw
+
+
+class Here:
+    """A router around a node, and the hosts that it hears of."""
+
+    def __init__(self, own_mtu: int = 8950, adopted_mtu: int | None = None, secret: bool = False) -> None:
+        record = PeerRecord("me", bytes(16), LIVE, "0", (), {})
+        self.node = Node(OWN, record, 1, NodeConfig(), Random(1), 0.0)
+        self.router = Router(self.node, own_mtu, 0.0, adopted_mtu)
+        self.local = Local(OWN.name, secret, True, 6784, (ip_network("10.9.0.0/24"),))
+        self.told: list[tuple[PeerName, Path]] = []
+        self.fixed_mtu: int | None = None
+        self.ports: tuple[Port, ...] = ()
+
+    def hear(self, host: Host, now: float = 0.0, age_s: int = 0) -> bool:
+        """All documents of a host arrive; whether the router says that something may have changed."""
+        raws = [(PEER_TABLE, 0, host.page(PEER_TABLE, 0, encode_peer(host.record)))]
+        pager = TablePager()
+        for number, endpoint in enumerate(host.endpoints):
+            pager.put(str(number), encode_row(endpoint))
+        body = pager.body(0) if host.endpoints else b""
+        raws.append((ENDPOINTS_TABLE, 0, host.page(ENDPOINTS_TABLE, 0, body)))
+        changed = []
+        for table, index, raw in raws:
+            self.node.replica.take_untrusted(raw, age_s, now)
+            changed.append(self.router.take(PageChanged(host.name, table, index)))
+        return any(changed)
+
+    def reach(self, *hosts: Host, now: float = 0.0) -> None:
+        self.node.replica.update_reach([host.name for host in hosts], now)
+
+    def desired(self, now: float = 1.0, settled: bool = True) -> Desired:
+        return self.router.refresh(
+            self.local, self.ports, self.fixed_mtu, now, 1000.0 + now, settled, lambda *row: self.told.append(row)
+        )
+
+
+def attached(host: Host, claim: int = 1, address: str = "10.32.0.1") -> Endpoint:
+    ip = ip_address(address)
+    return Endpoint(host.name, "c1", derive_mac("weft", ip), (Binding(ip, 16, claim),))
+
+
+@pytest.fixture
+def here() -> Here:
+    return Here()
+
+
+@pytest.fixture
+def host() -> Host:
+    host = Host(3)
+    host.endpoints = [attached(host)]
+    return host
+
+
+# What it hears
+
+
+def test_which_news_matters(here: Here, host: Host) -> None:
+    """Pages of other tables come with an event of their own where they matter; all else may change the kernel."""
+    assert here.hear(host)
+    assert not here.router.take(PageChanged(host.name, "links", 0))
+    assert not here.router.take(PageChanged(host.name, PEER_TABLE, 0))
+    for event in (PeerChanged(host.name), Settled(), NameConflict("x"), OwnerForgotten(host.name)):
+        assert here.router.take(event)
+
+
+def test_a_page_that_is_gone_again_is_no_error(here: Here) -> None:
+    """Events are taken one by one, the documents may be ahead of them."""
+    assert here.router.take(PageChanged(PeerName(b"\x01" * 8), ENDPOINTS_TABLE, 0))
+    assert len(here.router.table) == 0
+
+
+def test_malformed_rows_are_counted(here: Here, host: Host) -> None:
+    """For `report`: who looks for a missing container finds the reason."""
+    here.node.replica.take_untrusted(host.page(ENDPOINTS_TABLE, 0, b"\x00\x01x"), 0, 0.0)
+    here.router.take(PageChanged(host.name, ENDPOINTS_TABLE, 0))
+    assert here.router.malformed_rows == 1
+
+
+def test_a_forgotten_host_takes_its_endpoints_along(here: Here, host: Host) -> None:
+    """It was out of reach for a day; nothing of it may stay."""
+    here.hear(host)
+    here.router.take(OwnerForgotten(host.name))
+    assert len(here.router.table) == 0
+
+
+# Paths
+
+
+def test_a_peer_in_reach_has_a_path_and_its_containers_are_there(here: Here, host: Host) -> None:
+    """The whole way from documents to kernel objects."""
+    here.hear(host)
+    here.reach(host)
+    found = here.desired()
+    to = ip_address("10.9.0.3")
+    assert here.router.paths == {host.name: Path(VXLAN, "best", to)}
+    assert found.endpoints == (RemoteEndpoint(host.endpoints[0].mac, (X,), to),)
+    assert (found.segment.bridge, found.segment.vni, found.segment.vxlan_port) == (BRIDGE, VNI, 6784)
+    assert found.segment.bridge_mac == bridge_mac(OWN.name)
+    assert expand(found).objects[Key(VXLAN_FDB, "weft-vx", bridge_mac(host.name))] == to.packed
+    assert here.router.peer_macs == {bridge_mac(host.name)}
+
+
+def test_a_change_of_path_is_told_once_and_remembered(here: Here, host: Host) -> None:
+    """With the time since when; a second look changes nothing."""
+    here.hear(host)
+    here.reach(host)
+    for now in (1.0, 2.0):
+        here.desired(now)
+    here.node.replica.update_reach([], 3.0)
+    here.desired(4.0)
+    assert [(name, path.reason) for name, path in here.told] == [(host.name, "best"), (host.name, "unreachable")]
+    assert [(change.at_unix_s, change.path.reason) for change in here.router.history] == [
+        (1001.0, "best"),
+        (1004.0, "unreachable"),
+    ]
+    assert here.router.since == {host.name: 1004.0}
+
+
+def test_the_history_is_bounded(here: Here, host: Host) -> None:
+    """A path that flaps for a week."""
+    here.hear(host)
+    for number in range(HISTORY_MAX + 5):
+        here.reach(*[host] * (number % 2), now=float(number))
+        here.desired(float(number))
+    assert len(here.router.history) == HISTORY_MAX
+    assert here.router.history[-1].at_unix_s == 1000.0 + HISTORY_MAX + 4
+
+
+def test_a_peer_out_of_reach_is_held_for_ten_minutes_and_then_not(here: Here, host: Host) -> None:
+    """Its containers most likely still run. Afterwards its endpoints go too."""
+    here.hear(host)
+    here.reach(host)
+    here.desired(1.0)
+    here.node.replica.update_reach([], 2.0)
+    held = here.desired(2.0 + HOLD_S - 0.1)
+    assert held.endpoints[0].destination == held.peers[0].destination == ip_address("10.9.0.3")
+    after = here.desired(2.0 + HOLD_S)
+    assert (after.endpoints, after.peers) == ((), ())
+    assert here.router.paths[host.name] == Path(NONE, "unreachable")
+    here.reach(host, now=700.0)
+    assert len(here.desired(700.0).endpoints) == 1
+
+
+def test_news_of_a_host_that_nobody_reaches_says_how_old_it_is(here: Here, host: Host) -> None:
+    """A newcomer does not begin the ten minutes anew."""
+    here.hear(host, now=5.0, age_s=int(HOLD_S) - 10)
+    assert len(here.desired(14.9).endpoints) == 1
+    assert here.desired(15.0).endpoints == ()
+
+
+def test_a_host_that_left_for_good_vanishes_at_once(here: Here, host: Host) -> None:
+    """With its endpoints, its path and its place in the list of peers."""
+    here.hear(host)
+    here.reach(host)
+    here.desired(1.0)
+    host.record = replace(host.record, state=GONE)
+    here.hear(host, 2.0)
+    found = here.desired(2.0)
+    assert (found.endpoints, found.peers) == ((), ())
+    assert (here.router.paths, here.router.since, here.router.others()) == ({}, {}, [])
+    assert here.router.peer_macs == frozenset()
+
+
+def test_a_host_that_was_stopped_is_away(here: Here, host: Host) -> None:
+    """Its containers go on; so does what leads to them."""
+    here.hear(host)
+    here.reach(host)
+    here.desired(1.0)
+    host.record = replace(host.record, state=AWAY)
+    here.hear(host, 2.0)
+    here.node.replica.update_reach([], 2.0)
+    assert len(here.desired(3.0).endpoints) == 1
+    assert here.router.paths[host.name].reason == "away"
+
+
+def test_with_a_secret_no_vxlan_device_is_wanted(host: Host) -> None:
+    """Not even an idle one: it would listen on every address."""
+    here = Here(secret=True)
+    here.hear(host)
+    here.reach(host)
+    found = here.desired()
+    assert found.segment.vxlan_port is None
+    assert found.peers == () and found.endpoints[0].destination is None
+
+
+def test_without_vxlan_no_device_is_wanted(here: Here, host: Host) -> None:
+    """The flag, or a kernel that has none."""
+    here.local = replace(here.local, vxlan=False)
+    here.hear(host)
+    here.reach(host)
+    found = here.desired()
+    assert found.segment.vxlan_port is None and found.peers == ()
+    assert here.router.paths[host.name] == Path(NONE, "no-vxlan")
+
+
+def test_peers_are_found_by_name_or_nickname(here: Here, host: Host) -> None:
+    """A name is one peer's; a nickname may be several's, and is never our own."""
+    other = Host(4)
+    other.record = replace(other.record, nickname="h3")
+    for each in (host, other):
+        here.hear(each)
+    assert here.router.find_peer(format_name(host.name)) == [host.name]
+    assert here.router.find_peer(format_name(host.name).upper()) == [host.name]
+    assert here.router.find_peer("h3") == sorted([host.name, other.name])
+    assert here.router.find_peer("me") == here.router.find_peer("") == []
+
+
+# The MTU
+
+
+def joins(here: Here, number: int, mtu: int) -> Host:
+    host = Host(number)
+    host.record = replace(host.record, attributes={**ATTRIBUTES, "mtu": mtu})
+    here.hear(host)
+    here.reach(host)
+    return host
+
+
+def test_the_mtu_shrinks_at_once_and_stays_until_launch(here: Here) -> None:
+    """A narrow host comes and goes; what was told to containers is not taken back under their feet."""
+    assert here.desired().segment.mtu == 8950
+    host = joins(here, 3, 1450)
+    assert here.desired().segment.mtu == 1450
+    host.record = replace(host.record, state=GONE)
+    here.hear(host)
+    assert here.desired().segment.mtu == 1450
+    here.router.own_mtu = 1400
+    assert here.desired().segment.mtu == 1400
+    here.router.own_mtu = 8950
+    assert here.desired().segment.mtu == 1400
+
+
+def test_an_adopted_mtu_is_not_exceeded_until_the_mesh_is_known() -> None:
+    """The narrow member may just not have been heard yet; once all are, this launch may grow it. Once."""
+    here = Here(8950, adopted_mtu=1450)
+    assert here.router.mtu == 1450
+    assert here.desired(settled=False).segment.mtu == 1450
+    joins(here, 3, 4000)
+    assert here.desired(settled=False).segment.mtu == 1450
+    assert here.desired(settled=True).segment.mtu == 4000
+    joins(here, 3, 8950)
+    assert here.desired(settled=True).segment.mtu == 4000
+
+
+def test_an_adopted_mtu_beyond_the_underlay_is_not_kept() -> None:
+    """The underlay has become narrower while the daemon was away."""
+    assert Here(1450, adopted_mtu=8950).desired(settled=False).segment.mtu == 1450
+
+
+def test_the_users_mtu_overrides(here: Here) -> None:
+    """Smaller or larger than what is found out."""
+    here.fixed_mtu = 1280
+    joins(here, 3, 1450)
+    assert here.desired().segment.mtu == 1280
+    here.fixed_mtu = 9000
+    assert here.desired().segment.mtu == here.router.mtu == 9000
+
+
+def test_it_is_settled_when_the_node_says_so_or_after_the_limit(here: Here) -> None:
+    """A host alone must not wait for ever."""
+    assert not here.router.is_settled(59.9, 60.0)
+    assert here.router.is_settled(60.0, 60.0)
+    here.node.settled = True
+    assert here.router.is_settled(0.0, 60.0)
+
+
+# Two hosts, one address
+
+
+def own(here: Here, claim: int, address: str = "10.32.0.1") -> Endpoint:
+    """A container of ours, attached and told."""
+    ip = ip_address(address)
+    endpoint = Endpoint(OWN.name, "mine", derive_mac("weft", ip), (Binding(ip, 16, claim),))
+    pager = TablePager()
+    pager.put("vw1", encode_row(endpoint))
+    here.router.table.replace_page(OWN.name, 0, pager.body(0))
+    here.ports = (Port("vw1", "ethwe", "/run/netns/c1", (4, 1), endpoint.mac, (ip_interface(f"{address}/16"),)),)
+    return endpoint
+
+
+@pytest.mark.parametrize(("ours", "wins"), [(1, False), (3, True)])
+def test_the_stronger_claim_has_address_and_mac(here: Here, host: Host, ours: int, wins: bool) -> None:
+    """Against somebody who has the same MAC, as it is made from the address."""
+    endpoint = own(here, ours)
+    host.endpoints = [attached(host, 2)]
+    here.hear(host)
+    here.reach(host)
+    found = here.desired()
+    assert [port.addresses for port in found.ports] == [(ip_interface("10.32.0.1/16"),) if wins else ()]
+    assert [each.mac for each in here.router.lost_macs(1.0)] == ([] if wins else [endpoint.mac])
+
+
+def test_an_expired_rival_takes_no_mac(here: Here, host: Host) -> None:
+    """Nothing is changed in a container for a host that does not count any more."""
+    own(here, 1)
+    host.endpoints = [attached(host, 2)]
+    here.hear(host)
+    here.reach(host)
+    here.node.replica.update_reach([], 2.0)
+    assert len(here.router.lost_macs(2.0 + HOLD_S - 1)) == 1
+    assert here.router.lost_macs(2.0 + HOLD_S) == []
+    assert here.desired(2.0 + HOLD_S).ports == here.ports
+
+
+def test_a_desired_state_that_did_not_change_is_equal(here: Here, host: Host) -> None:
+    """So that looking again every few seconds costs the kernel side nothing."""
+    here.hear(host)
+    here.reach(host)
+    assert here.desired(1.0) == here.desired(6.0)
