@@ -93,6 +93,7 @@ class Engine:
         self._next_full = 0.0
         self._lock = threading.Lock()
         self._mailbox: tuple[int, Desired] | None = None
+        self._taken: tuple[int, Desired] | None = None
         self._published = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weft-kernel", daemon=True)
@@ -127,8 +128,17 @@ class Engine:
                 self.turn(self._kernel.wait(self._timeout()))
             except Exception:  # the outermost shell of the thread: without it nobody would repair anything any more
                 log.exception("kernel-engine-failed restart-in=%.0fs", RESTART_DELAY_S)
-                self._next_full = self._clock()
+                self._start_anew()
                 self._stopping.wait(RESTART_DELAY_S)
+
+    def _start_anew(self) -> None:
+        """Trust nothing that a broken turn left behind."""
+        fresh = Reconciler()
+        fresh.applied, fresh.repaired = self._reconciler.applied, self._reconciler.repaired
+        self._reconciler, self._expander, self._expansion = fresh, Expander(), None
+        self._next_full = 0.0
+        with self._lock:
+            self._mailbox = self._mailbox or self._taken
 
     def _timeout(self) -> float | None:
         """Seconds until the next thing that time alone brings; None before the first publish."""
@@ -167,6 +177,7 @@ class Engine:
             taken, self._mailbox = self._mailbox, None
         if taken is None:
             return False
+        self._taken = taken
         self._generation, desired = taken
         self._expansion = self._expander.expand(desired)
         self._kernel.watch(self._expansion.scope)

@@ -1,0 +1,168 @@
+"""What is made of a firewall's listing: which chain drops our frames, which one lets VXLAN in, what is ours."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dataplane.kernel import ADD, KernelError, Operation
+from dataplane.linux.firewall import (
+    MARK,
+    Firewall,
+    NftError,
+    accept,
+    concerns_us,
+    guard,
+    guard_of,
+    judge_forward,
+    judge_input,
+)
+from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, Guard, Key
+
+ACCEPT_ALL = {"accept": None}
+DROP = {"drop": None}
+COUNTER = {"counter": {"packets": 1, "bytes": 2}}
+
+
+def chain(policy: str = "accept", hook: str = "forward", family: str = "inet") -> dict[str, Any]:
+    return {"family": family, "table": "fw", "name": "c", "hook": hook, "policy": policy, "type": "filter"}
+
+
+def rule(*expr: dict[str, Any], family: str = "inet", comment: str = "") -> dict[str, Any]:
+    return {"family": family, "table": "fw", "chain": "c", "comment": comment, "expr": list(expr)}
+
+
+def match(key: str, right: object) -> dict[str, Any]:
+    left = {"payload": {"protocol": "udp", "field": "dport"}} if key == "dport" else {"meta": {"key": key}}
+    return {"match": {"op": "==", "left": left, "right": right}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "rules", "drops"),
+    [
+        ("accept", [], False),
+        ("drop", [], True),
+        ("accept", [rule(DROP)], True),
+        ("accept", [rule(COUNTER, {"log": None}, {"reject": None})], True),
+        ("accept", [rule(match("iifname", "eth7"), DROP)], False),
+        ("accept", [rule(ACCEPT_ALL), rule(DROP)], False),
+        ("drop", [rule(ACCEPT_ALL)], False),
+        ("drop", [rule(match("iifname", "docker0"), ACCEPT_ALL)], True),
+        ("drop", [rule(match("iifname", "weft"), match("oifname", "weft"), COUNTER, ACCEPT_ALL)], False),
+        ("drop", [rule(match("iifname", "weft"), ACCEPT_ALL)], False),
+        ("drop", [rule(match("iifname", "weft"), match("dport", 53), ACCEPT_ALL)], True),
+        ("drop", [rule(DROP), rule(match("iifname", "weft"), ACCEPT_ALL)], True),
+        ("drop", [rule(match("iifname", "weft"), ACCEPT_ALL, family="ip")], True),
+    ],
+)
+def test_a_forward_chain_is_judged_by_its_rules_in_order(policy: str, rules: list[Any], drops: bool) -> None:
+    """What is accepted before the drop passes; a rule for something else helps nobody."""
+    warning = judge_forward(chain(policy), rules, "weft")
+    assert (warning is not None) is drops
+    if warning is not None:
+        assert "inet fw c" in warning.text
+        assert warning.cure == 'nft insert rule inet fw c iifname "weft" oifname "weft" accept'
+
+
+@pytest.mark.parametrize(
+    ("policy", "rules", "hinted"),
+    [
+        ("accept", [], False),
+        ("drop", [], True),
+        ("drop", [rule(match("dport", 22), ACCEPT_ALL)], True),
+        ("drop", [rule(match("dport", 6784), ACCEPT_ALL)], False),
+        ("drop", [rule(match("dport", {"set": [53, {"range": [6000, 7000]}]}), ACCEPT_ALL)], False),
+        ("drop", [rule(match("dport", {"range": [1, 100]}), ACCEPT_ALL)], True),
+        ("drop", [rule(match("dport", 6784), DROP)], True),
+        ("drop", [rule({"jump": {"target": "allowed"}})], False),
+        ("accept", [rule({"reject": {"type": "icmpx"}})], True),
+        ("drop", [rule(ACCEPT_ALL)], False),
+    ],
+)
+def test_an_input_chain_is_hinted_at_only_where_nothing_lets_vxlan_in(
+    policy: str, rules: list[Any], hinted: bool
+) -> None:
+    """A hint that is often wrong would be ignored, so a jump is taken for a yes."""
+    warning = judge_input(chain(policy, "input"), rules, 6784)
+    assert (warning is not None) is hinted
+    assert judge_input(chain(policy, "input"), rules, None) is None
+    assert judge_input(chain(policy, "input", "bridge"), rules, 6784) is None
+
+
+def test_a_guard_is_known_by_its_comments_and_by_the_device_it_is_hooked_to() -> None:
+    """A chain outlives its device; one for the device before is none."""
+    rules = [command["add"]["rule"] for command in guard("weft-vx", 7) if "rule" in command.get("add", {})]
+    assert guard_of("weft-vx", 7, rules) == Guard(GUARD_RULES)
+    assert guard_of("weft-vx", 8, rules) is None
+    assert guard_of("weft-vx", 7, []) is None
+    assert guard_of("weft-vx", 7, rules[1:]) is None
+    assert guard_of("weft-vx", 7, rules[:2]) == Guard(GUARD_RULES[:2])
+
+
+def test_the_accept_rule_is_built_as_iptables_builds_it() -> None:
+    """Input name, output name, counter, verdict: then iptables can still read the chain."""
+    made = accept("weft", ("ip", "filter", "FORWARD"))["insert"]["rule"]
+    assert made["comment"] == MARK
+    assert [next(iter(part)) for part in made["expr"]] == ["match", "match", "counter", "accept"]
+
+
+def test_only_messages_that_can_matter_lead_to_a_new_look() -> None:
+    """Elements of sets come by the thousand on some hosts."""
+    subsystem = 10 << 8
+    new_table, new_rule, del_chain, new_set_element, new_generation = 0, 6, 5, 12, 15
+    assert all(concerns_us(subsystem | kind) for kind in (new_table, new_rule, del_chain))
+    assert not any(concerns_us(subsystem | kind) for kind in (new_set_element, new_generation))
+    assert not concerns_us((1 << 8) | new_rule)
+
+
+class Nft:
+    """A firewall made of canned answers."""
+
+    def __init__(self, chains: list[Any], rules: list[Any]) -> None:
+        self.chains, self.rules = chains, rules
+        self.commands: list[Any] = []
+
+    def __call__(self, commands: str) -> str:
+        asked = json.loads(commands)["nftables"]
+        self.commands += asked
+        answers = []
+        for command in asked:
+            if "chains" in command.get("list", {}):
+                answers.append(json.dumps({"nftables": [{"chain": each} for each in self.chains]}))
+            elif "list" in command:
+                family, name = command["list"]["chain"]["family"], command["list"]["chain"]["name"]
+                mine = [each for each in self.rules if (each["family"], each["chain"]) == (family, name)]
+                answers.append(json.dumps({"nftables": [{"metainfo": {}}, *({"rule": each} for each in mine)]}))
+        return "\n".join(answers)
+
+
+def test_only_chains_at_the_forward_and_input_hooks_are_asked_for_their_rules() -> None:
+    """A host may have tens of thousands of rules elsewhere."""
+    nft = Nft([chain(), chain(hook="prerouting"), chain(hook="input")], [])
+    assert Firewall(nft).listing("weft", {"weft-vx": 7}, 6784) == {}
+    assert len([command for command in nft.commands if "chain" in command["list"]]) == 2
+
+
+def test_a_listing_that_fails_is_an_error_with_one_line() -> None:
+    """The engine tells it and tries again."""
+
+    def broken(commands: str) -> str:
+        raise NftError("Error: syntax error")
+
+    with pytest.raises(KernelError, match="cannot list the firewall: Error: syntax error"):
+        Firewall(broken).listing("weft", {}, None)
+
+
+def test_a_refused_rule_is_an_error_and_a_missing_hook_a_warning() -> None:
+    """Everything works without the guard, with more broadcast."""
+
+    def broken(commands: str) -> str:
+        raise NftError("Error: Could not process rule: Operation not supported")
+
+    firewall = Firewall(broken)
+    with pytest.raises(KernelError):
+        firewall.apply(Operation(ADD, Key(ACCEPT, "weft", b"ip"), True), 0)
+    firewall.apply(Operation(ADD, Key(GUARD, "weft-vx"), Guard(GUARD_RULES)), 7)
+    assert [warning.code for warning in firewall.warnings] == ["no-egress-hook"]
