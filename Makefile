@@ -22,8 +22,9 @@ TESTS ?= tests
 BENCH ?= all
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-# Root must not leave its own caches in a user's checkout.
+# Root must not leave its own caches in a user's checkout; the byte code it would write is there already.
 AS_ROOT := $(if $(SUDO),$(SUDO) env PATH="$$PATH" PYTHONDONTWRITEBYTECODE=1)
+COMPILE = $(PY) -m compileall -q gossip dataplane mesh bench labs tests
 NO_CACHE := $(if $(SUDO),-p no:cacheprovider)
 
 .PHONY: help demo test check bench soak install uninstall clean
@@ -32,11 +33,11 @@ help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
 demo: .tools-run $(VENV)/.ready-run ## three hosts on this machine, a daemon on each, containers that talk; leaves nothing behind
-	@$(AS_ROOT) $(PY) -m labs.demo
+	@$(COMPILE) && $(AS_ROOT) $(PY) -m labs.demo
 
 test: .tools-test $(VENV)/.ready-test ## all tests, those included that need root (TESTS=tests/gossip for some of them)
 	@echo "== running all tests as root, in network namespaces of their own"
-	@$(AS_ROOT) $(PY) -m pytest $(NO_CACHE) $(TESTS)
+	@$(COMPILE) && $(AS_ROOT) $(PY) -m pytest $(NO_CACHE) $(TESTS)
 
 check: .tools-check $(VENV)/.ready-test ## lint, types and the tests that need no root
 	@echo "== ruff" && $(PY) -m ruff check .
@@ -44,7 +45,7 @@ check: .tools-check $(VENV)/.ready-test ## lint, types and the tests that need n
 	@echo "== tests without root" && $(PY) -m pytest -q -m "not root" $(TESTS)
 
 bench: .tools-run $(VENV)/.ready-run ## the figures, with progress (BENCH=fastpath for one of them); results in bench/results/
-	@$(AS_ROOT) $(PY) -m bench $(BENCH)
+	@$(COMPILE) && $(AS_ROOT) $(PY) -m bench $(BENCH)
 
 soak: .tools-check $(VENV)/.ready-run ## simulated networks under a virtual clock, SEEDS=200 of them, from SEED=random
 	@$(PY) -m gossip.sim --seed $(SEED) --seeds $(SEEDS)
@@ -78,7 +79,7 @@ clean: ## remove .venv, builds and caches
 TOOLS_CHECK := python3:python3
 TOOLS_INSTALL := $(TOOLS_CHECK) ip:iproute2 nft:nftables
 TOOLS_RUN := $(TOOLS_INSTALL) nsenter:util-linux ping:iputils-ping iperf3:iperf3
-TOOLS_TEST := $(TOOLS_RUN) tcpdump:tcpdump ethtool:ethtool iptables:iptables
+TOOLS_TEST := $(TOOLS_RUN) tcpdump:tcpdump ethtool:ethtool iptables:iptables sysctl:procps
 
 .PHONY: .tools-check .tools-install .tools-run .tools-test
 .tools-check: ; @$(call need,$(TOOLS_CHECK))

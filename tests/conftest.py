@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
-# No database of examples: a run under sudo must leave no files of root's in a user's checkout.
+# A run under sudo must leave no files of root's in a user's checkout.
+_home_of_hypothesis = tempfile.TemporaryDirectory(prefix="weft-hypothesis-")
+set_hypothesis_home_dir(_home_of_hypothesis.name)
 settings.register_profile("weft", database=None, deadline=None)
 settings.load_profile("weft")
 

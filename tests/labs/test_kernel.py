@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -273,7 +275,8 @@ def test_reset_leaves_the_host_as_it_was(make_lab: Callable[..., Lab], daemon: s
     assert all(_snapshot(lab, node) != before[node] for node in nodes)
     if daemon == "killed":
         pid = lab.daemon_pid("h1")
-        lab.run("h1", ["kill", "-9", str(pid)])
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
         wait_until(lambda: lab.daemon_pid("h1") is None, 5, "the daemon had died")
 
     lab.weft("h1", ["reset", "--force"])
