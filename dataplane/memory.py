@@ -15,9 +15,11 @@ from dataplane.kernel import ADD, ANNOUNCE, DELETE, PARTS, KernelError, Observat
 from dataplane.objects import (
     ACCEPT,
     BRIDGE_FDB,
+    GUARD,
     LINK,
     NEIGHBOUR,
     PORT,
+    UNHOOKED,
     UP,
     VXLAN_FDB,
     Bridge,
@@ -109,7 +111,9 @@ class MemoryKernel:
         self._changes.append((key, value))
         if key.kind == LINK and value is None and old is not None:
             for other in [k for k, v in self.objects.items() if k.device == key.device or v == key.device]:
-                if other.kind != ACCEPT:
+                if other.kind == GUARD:
+                    self._set(other, UNHOOKED)
+                elif other.kind != ACCEPT:
                     self._set(other, None)
         if key.kind == LINK and isinstance(old, Bridge) and isinstance(value, Bridge) and old.mac != value.mac:
             for other in [k for k in self.objects if k.kind == NEIGHBOUR]:

@@ -152,6 +152,10 @@ GUARD_RULES: Final = ("weft unanswered arp", "weft local nd", "weft unanswered n
 """Comments of the rules of a guard, which are also how it is recognised. A changed rule needs a changed comment."""
 
 
+UNHOOKED: Final = Guard(())
+"""A guard as found whose device is no more, or another one of the same name now."""
+
+
 class Skipped(NamedTuple):
     """Something in a `Desired` that cannot be expanded, for the report."""
 

@@ -39,6 +39,7 @@ from dataplane.objects import (
     LINK,
     NEIGHBOUR,
     PORT,
+    UNHOOKED,
     UP,
     VXLAN_FDB,
     Bridge,
@@ -59,8 +60,10 @@ from dataplane.objects import (
 
 RETRY_FIRST_S: Final = 0.1
 RETRY_LIMIT_S: Final = 30.0
-REPAIR_BURST: Final = 10
-"""Repairs of one key within REPAIR_WINDOW_S, after which it must wait: something else wants it otherwise."""
+REPAIR_BURST: Final = 20
+"""Repairs of one key within REPAIR_WINDOW_S, after which it must wait: something else wants it otherwise.
+
+More than the ten rounds in which `ip neigh flush` tries to get the better of us."""
 REPAIR_WINDOW_S: Final = 10.0
 REMEMBERED_MACS: Final = 20_000
 """Addresses whose last MAC is remembered after they went, so that a re-made endpoint is announced when it returns."""
@@ -300,9 +303,13 @@ class Reconciler:
             self._forget_device(key.device)
 
     def _forget_device(self, name: str) -> None:
-        """A device went, and with it all that the kernel kept under it."""
+        """A device went, and with it all that the kernel kept under it; but for a guard, which is left hooked to
+        nothing."""
         for key in [key for key, value in self._actual.items() if key.device == name or value == name]:
-            self._set(key, None, WANTED)
+            self._set(key, UNHOOKED if key.kind == GUARD else None, WANTED)
+        for key in [key for key in self._failures if key.device == name and key.kind != LINK]:
+            del self._failures[key]  # it failed because the device was going; from now on it waits for it
+            self._mark(key, WANTED)
 
     def _empties_neighbours(self, key: Key, value: Value | None) -> bool:
         """Whether this change of the bridge makes the kernel forget its neighbours, permanent ones too."""

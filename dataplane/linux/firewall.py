@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dataplane.kernel import DELETE, KernelError, Operation, Warning
-from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, Guard, Key, Unavailable, Value
+from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, UNHOOKED, Guard, Key, Unavailable, Value
 
 Json = dict[str, Any]
 
@@ -60,9 +60,10 @@ class Firewall:
         self.warnings: tuple[Warning, ...] = ()
 
     def listing(self, bridge: str, overlay: Mapping[str, int], port: int | None) -> dict[Key, Value]:
-        """GUARD of each overlay device (name to ifindex) and ACCEPT of the customary chains. Raises KernelError.
+        """GUARD of overlay devices and ACCEPT of the customary chains. Raises KernelError.
 
-        `port` is the UDP port that the input chains should let in.
+        `overlay` has the ifindex of each device, 0 for one that is not there now. `port` is the UDP port that input
+        chains should let in.
         """
         try:
             chains = _items("chain", self._run(_commands({"list": {"chains": {}}})))
@@ -76,15 +77,19 @@ class Firewall:
         for device, ifindex in overlay.items():
             if self._no_egress:
                 objects[Key(GUARD, device)] = Unavailable(self._no_egress)
-            elif found := guard_of(device, ifindex, rules):
-                objects[Key(GUARD, device)] = found
+            elif any(_triple(each) == ("netdev", TABLE, _guard_name(device)) for each in wanted):
+                objects[Key(GUARD, device)] = guard_of(device, ifindex, rules)
         forward = [c for c in wanted if c.get("hook") == "forward" and _sees_bridged(c)]
+        lacking = []
         for item, customary in _CUSTOMARY.items():
-            for chain in forward:
-                if _triple(chain) == customary:
-                    objects[Key(ACCEPT, bridge, item)] = any(_is_accept(r) for r in rules if _is_in(r, chain))
+            for chain in (chain for chain in forward if _triple(chain) == customary):
+                has_accept = any(_is_accept(rule) for rule in rules if _is_in(rule, chain))
+                objects[Key(ACCEPT, bridge, item)] = has_accept
+                if not has_accept:
+                    lacking.append(chain)  # about to get it, and then looked at again
+        foreign = [chain for chain in forward if chain not in lacking]
         self.warnings = (
-            *(warning for chain in forward if (warning := judge_forward(chain, rules, bridge))),
+            *(warning for chain in foreign if (warning := judge_forward(chain, rules, bridge))),
             *(warning for chain in wanted if (warning := judge_input(chain, rules, port))),
             *_judge_legacy(bridge),
             *self._shortcomings(),
@@ -193,13 +198,13 @@ def accept(bridge: str, chain: tuple[str, str, str]) -> Json:
 # What we make of what nft lists.
 
 
-def guard_of(device: str, ifindex: int, rules: Iterable[Json]) -> Guard | None:
-    """The guard of a device as found; None if there is none, or one hooked to a device that is no more."""
+def guard_of(device: str, ifindex: int, rules: Iterable[Json]) -> Guard:
+    """The guard of a device as found: with its rules, or unhooked."""
     chain = {"family": "netdev", "table": TABLE, "name": _guard_name(device)}
     comments = [str(rule.get("comment", "")) for rule in rules if _is_in(rule, chain)]
     suffix = f" #{ifindex}"
     if not comments or not comments[0].endswith(suffix):
-        return None
+        return UNHOOKED
     return Guard((comments[0].removesuffix(suffix), *comments[1:]))
 
 

@@ -129,7 +129,7 @@ class LinuxKernel:
                 return self._guests.listing(self._scope.ports)
             assert part == FIREWALL
             self._firewall_changed = False
-            overlay = {name: self._links[name].ifindex for name in self._overlay if name in self._links}
+            overlay = {name: self._links[name].ifindex if name in self._links else 0 for name in self._overlay}
             objects = self._firewall.listing(self._scope.bridge, overlay, self._scope.vxlan_port)
             self._next_firewall = time.monotonic() + FIREWALL_PAUSE_S
             return objects

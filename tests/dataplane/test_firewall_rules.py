@@ -19,7 +19,7 @@ from dataplane.linux.firewall import (
     judge_forward,
     judge_input,
 )
-from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, Guard, Key
+from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, UNHOOKED, Guard, Key
 
 ACCEPT_ALL = {"accept": None}
 DROP = {"drop": None}
@@ -95,9 +95,8 @@ def test_a_guard_is_known_by_its_comments_and_by_the_device_it_is_hooked_to() ->
     """A chain outlives its device; one for the device before is none."""
     rules = [command["add"]["rule"] for command in guard("weft-vx", 7) if "rule" in command.get("add", {})]
     assert guard_of("weft-vx", 7, rules) == Guard(GUARD_RULES)
-    assert guard_of("weft-vx", 8, rules) is None
-    assert guard_of("weft-vx", 7, []) is None
-    assert guard_of("weft-vx", 7, rules[1:]) is None
+    assert guard_of("weft-vx", 8, rules) == guard_of("weft-vx", 7, []) == UNHOOKED
+    assert guard_of("weft-vx", 7, rules[1:]) == UNHOOKED
     assert guard_of("weft-vx", 7, rules[:2]) == Guard(GUARD_RULES[:2])
 
 
