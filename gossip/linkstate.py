@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from gossip.documents import Page, PageId
 from gossip.events import DialKey
 from gossip.names import PeerName
-from gossip.wire import Hello
+from gossip.wire import ENTRIES_MAX, LAST_NAME, Digest, Hello
 
 FLUSH_PAGES = 32
 """Pages sent at once to a neighbour that had been slow: a quarter of a megabyte."""
+DIGEST_PASS_INTERVAL_S = 1.0
+"""A neighbour may make us compare everything we hold this often and no oftener."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ class LinkState:
     rtt_s: float | None = None
     next_resync: float = 0.0
     differs: int = 0
+    resyncs_in_vain: int = 0
+    digest_pass_at: float = -1e9
+    """When the neighbour last began to tell us its digests from the first owner on."""
+    digest_told: PeerName = LAST_NAME
+    """How far it has come since."""
     full: bool = False
     waiting: dict[PageId, None] = field(default_factory=dict)
     """Pages that wait until the link takes more, oldest wish first."""
@@ -77,11 +84,19 @@ class LinkState:
             del self.waiting[page_id]
         return batch
 
+    def may_ask(self, digest: Digest, now: float) -> bool:
+        """Whether to answer: the next part of a pass over all owners, or a new pass that does not come too soon."""
+        if digest.first <= self.digest_told:
+            if now < self.digest_pass_at + DIGEST_PASS_INTERVAL_S:
+                return False
+            self.digest_pass_at = now
+        self.digest_told = digest.last if len(digest.owners) == ENTRIES_MAX else LAST_NAME
+        return True
+
     def is_preferred_to(self, other: LinkState) -> bool:
-        """Which of two links with one instance of a peer both ends keep: both see the same two facts."""
-        if self.initiator == other.initiator:
-            return self.hello_sequence > other.hello_sequence
-        return self.handshake_hash < other.handshake_hash
+        """Which of two links with one instance of a peer both ends keep. The dialler's count makes a later link of the
+        same dialler win; the hash settles the rest. One order of all links, or three at once would leave none."""
+        return (self.hello_sequence, self.handshake_hash) > (other.hello_sequence, other.handshake_hash)
 
     def status(self, peer: PeerName) -> LinkStatus:
         return LinkStatus(peer, self.remote, self.initiator, self.rtt_s, self.opened, self.observed)

@@ -27,7 +27,8 @@ from gossip.events import (
     Settled,
     StoreEpoch,
 )
-from gossip.identity import Identity, signature_is_valid
+from gossip.identity import Identity
+from gossip.introduction import identify_untrusted, introduce
 from gossip.linkstate import LinkState, LinkStatus
 from gossip.names import PeerName, format_name, name_of_key
 from gossip.peers import (
@@ -40,7 +41,7 @@ from gossip.peers import (
     encode_links,
     encode_peer,
 )
-from gossip.replica import LaterEpoch, OwnPageObsolete, Replica, TwinPersists
+from gossip.replica import LaterEpoch, MalformedPage, OwnPageObsolete, Replica, TwinPersists
 from gossip.routes import links_wanted
 from gossip.sync import answer_digest, answer_have, answer_want, digests
 from gossip.wire import (
@@ -60,7 +61,8 @@ from gossip.wire import (
 LINKS_HARD_MAX = 512
 """Beyond this many links at once a newcomer is sent away; pruning keeps the usual number near log2 of the mesh."""
 LATE_S = 0.5
-_HELLO_LABEL = b"weft hello 1\x00"
+RESYNC_DOUBLINGS_MAX = 3
+"""Stores that will not agree are compared every 40 s in the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class NodeConfig:
     """Least time between two exchanges of digests on one link."""
     announce_delay_s: float = 0.05
     """Changes of our own links within this time become one document."""
+    announce_interval_s: float = 0.5
+    """Least time between two of these: a link that flaps must not flood the mesh each time."""
     prune_interval_s: float = 3.0
     forget_after_s: float = 86_400.0
     forget_gone_after_s: float = 600.0
@@ -105,6 +109,7 @@ class Node:
         self._neighbours: dict[PeerName, LinkState] = {}
         self._hello_sequence = 0
         self._links_due: float | None = None
+        self._links_announced = now - config.announce_interval_s
         self._reach_due: float | None = None
         self._flush_due: float | None = None
         self._prune_due = now + config.prune_interval_s
@@ -143,6 +148,9 @@ class Node:
     def leave(self, gone: bool, now: float) -> list[Outcome]:
         """Say goodbye: `away` (back soon, containers go on) or `gone` (for good), then close every link."""
         record = replace(self.replica.record, state=GONE if gone else AWAY)
+        for link in self._links.values():
+            link.waiting.clear()  # Last words do not queue.
+            link.full = False
         outcomes = self.describe(record, now)
         for link in self._sorted_links():
             outcomes += self._close(link, "leaving", "this peer has been stopped", now)
@@ -170,12 +178,12 @@ class Node:
             return self._close(link, "full", f"this peer has {LINKS_HARD_MAX} links", now)
         self._hello_sequence += 1
         link.hello_sequence = self._hello_sequence
-        signature = self._identity.sign(_hello_text(initiator, handshake_hash))
-        record = self.replica.record
-        hello = Hello(
-            self._identity.public_key, signature, record.instance, self._hello_sequence, record.nickname, remote
-        )
-        return [Send(link_id, encode(hello))]
+        # A peer that was found, not named, is asked first: at a private address another host may answer, and a link
+        # with that one may stand already.
+        return [] if isinstance(key, bytes) else [self._say_hello(link)]
+
+    def _say_hello(self, link: LinkState) -> Send:
+        return Send(link.id, encode(introduce(self._identity, self.replica.record, link)))
 
     def link_down(self, link_id: int, error: str, now: float) -> list[Outcome]:
         """The connection ended."""
@@ -223,19 +231,26 @@ class Node:
             raise ProtocolError("no-hello", "the first message was not a hello")
         match message:
             case Ping(sequence, root):
-                pong = Send(link.id, encode(Pong(sequence, self.replica.store.root_digest())))
-                return [pong, *self._compare(link, root, now)]
+                # A neighbour that asks and does not read gets no more answers than its socket takes.
+                pong = [] if link.full else [Send(link.id, encode(Pong(sequence, self.replica.store.root_digest())))]
+                return [*pong, *self._compare(link, root, now)]
             case Pong(sequence, root):
                 if sequence == link.sequence:
                     link.rtt_s = now - link.ping_sent
                 return self._compare(link, root, now)
             case PageMessage():
                 return self._page(link, message, now)
+            case Digest() | Have() if link.full:
+                self._count("answers-spared")
+                return []
             case Digest():
+                if not link.may_ask(message, now):
+                    self._count("digests-too-soon")
+                    return []
                 haves, pages = answer_digest(self.replica.store, message, lambda owner: self.replica.age_s(owner, now))
                 return [*(Send(link.id, encode(have)) for have in haves), *self._queue(link, pages, now)]
             case Have():
-                if message.age_s > self.config.forget_after_s and message.owner not in self.replica.peers:
+                if message.age_s >= self.config.forget_after_s and message.owner not in self.replica.store:
                     return []
                 pages, wants = answer_have(self.replica.store, message)
                 return [*(Send(link.id, encode(want)) for want in wants), *self._queue(link, pages, now)]
@@ -248,15 +263,20 @@ class Node:
     def _hello(self, link: LinkState, hello: Hello, now: float) -> list[Outcome]:
         if link.peer is not None or link.challenger is not None:
             raise ProtocolError("second-hello", "a link said hello twice")
-        signed = _hello_text(not link.initiator, link.handshake_hash)
-        if not signature_is_valid(hello.public_key, hello.signature, signed):
-            raise ProtocolError("bad-identity", "the hello is not signed by the key that it names")
-        name = name_of_key(hello.public_key)
+        name = identify_untrusted(hello, link)
+        if isinstance(link.key, bytes) and name != link.key:
+            self._dialer.failed(link.key, "another peer answers there", now)
+            return self._close(link, "not-sought", "this is not the peer that was looked for", now)
         link.instance, link.observed = hello.instance, hello.observed
         if not link.initiator:
             link.hello_sequence = hello.sequence
         if name == self.name:
             return self._same_name(link, hello, now)
+        answer: list[Outcome] = [self._say_hello(link)] if link.key == name else []
+        return answer + self._admit(link, hello, name, now)
+
+    def _admit(self, link: LinkState, hello: Hello, name: PeerName, now: float) -> list[Outcome]:
+        """Somebody has shown that it is `name`: let it in, unless a link with `name` stands and is to be kept."""
         current = self._neighbours.get(name)
         if current is None:
             return self._accept(link, name, now)
@@ -266,8 +286,8 @@ class Node:
             link.challenger, link.challenge_until = hello, now + self.config.challenge_s
             return self._ping(current, now)
         if link.is_preferred_to(current):
-            outcomes = self._close(current, "duplicate", "another link to this peer is kept", now, quiet=True)
-            return outcomes + self._accept(link, name, now)
+            outcomes = self._accept(link, name, now)
+            return outcomes + self._close(current, "duplicate", "another link to this peer is kept", now)
         if link.key is not None:
             self._dialer.succeeded(link.key, name)
         return self._close(link, "duplicate", "another link to this peer is kept", now)
@@ -287,30 +307,30 @@ class Node:
         return self._close(link, "name-in-use", text, now)
 
     def _accept(self, link: LinkState, name: PeerName, now: float) -> list[Outcome]:
+        was_made_to_wait = link.challenger is not None
         link.peer, link.challenger = name, None
         self._neighbours[name] = link
         if link.key is not None:
             self._dialer.succeeded(link.key, name)
-        self._links_due = now + self.config.announce_delay_s
+        self._plan_announcement(now)
+        link.next_resync = now + self.config.resync_interval_s
         outcomes: list[Outcome] = []
-        if link.initiator:
-            link.next_resync = now + self.config.resync_interval_s
+        if link.initiator or was_made_to_wait:  # What was said to us while it waited is lost.
             outcomes += [Send(link.id, encode(digest)) for digest in digests(self.replica.store)]
         return [*outcomes, *self._ping(link, now), *self._update_reach(now, name)]
 
     def _bye(self, link: LinkState, reason: str, text: str, now: float) -> list[Outcome]:
-        if reason == "self" and link.key is not None:
-            self._dialer.led_to_ourselves(link.key)
-        elif reason in ("name-in-use", "full") and link.key is not None:
+        if reason in ("name-in-use", "full") and link.key is not None:
             self._dialer.failed(link.key, text or reason, now, refused=reason == "name-in-use")
-        return [CloseLink(link.id, reason), *self._remove(link, text or reason, now)]
+        return [CloseLink(link.id, "bye"), *self._remove(link, text or reason, now)]
 
-    def _close(self, link: LinkState, reason: str, text: str, now: float, quiet: bool = False) -> list[Outcome]:
+    def _close(self, link: LinkState, reason: str, text: str, now: float) -> list[Outcome]:
         """End a link from our side, saying why."""
         outcomes: list[Outcome] = [Send(link.id, encode(Bye(reason, text[:250]))), CloseLink(link.id, reason)]
-        return outcomes + self._remove(link, reason, now, quiet)
+        return outcomes + self._remove(link, reason, now)
 
-    def _remove(self, link: LinkState, error: str, now: float, quiet: bool = False) -> list[Outcome]:
+    def _remove(self, link: LinkState, error: str, now: float) -> list[Outcome]:
+        """Forget a link that has ended. One that another has replaced leaves nothing to do."""
         del self._links[link.id]
         attempts = self._dialer.attempts(link.key) if link.key is not None else None
         if link.key is not None and attempts is not None and attempts.dialling:
@@ -319,13 +339,19 @@ class Node:
             return []
         del self._neighbours[link.peer]
         self._dialer.link_lost(link.peer, now - link.opened, now)
-        self._links_due = now + self.config.announce_delay_s
+        self._plan_announcement(now)
         outcomes: list[Outcome] = []
         for other in self._sorted_links():
-            if other.challenger is not None and name_of_key(other.challenger.public_key) == link.peer:
-                outcomes += self._accept(other, link.peer, now)
-                break
-        return outcomes if quiet else [*outcomes, *self._update_reach(now, link.peer)]
+            waiting = other.challenger
+            if other.id in self._links and waiting is not None and name_of_key(waiting.public_key) == link.peer:
+                outcomes += self._admit(other, waiting, link.peer, now)
+        return [*outcomes, *self._update_reach(now, link.peer)]
+
+    def _plan_announcement(self, now: float) -> None:
+        """Our links have changed: tell everybody soon, and together with what changes until then."""
+        if self._links_due is None:
+            earliest = self._links_announced + self.config.announce_interval_s
+            self._links_due = max(now + self.config.announce_delay_s, earliest)
 
     # -- documents ---------------------------------------------------------------------------------
 
@@ -334,6 +360,9 @@ class Node:
         match news:
             case Page():
                 return self._news(link, news, now)
+            case MalformedPage(page):
+                self._count("pages-malformed")
+                return self._news(link, page, now)
             case OwnPageObsolete(table, index):
                 return self._announce(table, index, b"", now)
             case LaterEpoch(epoch):
@@ -381,15 +410,18 @@ class Node:
         return outcomes
 
     def _queue(self, link: LinkState, pages: list[Page], now: float) -> list[Outcome]:
-        outcomes: list[Outcome] = [self._send_page(link, page, now) for page in link.admit(pages)]
+        told = [page for page in pages if not self.replica.is_expired(page.owner, now)]
+        outcomes: list[Outcome] = [self._send_page(link, page, now) for page in link.admit(told)]
         if link.can_flush:
             self._flush_due = now
         return outcomes
 
     def _flush(self, link: LinkState, now: float) -> list[Outcome]:
-        pages = (self.replica.store.get(page_id) for page_id in link.take_waiting())
-        outcomes: list[Outcome] = [self._send_page(link, page, now) for page in pages if page is not None]
-        self._flush_due = now if link.waiting else None
+        held = (self.replica.store.get(page_id) for page_id in link.take_waiting())
+        pages = (page for page in held if page is not None and not self.replica.is_expired(page.owner, now))
+        outcomes: list[Outcome] = [self._send_page(link, page, now) for page in pages]
+        if link.can_flush:
+            self._flush_due = now
         return outcomes
 
     def _send_page(self, link: LinkState, page: Page, now: float) -> Send:
@@ -398,7 +430,7 @@ class Node:
     def _compare(self, link: LinkState, root: bytes, now: float) -> list[Outcome]:
         """A heartbeat told what the neighbour holds: a difference that lasts is repaired by an exchange of digests."""
         if root == self.replica.store.root_digest():
-            link.differs = 0
+            link.differs = link.resyncs_in_vain = 0
             if not self.settled:
                 self.settled = True
                 return [Settled()]
@@ -406,7 +438,10 @@ class Node:
         link.differs += 1
         if link.differs < 2 or now < link.next_resync or link.waiting:
             return []
-        link.next_resync = now + self.config.resync_interval_s * (0.75 + 0.5 * self._rng.random())
+        # What an exchange did not repair, the next will hardly: limits differ, or releases.
+        interval_s = self.config.resync_interval_s * 2 ** min(link.resyncs_in_vain, RESYNC_DOUBLINGS_MAX)
+        link.next_resync = now + interval_s * (0.75 + 0.5 * self._rng.random())
+        link.resyncs_in_vain += 1
         self._count("resyncs")
         return [Send(link.id, encode(digest)) for digest in digests(self.replica.store)]
 
@@ -429,10 +464,10 @@ class Node:
             if link.challenger is not None:
                 due.append(link.challenge_until)
             elif link.peer is None:
-                due.append(link.opened + self.config.hello_timeout_s)
+                due.append(link.last_heard + self.config.hello_timeout_s)
             else:
                 due += [link.next_ping, link.last_heard + self.config.dead_after_s]
-        dial_due = self._dialer.next_due(self._around())
+        dial_due = self._dialer.next_due(self._around()) if self._may_dial else None
         if dial_due is not None:
             due.append(dial_due)
         self._armed = min(due)
@@ -446,7 +481,7 @@ class Node:
         if self._reach_due is not None and now >= self._reach_due:
             outcomes += self._update_reach(now)
         if self._links_due is not None and now >= self._links_due:
-            self._links_due = None
+            self._links_due, self._links_announced = None, now
             body = encode_links(sorted(self._neighbours))
             if not self.replica.is_current(LINKS_TABLE, 0, body):
                 outcomes += self._announce(LINKS_TABLE, 0, body, now)
@@ -473,7 +508,7 @@ class Node:
                 if now >= link.challenge_until:
                     outcomes += self._challenge_over(link, link.challenger, now)
             elif link.peer is None:
-                if now >= link.opened + self.config.hello_timeout_s + grace_s:
+                if now >= link.last_heard + self.config.hello_timeout_s:
                     outcomes += self._close(link, "no-hello", "no hello in time", now)
             elif now >= link.last_heard + self.config.dead_after_s:
                 self._count("links-silent")
@@ -487,20 +522,18 @@ class Node:
 
     def _challenge_over(self, link: LinkState, hello: Hello, now: float) -> list[Outcome]:
         name = name_of_key(hello.public_key)
-        current = self._neighbours.get(name)
-        if current is not None and current.last_heard > link.challenge_until - self.config.challenge_s:
+        current = self._neighbours[name]
+        if current.instance == hello.instance:  # Another link of the same newcomer has got in.
+            return self._admit(link, hello, name, now)
+        if current.last_heard > link.challenge_until - self.config.challenge_s:
             self._count("refused-name-in-use")
             text = (
                 f"the peer name {format_name(name)} is in use by a live host at {current.remote}; if the state "
                 "directory was copied from there, run `weft reset` here to get an identity of its own"
             )
             return self._close(link, "name-in-use", text, now)
-        outcomes: list[Outcome] = []
-        if current is not None:
-            outcomes = self._close(current, "replaced", "the peer has restarted", now, quiet=True)
-        if link.peer is None:  # Closing the old link may have let this one in already.
-            outcomes += self._accept(link, name, now)
-        return outcomes
+        outcomes = self._accept(link, name, now)
+        return outcomes + self._close(current, "replaced", "the peer has restarted", now)
 
     def _ping(self, link: LinkState, now: float) -> list[Outcome]:
         link.sequence += 1
@@ -528,13 +561,18 @@ class Node:
     # -- whom to dial ------------------------------------------------------------------------------
 
     def _dial(self, now: float) -> list[Outcome]:
-        if self.conflict is not None or self.replica.record.state != LIVE:
+        if not self._may_dial:
             return []
         return [Dial(key, addresses) for key, addresses in self._dialer.due(self._around(), now)]
 
+    @property
+    def _may_dial(self) -> bool:
+        return self.conflict is None and self.replica.record.state == LIVE
+
     def _around(self) -> Surroundings:
         replica = self.replica
-        return Surroundings(replica.peers, self._neighbours, replica.reachable, replica.unreachable_since)
+        own = replica.record.addresses
+        return Surroundings(replica.peers, self._neighbours, replica.reachable, replica.unreachable_since, own)
 
     # -- looking inside ----------------------------------------------------------------------------
 
@@ -551,8 +589,3 @@ class Node:
 
     def _count(self, counter: str) -> None:
         self.counters[counter] = self.counters.get(counter, 0) + 1
-
-
-def _hello_text(initiator: bool, handshake_hash: bytes) -> bytes:
-    """What a hello signs: the role is part of it, so that a hello cannot be sent back to its author."""
-    return _HELLO_LABEL + (b"i" if initiator else b"r") + handshake_hash

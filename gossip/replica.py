@@ -7,6 +7,7 @@ written here too, so that a page of ours that comes back from the past, or from 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from gossip.documents import DocumentStore, Page, PageHeader, parse_header_untrusted, sign_page, verify_page_untrusted
@@ -50,7 +51,15 @@ class TwinPersists:
     """Another live host goes on writing with our key, and by rule it is we who yield."""
 
 
-News = Page | OwnPageObsolete | LaterEpoch | TwinPersists | str
+@dataclass(frozen=True, slots=True)
+class MalformedPage:
+    """News that we cannot read. It is kept and passed on all the same, since others may know more than we do, and
+    stores that differ for ever would never be at rest."""
+
+    page: Page
+
+
+News = Page | MalformedPage | OwnPageObsolete | LaterEpoch | TwinPersists | str
 """A `Page` is new here; a text is the counter of why it is not."""
 
 
@@ -102,7 +111,7 @@ class Replica:
         self._version += 1
         self._own[(table, index)] = body
         page = sign_page(self._identity, table, index, self.epoch, self._version, body)
-        newer = self.store.offer(page)
+        newer = self.store.offer(page, limited=False)
         assert newer, "our own next version is the newest"
         return page
 
@@ -126,23 +135,29 @@ class Replica:
         held = self.store.get(header.id)
         if held is not None and held.stamp >= header.stamp:
             return "pages-old"
-        if age_s > self._forget_after_s and owner not in self.peers:
+        if age_s >= self._forget_after_s and owner not in self.store:
             return "pages-expired"
         page = verify_page_untrusted(header, raw)
         try:
-            record = decode_peer_untrusted(page.body) if _is_first(page, PEER_TABLE) else None
-            claims = decode_links_untrusted(page.body) if _is_first(page, LINKS_TABLE) else None
+            newer = self.store.offer(page)
         except ProtocolError:
-            return "pages-malformed"  # The owner's fault, not the sender's.
-        newer = self.store.offer(page)
+            return "pages-too-many"  # The owner's fault, not the sender's.
         assert newer, "compared above"
-        if record is not None:
-            self.peers[owner] = record
-        if claims is not None:
-            self._claims[owner] = claims
         if owner not in self.reachable:
-            self.unreachable_since.setdefault(owner, now - age_s)
+            # A new version is a sign of life, and so old as the sender says.
+            seen = now - age_s
+            self.unreachable_since[owner] = max(self.unreachable_since.get(owner, seen), seen)
+        try:
+            self._read_untrusted(page)
+        except ProtocolError:
+            return MalformedPage(page)
         return page
+
+    def _read_untrusted(self, page: Page) -> None:
+        if _is_first(page, PEER_TABLE):
+            self.peers[page.owner] = decode_peer_untrusted(page.body)
+        elif _is_first(page, LINKS_TABLE):
+            self._claims[page.owner] = decode_links_untrusted(page.body)
 
     def _take_own_untrusted(self, header: PageHeader, raw: bytes, now: float) -> News:
         """Somebody holds a page of ours. If we did not write it, an earlier or another life of this host did."""
@@ -157,7 +172,8 @@ class Replica:
             return "pages-old"
         page = verify_page_untrusted(header, raw)
         if _is_first(page, PEER_TABLE):
-            self._twin_instance = decode_peer_untrusted(page.body).instance
+            with suppress(ProtocolError):
+                self._twin_instance = decode_peer_untrusted(page.body).instance
         if self._epoch_wanted is not None and self._epoch_wanted > epoch:
             return "pages-old"
         self._jumps = [*(at for at in self._jumps if now - at < JUMP_WINDOW_S), now]
@@ -172,7 +188,10 @@ class Replica:
         """Find out again who is in reach; who came or went."""
         departed = frozenset(name for name, record in self.peers.items() if record.state == GONE)
         before = self.reachable
-        self.reachable = reachable_from(neighbours, self._claims, departed | {self._identity.name})
+        near = frozenset(neighbours)
+        reached = reachable_from(near, self._claims, departed | {self._identity.name})
+        # Names that somebody claims and nobody has heard of are no peers.
+        self.reachable = frozenset(name for name in reached if name in self.peers or name in near)
         for name in before - self.reachable:
             self.unreachable_since[name] = now
         for name in self.reachable - before:
@@ -180,23 +199,29 @@ class Replica:
         return before ^ self.reachable
 
     def age_s(self, owner: PeerName, now: float) -> int:
-        """Whole seconds since an owner was last in reach."""
+        """Whole seconds since an owner was last in reach, rounded up: what is passed on from host to host must only
+        grow older, or a few hosts that forget and remind each other would keep an owner alive for ever."""
         since = self.unreachable_since.get(owner)
-        return 0 if since is None else max(0, int(now - since))
+        return 0 if since is None else max(0, int(now - since)) + 1
+
+    def is_expired(self, owner: PeerName, now: float) -> bool:
+        """Out of reach for so long that nobody should be told of it any more."""
+        since = self.unreachable_since.get(owner)
+        return since is not None and now - since >= self._limit_s(owner)
 
     def forget_expired(self, now: float) -> list[PeerName]:
         """Drop owners that have been out of reach for too long; who they were."""
-        expired: list[PeerName] = []
-        for owner in sorted(self.unreachable_since):
-            gone = owner in self.peers and self.peers[owner].state == GONE
-            limit_s = self._forget_gone_after_s if gone else self._forget_after_s
-            if now - self.unreachable_since[owner] >= limit_s:
-                expired.append(owner)
-                self.store.forget(owner)
-                del self.unreachable_since[owner]
-                self.peers.pop(owner, None)
-                self._claims.pop(owner, None)
+        expired = [owner for owner in sorted(self.unreachable_since) if self.is_expired(owner, now)]
+        for owner in expired:
+            self.store.forget(owner)
+            del self.unreachable_since[owner]
+            self.peers.pop(owner, None)
+            self._claims.pop(owner, None)
         return expired
+
+    def _limit_s(self, owner: PeerName) -> float:
+        gone = owner in self.peers and self.peers[owner].state == GONE
+        return self._forget_gone_after_s if gone else self._forget_after_s
 
 
 def _is_first(page: Page, table: str) -> bool:

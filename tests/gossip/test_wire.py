@@ -57,7 +57,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         positions,
         positions,
         st.lists(
-            st.tuples(positions, u64, u64, digests).map(lambda row: (*row[0], *row[1:])),  # type: ignore[arg-type,return-value]
+            st.tuples(positions, u64, u64, digests).map(lambda row: (*row[0], *row[1:])),
             max_size=9,
         ).map(tuple),
     ),
