@@ -24,6 +24,9 @@ COMMAND_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.02
 STOP_TIMEOUT_S = 2.0
 """How long processes have to end by themselves before they are killed."""
+RAISE_AGAIN_S = 0.5
+"""Longer than the quarter of a second that `subprocess` gives a child which gets the same Ctrl-C."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LabError(UserError):
@@ -109,25 +112,38 @@ def need_root_and_tools() -> None:
 
 
 @contextlib.contextmanager
+def ends_in_order() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP end the program through every `finally`, so that nothing is left behind.
+
+    What a handler raises is swallowed where the interpreter happens to run a weak reference's callback or a `__del__`.
+    So it is raised again until it has arrived here, or at `uninterrupted`.
+    """
+    received = signal.SIGINT
+
+    def end(signum: int, frame: object) -> None:
+        nonlocal received
+        if signum != signal.SIGALRM:
+            received = signal.Signals(signum)
+        signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_S)
+        if received == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + received)
+
+    before = {signum: signal.signal(signum, end) for signum in (*_ENDING, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait while this is held: what is being cleaned up is cleaned up to the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    """The same signals wait while this is held: what is being cleaned up is cleaned up to the end."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGALRM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def ends_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the program as Ctrl-C does: through every `finally`, so that nothing is left behind."""
-
-    def end(signum: int, frame: object) -> None:
-        raise SystemExit(128 + signum)
-
-    before = {signum: signal.signal(signum, end) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
