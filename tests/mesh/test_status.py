@@ -1,0 +1,266 @@
+"""What the daemon says of itself: the keys that scripts rely on, and every warning with its cure."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from dataplane.engine import Counters, Report
+from dataplane.kernel import Fault, Warning
+from gossip.linkstate import LinkStatus
+from gossip.names import format_name
+from gossip.pages import TablePager
+from gossip.peers import AWAY, GONE
+from gossip.transport import Refusals
+from mesh import status
+from mesh.attach import Attachment
+from mesh.endpoints import Binding, Endpoint, derive_mac, encode_row
+from mesh.forwarding import HOLD_S
+from tests.mesh.hosts import OWN, Here, Host, attached
+
+CONTRACT = {
+    "peers": {"name", "nickname", "self", "reachable", "addresses", "version"},
+    "connections": {"peer", "nickname", "link", "path", "reason", "encrypted", "mtu", "rtt_ms", "since"},
+    "targets": {"target", "state", "error", "next_try"},
+    "endpoints": {"mac", "addresses", "names", "labels", "peer", "network", "local"},
+    "ps": {"id", "mac", "addresses"},
+}
+SUMMARY = {
+    "version", "peer", "nickname", "uptime_s", "encryption", "peers", "reachable", "links", "targets", "connections",
+    "mtu", "endpoints", "local_endpoints", "refused", "warnings",
+}  # fmt: skip
+MINE = Attachment(
+    id="mine", ifname="vw1", namespace="/run/netns/mine", namespace_id=(4, 1),
+    mac=derive_mac("weft", ip_address("10.32.0.9")), bindings=(Binding(ip_address("10.32.0.9"), 16, 1),),
+    names=("web",), labels=(("app", "web"),), network="weft",
+)  # fmt: skip
+
+
+def publish_own(here: Here, *endpoints: Endpoint) -> None:
+    pager = TablePager()
+    for number, endpoint in enumerate(endpoints):
+        pager.put(str(number), encode_row(endpoint))
+    here.router.table.replace_page(OWN.name, 0, pager.body(0))
+
+
+@pytest.fixture
+def here() -> Here:
+    """A host with a neighbour (h3), a host beyond (h4, away), one that left for good (h5), and a target."""
+    made = Here()
+    near, beyond, left = Host(3), Host(4), Host(5)
+    near.endpoints = [attached(near)]
+    beyond.record = replace(beyond.record, state=AWAY)
+    left.record = replace(left.record, state=GONE)
+    for host in (near, beyond, left):
+        made.hear(host)
+    made.reach(near)
+    made.node.connect(["h3", "10.9.0.4:7000"], 0.0)
+    publish_own(made, MINE.endpoint(OWN.name))
+    made.desired()
+    return made
+
+
+def views(here: Here) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "peers": status.peers(here.router),
+        "connections": status.connections(here.router),
+        "targets": status.targets(here.router, 1.0),
+        "endpoints": status.endpoints(here.router, 1.0),
+        "ps": status.ps([MINE]),
+    }
+
+
+def summary(here: Here, **more: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {"encrypted": False, "refusals": {}, "warnings": [], "now": 1.0, **more}
+    return status.summary(here.router, "0.1", 12.345, attachments=[MINE], **values)
+
+
+# The contract
+
+
+@pytest.mark.parametrize("view", CONTRACT)
+def test_every_row_has_the_keys_that_scripts_rely_on(here: Here, view: str) -> None:
+    """More may be added; none may go."""
+    rows = views(here)[view]
+    assert rows
+    for row in rows:
+        assert set(row) >= CONTRACT[view]
+
+
+def test_the_summary_has_exactly_its_keys(here: Here) -> None:
+    """What `weft status` shows."""
+    assert set(summary(here)) == SUMMARY
+
+
+def test_everything_is_json(here: Here) -> None:
+    """Without a special encoder, and it comes back the same."""
+    refusals = {"wrong-password": Refusals(2, deque(["10.9.0.7:1", "10.9.0.8:2"]))}
+    report = Report(1, {}, (), (), Counters(applied=3))
+    everything = [
+        views(here),
+        summary(here, refusals=refusals),
+        status.history(here.router),
+        status.counters(here.router, report, {"probe-stranger": 1}),
+        status.counters(here.router, None, {}),
+    ]
+    assert json.loads(json.dumps(everything, allow_nan=False)) == everything
+
+
+# Rows
+
+
+def test_peers_are_everybody_but_those_who_left_for_good(here: Here) -> None:
+    """Ourselves included."""
+    rows = {row["nickname"]: row for row in status.peers(here.router)}
+    assert set(rows) == {"me", "h3", "h4"}
+    assert [rows[name]["self"] for name in ("me", "h3", "h4")] == [True, False, False]
+    assert [rows[name]["reachable"] for name in ("me", "h3", "h4")] == [True, True, False]
+    assert rows["h3"]["addresses"] == ["10.9.0.3:6783"]
+    assert rows["h4"]["state"] == "away"
+    assert len(rows["me"]["name"].split(":")) == 8
+
+
+def test_one_connection_for_every_other_peer(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a link or without; the round trip is the link's."""
+    near = next(name for name, record in here.node.replica.peers.items() if record.nickname == "h3")
+    link = LinkStatus(near, "10.9.0.3:6783", True, 0.0012345, 0.0, "10.9.0.1:5")
+    monkeypatch.setattr(here.node, "links", lambda: [link])
+    rows = {row["nickname"]: row for row in status.connections(here.router)}
+    assert set(rows) == {"h3", "h4"}
+    assert (rows["h3"]["link"], rows["h3"]["rtt_ms"], rows["h3"]["path"], rows["h3"]["reason"]) == (
+        True, 1.234, "vxlan", "best",
+    )  # fmt: skip
+    assert (rows["h4"]["link"], rows["h4"]["rtt_ms"], rows["h4"]["reason"]) == (False, None, "away")
+    assert rows["h3"]["address"] == "10.9.0.3"
+    assert all(row["encrypted"] is False and row["mtu"] == 1450 and row["since"] == 1001.0 for row in rows.values())
+
+
+def test_targets_are_as_the_user_wrote_them(here: Here) -> None:
+    """With what became of them."""
+    assert [row["target"] for row in status.targets(here.router, 1.0)] == ["h3", "10.9.0.4:7000"]
+
+
+def test_endpoints_are_those_that_count(here: Here) -> None:
+    """Ours are marked; those of expired hosts are gone."""
+    rows = {row["id"]: row for row in status.endpoints(here.router, 1.0)}
+    assert (rows["mine"]["local"], rows["c1"]["local"]) == (True, False)
+    assert rows["c1"]["nickname"] == "h3"
+    assert rows["mine"]["addresses"] == ["10.32.0.9/16"]
+    assert (rows["mine"]["names"], rows["mine"]["labels"]) == (["web"], {"app": "web"})
+    assert rows["mine"]["mac"] == MINE.mac.hex(":")
+    assert rows["mine"]["conflict"] is None
+    here.reach(now=2.0)
+    assert [row["id"] for row in status.endpoints(here.router, 2.0 + HOLD_S)] == ["mine"]
+
+
+def test_an_owner_that_is_not_known_yet_is_shown_by_its_name(here: Here) -> None:
+    """Its endpoints may arrive before its peer document."""
+    stranger = Host(8)
+    pager = TablePager()
+    pager.put("x", encode_row(attached(stranger, address="10.32.0.8")))
+    here.router.table.replace_page(stranger.name, 0, pager.body(0))
+    rows = {row["peer"]: row for row in status.endpoints(here.router, 1.0)}
+    assert rows[format_name(stranger.name)]["nickname"] == format_name(stranger.name)
+
+
+def test_the_summary_counts(here: Here) -> None:
+    """Ourselves among the peers."""
+    refusals = {"wrong-password": Refusals(2, deque(["10.9.0.7:1", "10.9.0.8:2"]))}
+    row = summary(here, refusals=refusals, encrypted=True)
+    assert (row["peers"], row["reachable"], row["links"], row["targets"]) == (3, 2, 0, 2)
+    assert row["connections"] == {"vxlan": 2}
+    assert (row["endpoints"], row["local_endpoints"], row["mtu"], row["uptime_s"]) == (2, 1, 1450, 12.3)
+    assert row["encryption"] is True
+    assert row["refused"] == {"wrong-password": {"count": 2, "last": ["10.9.0.7:1", "10.9.0.8:2"]}}
+
+
+def test_counters_come_from_all_sides(here: Here) -> None:
+    """Also before the first report of the kernel."""
+    here.router.malformed_rows = 4
+    counters = status.counters(here.router, Report(1, counters=Counters(applied=3, repaired=1)), {"probe-cut": 2})
+    assert (counters["kernel"]["applied"], counters["kernel"]["repaired"]) == (3, 1)
+    assert (counters["endpoint_rows_malformed"], counters["probes"]) == (4, {"probe-cut": 2})
+    assert status.counters(here.router, None, {})["kernel"] == {}
+
+
+def test_the_history_tells_who_took_which_path_when(here: Here) -> None:
+    """The oldest first."""
+    assert {(row["peer"], row["path"], row["reason"], row["at"]) for row in status.history(here.router)} == {
+        (format_name(name), "vxlan", path.reason, 1001.0) for name, path in here.router.paths.items()
+    }
+
+
+# Warnings
+
+
+def warnings(here: Here, report: Report | None = None, weak: str | None = None) -> list[dict[str, str]]:
+    return status.warnings(here.router, report, [MINE], weak, 1.0)
+
+
+def test_where_all_is_well_nothing_is_warned_of(here: Here) -> None:
+    """A warning that is always there is none."""
+    assert warnings(here) == warnings(here, Report(1)) == []
+
+
+def test_an_address_held_elsewhere_is_said_aloud(here: Here) -> None:
+    """In the endpoint's row and as a warning, with the holder; the holder's own row says nothing."""
+    rival = Host(6)
+    rival.endpoints = [attached(rival, claim=2, address="10.32.0.9")]
+    here.hear(rival)
+    here.reach(rival)
+    rows = {row["nickname"]: row for row in status.endpoints(here.router, 1.0)}
+    assert rows["me"]["conflict"] == "10.32.0.9 is held by c1 on h6"
+    assert rows["h6"]["conflict"] is None
+    (warning,) = warnings(here)
+    assert warning["code"] == "address-conflict"
+    assert "mine" in warning["text"] and "10.32.0.9 is held by c1 on h6" in warning["text"]
+    assert "weft detach ADDR mine" in warning["cure"]
+
+
+def test_other_hosts_conflicts_are_rows_but_not_warnings(here: Here) -> None:
+    """Who can do something about it is warned."""
+    for number, claim in ((6, 1), (7, 2)):
+        host = Host(number)
+        host.endpoints = [attached(host, claim=claim, address="10.32.0.50")]
+        here.hear(host)
+    rows = {row["nickname"]: row["conflict"] for row in status.endpoints(here.router, 1.0)}
+    assert (rows["h6"], rows["h7"]) == ("10.32.0.50 is held by c1 on h7", None)
+    assert warnings(here) == []
+
+
+def test_a_secret_without_an_encrypted_path_is_warned_of(here: Here) -> None:
+    """Once, however many peers."""
+    here.local = replace(here.local, has_secret=True)
+    here.desired()
+    assert [row["code"] for row in warnings(here)] == ["encryption-unavailable"]
+
+
+def test_what_the_kernel_side_reports_is_passed_on(here: Here) -> None:
+    """Firewalls with their cure; faults of ports under the name that the user knows."""
+    report = Report(
+        7,
+        {"vw1": Fault("kernel", "cannot make address 10.32.0.9/16"), "vw2": Fault("namespace-gone", "it is gone")},
+        (Fault("kernel", "cannot make VXLAN device weft-vx"),),
+        (Warning("firewall", "ufw drops UDP 6784", "ufw allow 6784/udp"),),
+    )
+    rows = warnings(here, report)
+    assert [row["text"] for row in rows] == [
+        "ufw drops UDP 6784",
+        "cannot make VXLAN device weft-vx",
+        "mine: cannot make address 10.32.0.9/16",
+        "vw2: it is gone",
+    ]
+    assert rows[0]["cure"] == "ufw allow 6784/udp"
+
+
+def test_a_name_in_use_and_a_weak_password_are_warned_of(here: Here) -> None:
+    """Each with what to do."""
+    here.node.conflict = "another live host uses this peer's identity"
+    rows = warnings(here, weak="the password is short")
+    assert [row["code"] for row in rows] == ["name-in-use", "weak-password"]
+    assert all(row["cure"] for row in rows)
