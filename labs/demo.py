@@ -14,7 +14,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from bench.traffic import IperfServer, ping
 from mesh.lab import Lab
@@ -22,7 +21,6 @@ from mesh.namespaces import NAMESPACES_DIR, LabError, ends_in_order, need_root_a
 
 NAME = "weftdemo"
 TCP_SECONDS = 3.0
-PINGS_AT_ONCE = 4
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,9 +73,7 @@ def _ping_everybody(lab: Lab) -> int:
     lost = 0
     for family, address_of in (("IPv4", lab.address), ("IPv6", lab.address6)):
         _step(f"ping over {family}, every ordered pair, in ms")
-        with ThreadPoolExecutor(PINGS_AT_ONCE) as pool:
-            running = {pair: pool.submit(ping, lab, pair[0], address_of(pair[1]), wait_s=2) for pair in pairs}
-            times = {pair: answer.result() for pair, answer in running.items()}
+        times = {(source, target): ping(lab, source, address_of(target), wait_s=2) for source, target in pairs}
         print("from \\ to " + "".join(f"{node:>8}" for node in nodes))
         for source in nodes:
             cells = [_cell(times[source, target].times_ms) if source != target else "-" for target in nodes]
