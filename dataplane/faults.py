@@ -50,7 +50,8 @@ _CURES: Final[Mapping[tuple[str, int], str]] = {
     ("container interface", errno.EOPNOTSUPP): "this kernel has no veth: load it with 'modprobe veth'",
     (UP, errno.EADDRINUSE): "its UDP port is in use: stop what 'ss -ulnp' shows there, or change --port",
     (PORT, errno.EOPNOTSUPP): "a Linux kernel of 6.1 or newer is needed for locked and isolated bridge ports",
-    (NEIGHBOUR, errno.EAFNOSUPPORT): "this kernel has no IPv6, so IPv6 addresses cannot be answered for",
+    (GUEST_ADDRESS, errno.EAFNOSUPPORT): "this kernel has no IPv6: attach without IPv6 addresses",
+    (GUEST_ADDRESS, errno.EOPNOTSUPP): "this kernel has no IPv6: attach without IPv6 addresses",
     (GUEST_ADDRESS, errno.EACCES): "IPv6 is switched off there (net.ipv6.conf.*.disable_ipv6)",
 }
 

@@ -241,6 +241,9 @@ class Reconciler:
         key, verb = operation.key, operation.verb
         if verb == ANNOUNCE:
             return
+        if error is not None and key.kind == NEIGHBOUR and error.errno == errno.EAFNOSUPPORT:
+            self._set(key, Unavailable("this kernel has no IPv6"), WANTED)  # nor have its containers
+            return
         if error is not None and not _is_done_anyway(operation, error):
             self._fail(key, error, now)
             if error.errno in _MISJUDGED or key.kind in GUEST_KINDS:

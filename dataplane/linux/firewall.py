@@ -13,7 +13,6 @@ rules; the first also says which device (ifindex) it was hooked to, because a ch
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import subprocess
@@ -21,7 +20,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from dataplane.kernel import DELETE, KernelError, Operation, Warning
+from dataplane.faults import describe
+from dataplane.kernel import DELETE, Operation, Warning
+from dataplane.linux.netlink import attributes, messages
 from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, UNHOOKED, Guard, Key, Unavailable, Value
 
 Json = dict[str, Any]
@@ -44,6 +45,27 @@ _SEES_BRIDGED: Final = {
 """Families whose forward chains see bridged frames, and the sysctls one of which must be on for that."""
 
 
+_NFTABLES: Final = 10
+_TABLE_OR_CHAIN: Final = frozenset({0, 2, 3, 5})
+_RULE: Final = frozenset({6, 8})
+_RULE_PLACE: Final = (1, 2)
+_FAMILIES: Final = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
+"""NFNL_SUBSYS_NFTABLES, NFT_MSG_{NEW,DEL}{TABLE,CHAIN,RULE}, NFTA_RULE_{TABLE,CHAIN}, NFPROTO_* of linux/netfilter."""
+
+_NO_EGRESS: Final = Warning(
+    "no-egress-hook",
+    "this kernel has no egress hook for nftables, so questions nobody can answer go to every peer",
+    "use a kernel of 5.16 or newer with CONFIG_NETFILTER_EGRESS",
+)
+_NOT_INSTALLED: Final = Warning(
+    "no-nft",
+    "the nft command is not installed: questions nobody can answer go to every peer, and a firewall that drops overlay "
+    "frames is not seen",
+    "install the package nftables",
+)
+_REFUSED_CURE: Final = "see 'nft list ruleset'; it is tried again every minute"
+
+
 class NftError(Exception):
     """`nft` refused; the first line of what it said."""
 
@@ -57,10 +79,13 @@ class Firewall:
     def __init__(self, run: Run | None = None) -> None:
         self._run = run or run_nft
         self._no_egress = ""
+        self._refused: dict[Key, str] = {}
+        self._looked_at: set[tuple[str, ...]] = set()
+        self._found: tuple[Warning, ...] = ()
         self.warnings: tuple[Warning, ...] = ()
 
     def listing(self, bridge: str, overlay: Mapping[str, int], port: int | None) -> dict[Key, Value]:
-        """GUARD of overlay devices and ACCEPT of the customary chains. Raises KernelError.
+        """GUARD of overlay devices and ACCEPT of the customary chains.
 
         `overlay` has the ifindex of each device, 0 for one that is not there now. `port` is the UDP port that input
         chains should let in.
@@ -70,9 +95,11 @@ class Firewall:
             wanted = [c for c in chains if c.get("hook") in ("forward", "input") or _is_ours(c)]
             rules = self._rules_of(wanted)
         except FileNotFoundError:
-            return self._without_nft(overlay)
+            return self._blind(overlay, _NOT_INSTALLED)
         except NftError as error:
-            raise KernelError(errno.EAGAIN, None, f"cannot list the firewall: {error}", "firewall") from None
+            text = f"nft cannot list the firewall ({error}), so a firewall that drops overlay frames is not seen"
+            return self._blind(overlay, Warning("firewall-unknown", text, "try 'nft -j list chains'"))
+        self._looked_at = {_triple(chain) for chain in wanted}
         objects: dict[Key, Value] = {}
         for device, ifindex in overlay.items():
             if self._no_egress:
@@ -88,17 +115,19 @@ class Firewall:
                 if not has_accept:
                     lacking.append(chain)  # about to get it, and then looked at again
         foreign = [chain for chain in forward if chain not in lacking]
-        self.warnings = (
+        self._found = (
             *(warning for chain in foreign if (warning := judge_forward(chain, rules, bridge))),
             *(warning for chain in wanted if (warning := judge_input(chain, rules, port))),
             *_judge_legacy(bridge),
-            *self._shortcomings(),
         )
+        self.warnings = (*self._found, *self._shortcomings())
         return objects
 
     def apply(self, operation: Operation, ifindex: int) -> None:
-        """Raises KernelError. A kernel without egress hook gives a warning instead: all works, with more broadcast."""
+        """Never fails: what cannot be done is told as a warning and tried again after the next listing, because the
+        overlay works without it, with more broadcast or as far as other firewalls let it."""
         key = operation.key
+        self._refused.pop(key, None)
         try:
             if key.kind == GUARD and operation.verb == DELETE:
                 self._run(_commands(remove_guard()))
@@ -109,14 +138,13 @@ class Firewall:
             else:
                 self._run(_commands(accept(key.device, _CUSTOMARY[key.item])))
         except FileNotFoundError:
-            return  # told as a warning by the listing
+            pass  # told by the listing
         except NftError as error:
             if key.kind == GUARD and "not supported" in str(error).lower():
                 self._no_egress = str(error)
-                self.warnings = (*self.warnings, *self._shortcomings())
-                return
-            missing = "No such file" in str(error)
-            raise KernelError(errno.ENOENT if missing else errno.EIO, operation, str(error), "firewall") from None
+            elif "No such file" not in str(error):  # else the chain went; the next listing knows
+                self._refused[key] = f"cannot set the rules of {describe(key, operation.value)}: {error}"
+        self.warnings = (*self._found, *self._shortcomings())
 
     def _rules_of(self, chains: Sequence[Json]) -> list[Json]:
         """One question each: nft 1.0.6 fails on several of different families in one go."""
@@ -132,22 +160,29 @@ class Firewall:
         if marked:
             self._run(_commands(*marked))
 
-    def _without_nft(self, overlay: Mapping[str, int]) -> dict[Key, Value]:
-        self.warnings = (
-            Warning(
-                "no-nft",
-                "the nft command is not installed: questions nobody can answer go to every peer, and a firewall that "
-                "drops overlay frames is not seen",
-                "install the package nftables",
-            ),
-        )
-        return {Key(GUARD, device): Unavailable("nft is not installed") for device in overlay}
+    def _blind(self, overlay: Mapping[str, int], warning: Warning) -> dict[Key, Value]:
+        """Without a listing nothing is known, and nothing is asked for."""
+        self._found = (warning,)
+        self.warnings = (*self._found, *self._shortcomings())
+        return {Key(GUARD, device): Unavailable(warning.code) for device in overlay}
 
     def _shortcomings(self) -> tuple[Warning, ...]:
-        if not self._no_egress:
-            return ()
-        text = "this kernel has no egress hook for nftables, so questions nobody can answer go to every peer"
-        return (Warning("no-egress-hook", text, "use a kernel of 5.16 or newer with CONFIG_NETFILTER_EGRESS"),)
+        refused = [Warning("rule-refused", text, _REFUSED_CURE) for text in self._refused.values()]
+        return (_NO_EGRESS, *refused) if self._no_egress else tuple(refused)
+
+    def is_concerned(self, data: bytes) -> bool:
+        """Whether a buffer of the nftables group may change what a listing finds: chains, and rules in those that were
+        looked at. Elements of sets and rules elsewhere come by the thousand on some hosts."""
+        for kind, _, _, start, end in messages(data):
+            what = kind & 0xFF if kind >> 8 == _NFTABLES else -1
+            if what in _TABLE_OR_CHAIN:
+                return True
+            if what in _RULE:
+                found = attributes(data, start + 4, end)
+                names = (found.get(number, b"").rstrip(b"\0").decode(errors="replace") for number in _RULE_PLACE)
+                if (_FAMILIES.get(data[start], ""), *names) in self._looked_at:
+                    return True
+        return False
 
 
 # What we ask nft to do.
@@ -270,11 +305,6 @@ def _judge_legacy(bridge: str) -> list[Warning]:
                 )
             )
     return found
-
-
-def concerns_us(kind: int) -> bool:
-    """Whether a message type of the nftables group may change what a listing finds: not so for elements of sets."""
-    return kind >> 8 == 10 and kind & 0xFF in (0, 2, 3, 5, 6, 8)  # NFNL_SUBSYS_NFTABLES; NFT_MSG_{NEW,DEL}{TABLE,..}
 
 
 def run_nft(commands: str) -> str:

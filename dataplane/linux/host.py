@@ -12,9 +12,9 @@ import os
 import select
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from dataplane.desired import Port
 from dataplane.kernel import (
@@ -32,7 +32,7 @@ from dataplane.kernel import (
     Warning,
 )
 from dataplane.linux import links, packet, tables
-from dataplane.linux.firewall import NFT_GROUP, Firewall, concerns_us
+from dataplane.linux.firewall import NFT_GROUP, Firewall
 from dataplane.linux.guests import RTM_DELADDR, RTM_NEWADDR, Changes, Guests
 from dataplane.linux.links import Link
 from dataplane.linux.netlink import (
@@ -67,10 +67,14 @@ from dataplane.objects import (
     vxlan_name,
 )
 
+T = TypeVar("T")
+
 PORT_PREFIX: Final = "vw"
 """Names of container interfaces on the host begin with it."""
 FIREWALL_PAUSE_S: Final = 0.25
-"""Between two looks at the firewall, however often it changes: each costs two processes."""
+FIREWALL_PAUSE_TIMES: Final = 10
+FIREWALL_PAUSE_LIMIT_S: Final = 30.0
+"""Between two looks at the firewall, however often it changes: at least 0.25 s and ten times what a look took."""
 MAX_BUFFERS: Final = 20_000
 """Event buffers read in one go; the rest waits in the socket."""
 
@@ -129,9 +133,12 @@ class LinuxKernel:
                 return self._guests.listing(self._scope.ports)
             assert part == FIREWALL
             self._firewall_changed = False
+            started = time.monotonic()
             overlay = {name: self._links[name].ifindex if name in self._links else 0 for name in self._overlay}
             objects = self._firewall.listing(self._scope.bridge, overlay, self._scope.vxlan_port)
-            self._next_firewall = time.monotonic() + FIREWALL_PAUSE_S
+            ended = time.monotonic()
+            pause = max(FIREWALL_PAUSE_S, (ended - started) * FIREWALL_PAUSE_TIMES)
+            self._next_firewall = ended + min(pause, FIREWALL_PAUSE_LIMIT_S)
             return objects
         except OSError as error:
             text = f"cannot list {part} of the kernel: {error.strerror}"
@@ -223,26 +230,27 @@ class LinuxKernel:
 
     def _collect(self) -> None:
         """Read what waits in the event sockets into `_changes` and `_stale`."""
-        try:
-            for _ in range(MAX_BUFFERS):
-                if (data := self._events.receive()) is None:
-                    break
-                self._hear(data)
-            for _ in range(MAX_BUFFERS):
-                if (received := self._guest_events.receive_with_namespace()) is None:
-                    break
-                self._changes += self._guests.events(*received)
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            self._stale |= set(PARTS)
-        try:
-            while (data := self._nft_events.receive()) is not None:
-                self._firewall_changed |= any(concerns_us(kind) for kind, *_ in messages(data))
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            self._firewall_changed = True
+        for data in self._drain(self._events.receive, frozenset(PARTS)):
+            self._hear(data)
+        # What containers do to their own interfaces may be much, and must not cost more than a look at them.
+        for data, nsid in self._drain(self._guest_events.receive_with_namespace, frozenset({GUESTS})):
+            self._changes += self._guests.events(data, nsid)
+        for data in self._drain(self._nft_events.receive, frozenset({FIREWALL})):
+            self._firewall_changed |= self._firewall.is_concerned(data)
+
+    def _drain(self, receive: Callable[[], T | None], lost: frozenset[str]) -> Iterator[T]:
+        """All that waits in one socket. Where some was lost, what is left of it is read too, and then listed anew."""
+        for _ in range(MAX_BUFFERS):
+            try:
+                received = receive()
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._stale |= lost
+                continue
+            if received is None:
+                return
+            yield received
 
     def _hear(self, data: bytes) -> None:
         for kind, _, _, start, end in messages(data):
@@ -303,8 +311,9 @@ class LinuxKernel:
             return True
         if link.type == "vxlan":
             return link.alias == links.ALIAS
-        is_port = link.name.startswith(PORT_PREFIX) and self._names.get(link.master) == self._scope.bridge
-        return link.type == "veth" and (link.alias == links.ALIAS or is_port)
+        # A pair of ours that was born and not yet marked when its daemon died: named like ours, in our bridge, down.
+        unmarked = link.name.startswith(PORT_PREFIX) and self._is_bridge(link.master) and not link.up
+        return link.type == "veth" and (link.alias == links.ALIAS or unmarked)
 
     def _link_value(self, link: Link) -> Value:
         if link.name == self._scope.bridge:

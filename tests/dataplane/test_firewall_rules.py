@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import pytest
 
-from dataplane.kernel import ADD, KernelError, Operation
+from dataplane.kernel import ADD, Operation
 from dataplane.linux.firewall import (
     MARK,
     Firewall,
     NftError,
     accept,
-    concerns_us,
     guard,
     guard_of,
     judge_forward,
     judge_input,
 )
-from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, UNHOOKED, Guard, Key
+from dataplane.linux.netlink import text
+from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, UNHOOKED, Guard, Key, Unavailable
 
 ACCEPT_ALL = {"accept": None}
 DROP = {"drop": None}
@@ -107,15 +108,6 @@ def test_the_accept_rule_is_built_as_iptables_builds_it() -> None:
     assert [next(iter(part)) for part in made["expr"]] == ["match", "match", "counter", "accept"]
 
 
-def test_only_messages_that_can_matter_lead_to_a_new_look() -> None:
-    """Elements of sets come by the thousand on some hosts."""
-    subsystem = 10 << 8
-    new_table, new_rule, del_chain, new_set_element, new_generation = 0, 6, 5, 12, 15
-    assert all(concerns_us(subsystem | kind) for kind in (new_table, new_rule, del_chain))
-    assert not any(concerns_us(subsystem | kind) for kind in (new_set_element, new_generation))
-    assert not concerns_us((1 << 8) | new_rule)
-
-
 class Nft:
     """A firewall made of canned answers."""
 
@@ -144,24 +136,53 @@ def test_only_chains_at_the_forward_and_input_hooks_are_asked_for_their_rules() 
     assert len([command for command in nft.commands if "chain" in command["list"]]) == 2
 
 
-def test_a_listing_that_fails_is_an_error_with_one_line() -> None:
-    """The engine tells it and tries again."""
+def message(kind: int, family: int = 1, table: str = "fw", chain: str = "c") -> bytes:
+    payload = struct.pack("=BBH", family, 0, 0) + text(1, table) + text(2, chain)
+    return struct.pack("=IHHII", 16 + len(payload), (10 << 8) | kind, 0, 0, 0) + payload
+
+
+def test_only_changes_that_can_matter_lead_to_a_new_look() -> None:
+    """Chains, and rules in chains that were looked at: elements and other rules come by the thousand on some hosts."""
+    new_table, new_chain, del_chain, new_rule, del_rule, new_element, new_generation = 0, 3, 5, 6, 8, 12, 15
+    firewall = Firewall(Nft([chain()], []))
+    assert not firewall.is_concerned(message(new_rule))
+    firewall.listing("weft", {}, None)
+    for kind in (new_table, new_chain, del_chain, new_rule, del_rule):
+        assert firewall.is_concerned(message(kind))
+        assert firewall.is_concerned(message(new_element) + message(kind))
+    for other in (message(new_element), message(new_generation), message(new_rule, family=2),
+                  message(new_rule, table="other"), message(del_rule, chain="other")):  # fmt: skip
+        assert not firewall.is_concerned(other)
+
+
+def test_a_listing_that_fails_is_a_warning_and_nothing_is_asked_for() -> None:
+    """An nft without JSON, say: the overlay works without it."""
 
     def broken(commands: str) -> str:
-        raise NftError("Error: syntax error")
-
-    with pytest.raises(KernelError, match="cannot list the firewall: Error: syntax error"):
-        Firewall(broken).listing("weft", {}, None)
-
-
-def test_a_refused_rule_is_an_error_and_a_missing_hook_a_warning() -> None:
-    """Everything works without the guard, with more broadcast."""
-
-    def broken(commands: str) -> str:
-        raise NftError("Error: Could not process rule: Operation not supported")
+        raise NftError("Error: JSON support not compiled-in")
 
     firewall = Firewall(broken)
-    with pytest.raises(KernelError):
-        firewall.apply(Operation(ADD, Key(ACCEPT, "weft", b"ip"), True), 0)
-    firewall.apply(Operation(ADD, Key(GUARD, "weft-vx"), Guard(GUARD_RULES)), 7)
+    assert firewall.listing("weft", {"weft-vx": 7}, 6784) == {Key(GUARD, "weft-vx"): Unavailable("firewall-unknown")}
+    assert [warning.code for warning in firewall.warnings] == ["firewall-unknown"]
+    assert "JSON support not compiled-in" in firewall.warnings[0].text
+
+
+def test_a_refused_rule_and_a_missing_hook_are_warnings_until_they_are_accepted() -> None:
+    """Everything works without them, with more broadcast."""
+    refusal = ["Error: Could not process rule: Operation not supported"]
+
+    def nft(commands: str) -> str:
+        if refusal:
+            raise NftError(refusal[0])
+        return ""
+
+    firewall = Firewall(nft)
+    put_guard = Operation(ADD, Key(GUARD, "weft-vx"), Guard(GUARD_RULES))
+    put_accept = Operation(ADD, Key(ACCEPT, "weft", b"ip"), True)
+    firewall.apply(put_accept, 0)
+    firewall.apply(put_guard, 7)
+    assert [warning.code for warning in firewall.warnings] == ["no-egress-hook", "rule-refused"]
+    assert "accept rule in ip filter FORWARD" in firewall.warnings[1].text
+    refusal.clear()
+    firewall.apply(put_accept, 0)
     assert [warning.code for warning in firewall.warnings] == ["no-egress-hook"]

@@ -323,6 +323,15 @@ def test_a_missing_device_is_one_fault_and_its_dependents_wait() -> None:
     assert world.kernel.harm == []
 
 
+def test_a_kernel_without_ipv6_has_no_ipv6_neighbours_and_no_fault() -> None:
+    """Its containers cannot have IPv6 addresses either."""
+    world = World()
+    world.kernel.fail = lambda number, op: errno.EAFNOSUPPORT if len(op.key.item) == 16 else 0
+    world.reach(replace(DESIRED, ports=()))
+    assert dict(world.reconciler.failures) == {}
+    assert Key(NEIGHBOUR, "weft", ip_address("10.32.0.11").packed) in world.kernel.objects
+
+
 def test_a_path_whose_vxlan_entry_is_refused_gets_no_bridge_entry() -> None:
     """Its frames would go to every peer."""
     world = World()
