@@ -7,6 +7,7 @@ current at `start`; all methods are called on that loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -26,9 +27,18 @@ from gossip.peers import split_address, with_port
 UNFINISHED_MAX = 256
 """Inbound connections whose handshake is not done; beyond it the oldest is closed."""
 CONNECT_TIMEOUT_S = 4.0
+RESOLVE_TIMEOUT_S = 5.0
+DIAL_TIMEOUT_S = 20.0
+"""For all addresses of a target or peer together: dials at once are few, and one must not hold its place for ever."""
 CLOSE_TIMEOUT_S = 2.0
 """How long a closed link may take to flush its last words."""
 WRITE_HIGH_BYTES = 128 * 1024
+"""More than this unsent, and pages wait in the node."""
+WRITE_MAX_BYTES = 8 * 1024 * 1024
+"""More than this unsent, and the other side does not read at all: the connection is cut."""
+MESSAGES_PER_S = 2000
+MESSAGES_BURST = 2000
+"""A neighbour that says more is read no faster, so that no member can keep everybody else waiting."""
 LAST_ADDRESSES = 8
 TIMER_SLACK_S = 0.001
 """A timer that fires a moment early would only be set again."""
@@ -71,6 +81,9 @@ class Transport:
         self._next_id = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._outcomes: deque[Outcome] = deque()
+        self._performing = False
+        self._epoch_wanted: int | None = None
         self._server: asyncio.Server | None = None
         self._stopped = False
 
@@ -100,35 +113,51 @@ class Transport:
         for connection in list(self._open):
             connection.abort()
 
+    def listening_on(self) -> list[tuple[str, int]]:
+        """Hosts and ports, as the kernel has them."""
+        assert self._server is not None
+        return [each.getsockname()[:2] for each in self._server.sockets]
+
     def now(self) -> float:
         """Monotonic seconds. The loop's own clock may tick in milliseconds, too coarse for a round trip."""
         return time.monotonic()
 
     def perform(self, outcomes: list[Outcome]) -> None:
-        """Do what the node asked for, then set the timer anew."""
+        """Do what the node asked for, then set the timer anew. Whoever hears an event may call this again: what it
+        brings is done after what is there already."""
+        self._outcomes += outcomes
+        if self._performing:
+            return
+        self._performing = True
         written: dict[_Connection, None] = {}
-        for outcome in outcomes:
-            match outcome:
-                case Send(link, data):
-                    connection = self._connections.get(link)
-                    if connection is not None:
-                        connection.seal(data)
-                        written[connection] = None
-                case CloseLink(link, reason):
-                    connection = self._connections.pop(link, None)
-                    if connection is not None:
-                        written.pop(connection, None)
-                        connection.count_end(reason)
-                        connection.close()
-                case Dial(key, addresses):
-                    self._spawn(self._dial(key, addresses))
-                case StoreEpoch(epoch):
-                    self._spawn(self._raise_epoch(epoch))
-                case _:
-                    self._on_event(outcome)
-        for connection in written:
-            connection.flush()
-        self._arm()
+        try:
+            while self._outcomes:
+                self._perform_one(self._outcomes.popleft(), written)
+        finally:
+            self._performing = False
+            for connection in written:
+                connection.flush()
+            self._arm()
+
+    def _perform_one(self, outcome: Outcome, written: dict[_Connection, None]) -> None:
+        match outcome:
+            case Send(link, data):
+                connection = self._connections.get(link)
+                if connection is not None:
+                    connection.seal(data)
+                    written[connection] = None
+            case CloseLink(link, reason):
+                connection = self._connections.pop(link, None)
+                if connection is not None:
+                    written.pop(connection, None)
+                    connection.count_end(reason)
+                    connection.close()
+            case Dial(key, addresses):
+                self._spawn(self._dial(key, addresses))
+            case StoreEpoch(epoch):
+                self._want_epoch(epoch)
+            case _:
+                self._on_event(outcome)
 
     # -- time --------------------------------------------------------------------------------------
 
@@ -155,31 +184,58 @@ class Transport:
             # Ours, not the network's: nothing may fail in silence.
             self._loop.call_exception_handler({"message": "gossip task failed", "exception": task.exception()})
 
-    async def _raise_epoch(self, epoch: int) -> None:
-        await self._store_epoch(epoch)
-        self.perform(self.node.epoch_stored(epoch, self.now()))
+    def _want_epoch(self, epoch: int) -> None:
+        """One write at a time, always of the latest: two at once could reach the disk in the wrong order."""
+        is_storing = self._epoch_wanted is not None
+        self._epoch_wanted = max(epoch, self._epoch_wanted or 0)
+        if not is_storing:
+            self._spawn(self._store_epochs())
+
+    async def _store_epochs(self) -> None:
+        stored = 0
+        try:
+            while self._epoch_wanted is not None and stored < self._epoch_wanted:
+                stored = self._epoch_wanted
+                await self._store_epoch(stored)
+        finally:
+            self._epoch_wanted = None
+        self.perform(self.node.epoch_stored(stored, self.now()))
 
     # -- dialling ----------------------------------------------------------------------------------
 
     async def _dial(self, key: DialKey, addresses: tuple[str, ...]) -> None:
-        error = "no address"
-        for address in addresses:
-            parts = split_address(with_port(address, self._port))
-            if parts is None:
-                error = f"{address!r} is not a host or host:port"
-                continue
-            host, port = parts
-            try:
-                found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            except OSError as failure:
-                error = f"cannot resolve {host}: {failure.strerror or failure}"
-                continue
-            for *_, sockaddr in found:
-                failed = await self._try(key, str(sockaddr[0]), port)
-                if failed is None:
-                    return
-                error = failed
-        self.perform(self.node.dial_failed(key, error, self.now()))
+        """Until one address gives a link; whatever happens, the node hears of it."""
+        errors = ["no address"]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                for address in addresses:
+                    for host, port in await self._resolve(key, address, errors):
+                        failed = await self._try(key, host, port)
+                        if failed is None:
+                            return
+                        errors.append(failed)
+        self.perform(self.node.dial_failed(key, errors[-1], self.now()))
+
+    async def _resolve(self, key: DialKey, address: str, errors: list[str]) -> list[tuple[str, int]]:
+        """What `address` means just now. Only users may name hosts; what peers say of themselves is looked up nowhere."""
+        parts = split_address(with_port(address, self._port))
+        if parts is None:
+            errors.append(f"{address!r} is not a host or host:port")
+            return []
+        host, port = parts
+        flags = 0 if isinstance(key, str) else socket.AI_NUMERICHOST
+        try:
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+        except TimeoutError:
+            errors.append(f"cannot resolve {host}: no answer from the name servers in {RESOLVE_TIMEOUT_S:g} s")
+        except OSError as failure:
+            errors.append(f"cannot resolve {host}: {failure.strerror or failure}")
+        except UnicodeError:
+            errors.append(f"cannot resolve {host}: this is no host name")
+        else:
+            return [(str(sockaddr[0]), port) for *_, sockaddr in found]
+        return []
 
     async def _try(self, key: DialKey, host: str, port: int) -> str | None:
         """One address: None once the node has the link, else why not."""
@@ -192,7 +248,11 @@ class Transport:
             if failure.errno == errno.ECONNREFUSED:
                 return f"{host} port {port}: connection refused (is weft running there?)"
             return f"{host} port {port}: {os.strerror(failure.errno) if failure.errno else failure}"
-        return await connection.outcome
+        try:
+            return await asyncio.shield(connection.outcome)
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
 
     # -- what connections report -------------------------------------------------------------------
 
@@ -224,6 +284,12 @@ class Transport:
         if link_id is not None and self._connections.pop(link_id, None) is not None:
             self.perform(self.node.link_down(link_id, error, self.now()))
 
+    def broken(self, connection: _Connection, error: ProtocolError) -> None:
+        """The other side broke the rules of the link: it is counted, and the node has one link less at once."""
+        self.refuse(connection, error.reason)
+        if connection.link_id is not None and self._connections.pop(connection.link_id, None) is not None:
+            self.perform(self.node.link_down(connection.link_id, str(error), self.now()))
+
     def refuse(self, connection: _Connection, reason: str) -> None:
         """Count an inbound connection that broke the rules or did not know the secret."""
         self._unfinished.pop(connection, None)
@@ -246,6 +312,8 @@ class _Connection(asyncio.Protocol):
         """For a dialled connection: None once it is a link, else why it is not."""
         self._socket: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._allowance = float(MESSAGES_BURST)
+        self._allowance_at = owner.now()
         self._link = Link(
             initiator=key is not None,
             static_private=owner.link_private,
@@ -258,8 +326,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
-        host, port = transport.get_extra_info("peername")[:2]
-        self.remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        peer = transport.get_extra_info("peername")
+        if peer:  # None where the other side has left again before we looked.
+            self.remote = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
         self._socket.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         due = self._link.next_timeout()
         assert due is not None
@@ -285,6 +354,7 @@ class _Connection(asyncio.Protocol):
                     self._settle(_explain(reason, self.remote))
                     self.close()
         self.flush()
+        self._slow_down(len(events), now)
 
     def eof_received(self) -> bool:
         return False
@@ -314,8 +384,13 @@ class _Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         data = self._link.data_to_send()
-        if data and self._socket is not None and not self._socket.is_closing():
-            self._socket.write(data)
+        if not data or self._socket is None or self._socket.is_closing():
+            return
+        self._socket.write(data)
+        if self._socket.get_write_buffer_size() > WRITE_MAX_BYTES:
+            text = f"the other side left more than {WRITE_MAX_BYTES} bytes unread"
+            self._owner.broken(self, ProtocolError("too-slow", text))
+            self.abort()
 
     def count_end(self, reason: str) -> None:
         """The node ended this link; if the other side broke the rules, say so in the counters."""
@@ -334,9 +409,22 @@ class _Connection(asyncio.Protocol):
             self._socket.abort()
 
     def _broken(self, error: ProtocolError) -> None:
-        self._owner.refuse(self, error.reason)
         self._settle(f"{self.remote}: {error}")
+        self._owner.broken(self, error)
         self.close()
+
+    def _slow_down(self, messages: int, now: float) -> None:
+        """Stop reading for as long as a neighbour that says too much would have had to wait."""
+        earned = (now - self._allowance_at) * MESSAGES_PER_S
+        self._allowance = min(MESSAGES_BURST, self._allowance + earned) - messages
+        self._allowance_at = now
+        if self._allowance < 0 and self._socket is not None and not self._socket.is_closing():
+            self._socket.pause_reading()
+            self._owner._loop.call_later(-self._allowance / MESSAGES_PER_S, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._socket is not None and not self._socket.is_closing():
+            self._socket.resume_reading()
 
     def _handshake_late(self) -> None:
         try:
