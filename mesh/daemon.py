@@ -33,17 +33,17 @@ from gossip.pages import TablePager
 from gossip.peers import LIVE, PeerRecord
 from gossip.secret import NO_SECRET_PSK, derive_psk, warning_for
 from gossip.transport import Transport
-from mesh import api, arguments, directories, requests, status
+from mesh import api, directories, requests, status
 from mesh.attach import Attachments, Surroundings
 from mesh.config import LaunchConfig
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
-from mesh.forwarding import MTU_MIN, NONE, UNREACHABLE, VXLAN_OVERHEAD_V4_BYTES, Local, Path
+from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
-from mesh.requests import ApiError
 from mesh.router import BRIDGE, Router
 from mesh.store import Store, StoreError
+from mesh.verbs import TARGETS, Facts, Verbs
 from mesh.version import VERSION
 
 SETTLE_LIMIT_S = 60.0
@@ -51,10 +51,8 @@ SETTLE_LIMIT_S = 60.0
 ATTACH_SETTLE_S = 2.0
 FIRST_REPORT_S = 15.0
 SURVEY_INTERVAL_S = 5.0
-PING_TIMEOUT_S = 1.0
 ADDRESSES_ADVERTISED_MAX = 8
 IDENTITY = "identity"
-TARGETS = "targets"
 
 log = EventLog("daemon")
 
@@ -67,6 +65,10 @@ def run(config: LaunchConfig, ready: Callable[[str | None], None]) -> int:
         except asyncio.CancelledError:
             log.info("stopped-while-starting")
             return 0
+        finally:
+            # The loop's handlers have gone with it; the rest of the way is short, and the pid file is still there.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
 
 
 async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None], None]) -> int:
@@ -116,10 +118,10 @@ class Daemon:
         self._kernel: Kernel | None = None
         self._engine: Engine | None = None
         self._transport: Transport | None = None
+        self._verbs: Verbs | None = None
         self._pager = TablePager()
         self._survey = survey
         self._disk = asyncio.Lock()
-        self._targets_changing = asyncio.Lock()
 
         identity, epoch = _load_identity(store)
         self._identity = identity
@@ -165,6 +167,11 @@ class Daemon:
         self._pinger.open()
         self._spawn(self._survey_forever())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
+        self._verbs = Verbs(
+            self.node, self._router, self._attachments, transport, self._pinger,
+            Facts(self._started, bool(self._config.passwords), self._weak_password, lambda: self._report),
+            self._write, self._end,
+        )  # fmt: skip
         self._has_started = True
 
     async def _start_kernel(self) -> None:
@@ -182,6 +189,11 @@ class Daemon:
             raise UserError(report.faults[0].text)
 
     def stop(self) -> None:
+        self._end(False)
+
+    def _end(self, gone: bool) -> None:
+        """`gone`: for good, leaving nothing behind."""
+        self._gone = self._gone or gone
         self._stop.set()
 
     async def wait_stopped(self) -> None:
@@ -406,130 +418,10 @@ class Daemon:
                 await asyncio.wait([writing])
                 raise
 
-    # -- the API -----------------------------------------------------------------------------------
-
     async def handle(self, request: requests.Request, send_row: api.SendRow) -> object:
         """Answer one request from the socket. Raises `ApiError`."""
-        match request:
-            case requests.Read(verb):
-                return self._read(verb)
-            case requests.Connect(peers, replace):
-                return await self._connect(list(peers), replace)
-            case requests.Forget(peers):
-                return await self._forget(list(peers))
-            case requests.Attach():
-                # Shielded: a change is finished or taken back, also when whoever asked cannot be answered any more.
-                attachment = await asyncio.shield(self._attachments.attach(request))
-                return status.ps([attachment])[0]
-            case requests.Detach():
-                gone = await asyncio.shield(self._attachments.detach(request))
-                return {"addresses": [str(binding) for binding in gone]}
-            case requests.Ping():
-                return await self._ping(request, send_row)
-            case requests.Stop():
-                self._stop.set()
-            case requests.Reset():
-                self._gone = True
-                self._stop.set()
-        return {}
-
-    def _read(self, verb: str) -> object:
-        now = time.monotonic()
-        views: dict[str, Callable[[], object]] = {
-            "status": self._summary,
-            "peers": lambda: status.peers(self._router),
-            "connections": lambda: status.connections(self._router),
-            "targets": lambda: status.targets(self._router, now),
-            "endpoints": lambda: status.endpoints(self._router, now),
-            "ps": lambda: status.ps(self._attachments.all()),
-        }
-        if verb == "report":
-            return {name: view() for name, view in views.items()} | {
-                "version": VERSION,
-                "history": status.history(self._router),
-                "counters": status.counters(self._router, self._report, self._pinger.counters),
-            }
-        return views[verb]()
-
-    def _summary(self) -> object:
-        now = time.monotonic()
-        assert self._transport is not None
-        attachments = self._attachments.all()
-        warnings = status.warnings(self._router, self._report, attachments, self._weak_password, now)
-        return status.summary(
-            self._router, VERSION, now - self._started, bool(self._config.passwords), attachments,
-            self._transport.refusals, warnings, now,
-        )  # fmt: skip
-
-    async def _connect(self, peers: list[str], replace: bool) -> object:
-        async with self._targets_changing:
-            known = [] if replace else [row.target for row in self.node.targets(time.monotonic())]
-            wanted = [*known, *(peer for peer in peers if peer not in known)]
-            if len(wanted) > arguments.PEERS_MAX:
-                most = f"{len(wanted)} targets would be too many: at most {arguments.PEERS_MAX}"
-                raise ApiError("too-many", f"{most}; a few are enough, the others are found through them")
-            await self._save_targets(wanted)
-            assert self._transport is not None
-            self._transport.perform(self.node.connect(peers, time.monotonic(), replace_all=replace))
-        return {}
-
-    async def _forget(self, peers: list[str]) -> object:
-        async with self._targets_changing:
-            known = [row.target for row in self.node.targets(time.monotonic())]
-            unknown = [peer for peer in peers if peer not in known]
-            if unknown:
-                have = ", ".join(known) or "there are none"
-                raise ApiError("not-a-target", f"{', '.join(unknown)} is not a target (targets: {have})")
-            await self._save_targets([target for target in known if target not in peers])
-            self.node.forget(peers)
-        return {}
-
-    async def _save_targets(self, targets: list[str]) -> None:
-        try:
-            await self._write(TARGETS, {"targets": targets})
-        except StoreError as error:
-            raise ApiError("not-saved", str(error)) from None
-
-    async def _ping(self, request: requests.Ping, send_row: api.SendRow) -> object:
-        name = self._resolve(request.peer)
-        who = status.nickname(self._router, name)
-        path = self._path(name, who)
-        times: list[float] = []
-        for sequence in range(1, request.count + 1):
-            begun = time.monotonic()
-            path = self._path(name, who)
-            rtt_s = await self._pinger.ping(bridge_mac(name), self._router.mtu, PING_TIMEOUT_S)
-            rtt_ms = None if rtt_s is None else round(rtt_s * 1000, 3)
-            times += [] if rtt_ms is None else [rtt_ms]
-            await send_row(
-                {"seq": sequence, "path": path.kind, "rtt_ms": rtt_ms, "address": str(path.destination), "peer": who}
-            )
-            if sequence < request.count:
-                await asyncio.sleep(max(0.0, request.interval_s - (time.monotonic() - begun)))
-        times.sort()
-        return {
-            "sent": request.count,
-            "received": len(times),
-            "path": path.kind,
-            "min_ms": times[0] if times else None,
-            "median_ms": times[len(times) // 2] if times else None,
-        }
-
-    def _path(self, name: PeerName, who: str) -> Path:
-        path = self._router.paths.get(name, Path(NONE, UNREACHABLE))
-        if path.kind == NONE:
-            raise ApiError("no-path", f"there is no path to {who} ({path.reason}); see `weft status connections`")
-        return path
-
-    def _resolve(self, text: str) -> PeerName:
-        found = [name for name in self._router.find_peer(text) if name in self._router.paths]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(map(format_name, found))
-            raise ApiError("ambiguous-peer", f"{text} is the nickname of several peers; give a name: {names}")
-        known = ", ".join(status.nickname(self._router, name) for name in self._router.paths) or "there are none"
-        raise ApiError("unknown-peer", f"no other peer is called {text} (known: {known})")
+        assert self._verbs is not None, "the socket is served only after the start"
+        return await self._verbs.handle(request, send_row)
 
     # -- small things ------------------------------------------------------------------------------
 
