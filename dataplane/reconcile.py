@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from dataplane.kernel import (
@@ -154,11 +154,6 @@ class Reconciler:
         """Objects known to be in the kernel."""
         return len(self._actual)
 
-    def has(self, key: Key) -> bool:
-        """Whether the object is in the kernel as wanted."""
-        found = self._actual.get(key)
-        return found is not None and key in self._wanted and fits(self._wanted[key], found)
-
     # What comes in: a new wish, a listing, an observation.
 
     def want(self, expansion: Expansion) -> None:
@@ -176,6 +171,12 @@ class Reconciler:
                 self._mark(key, WANTED)
         for key in [key for key in self._failures if key not in new and key not in self._actual]:
             del self._failures[key]
+        # Whatever changed will wait anew, perhaps for something else.
+        for needed in list(self._waiting):
+            waiting = self._waiting.pop(needed)
+            still = {key: cause for key, cause in waiting.items() if self._dirty.get(key) != WANTED}
+            if still:
+                self._waiting[needed] = still
         if expansion.settled and not self._settled:
             for key in self._actual:
                 if key not in new:
@@ -227,6 +228,8 @@ class Reconciler:
         """Whether what the operation needs is there now. If not, its key is planned again once that has changed."""
         if operation.verb == DELETE and operation.key not in self._actual:
             return False  # it went with its device, at an earlier stage
+        if operation.verb == ANNOUNCE:
+            return self._actual.get(operation.key) == operation.value
         for needed, present in self._needs(operation):
             found = self._actual.get(needed)
             if (found is not None and not isinstance(found, OtherLink)) is not present:
@@ -356,9 +359,9 @@ class Reconciler:
                 self._fail(key, KernelError(errno.EEXIST, Operation(ADD, key, wanted), text, code="name-taken"), now)
             return
         if wanted is None:
-            if found is None:
+            if found is None or not self._may_delete(key, found):
                 self._failures.pop(key, None)
-            elif self._may_delete(key, found):
+            else:
                 stages[self._stage_of_delete(key, found)].append(Operation(DELETE, key, None, found))
             return
         if found is None:
@@ -445,8 +448,3 @@ def _must_be_remade(wanted: Value, found: Value) -> bool:
 def _is_done_anyway(operation: Operation, error: KernelError) -> bool:
     """Whether the refusal says that the outcome is already there."""
     return operation.verb == DELETE and error.errno in _ALREADY_GONE
-
-
-def order(stages: Sequence[Sequence[Operation]]) -> list[Operation]:
-    """A plan as one list, for tests and for people."""
-    return [operation for stage in stages for operation in stage]

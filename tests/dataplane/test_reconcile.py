@@ -19,6 +19,7 @@ from dataplane.objects import (
     BRIDGE_FDB,
     FLOOD,
     GUARD,
+    GUEST,
     GUEST_ADDRESS,
     LINK,
     NEIGHBOUR,
@@ -321,6 +322,27 @@ def test_a_missing_device_is_one_fault_and_its_dependents_wait() -> None:
     world.later(RETRY_FIRST_S)
     world.assert_holds(DESIRED)
     assert world.kernel.harm == []
+
+
+def test_an_announcement_is_not_made_for_an_entry_that_was_refused() -> None:
+    """Containers would be sent to a MAC that nobody answers for."""
+    world = World()
+    world.reach(DESIRED)
+    world.kernel.fail = lambda number, op: errno.ENOSPC if op.key.kind == NEIGHBOUR and op.verb == REPLACE else 0
+    operations = world.reach(replace(DESIRED, endpoints=(replace(endpoint(11), mac=mac(99)),)))
+    assert [op for op in operations if op.verb == ANNOUNCE] == []
+
+
+def test_what_waited_for_a_port_that_is_wanted_no_more_is_forgotten() -> None:
+    """However many attaches fail, nothing grows."""
+    world = World()
+    world.kernel.fail = lambda number, op: errno.ENOSPC if isinstance(op.value, Veth) else 0
+    for number in range(1, 20):
+        world.reach(replace(DESIRED, ports=(port(number),)))
+        assert set(world.reconciler._waiting) == {Key(LINK, f"vw{number}"), Key(PORT, f"vw{number}"),
+                                                  Key(GUEST, f"vw{number}")}  # fmt: skip
+    world.reach(Desired(SEGMENT))
+    assert world.reconciler._waiting == {} and dict(world.reconciler.failures) == {}
 
 
 def test_a_kernel_without_ipv6_has_no_ipv6_neighbours_and_no_fault() -> None:

@@ -17,9 +17,10 @@ from typing import TypeVar
 
 from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment
 from dataplane.engine import Engine, Report
-from dataplane.kernel import Kernel
-from dataplane.linux import find_namespace, open_kernel, teardown
+from dataplane.kernel import PARTS, Kernel
+from dataplane.linux import LinuxKernel, find_namespace, open_kernel, teardown
 from dataplane.linux.netns import open_namespace, run_inside
+from dataplane.objects import ACCEPT, GUEST_ADDRESS, PORT, UP, expand, fits
 from gossip.names import PeerName
 
 T = TypeVar("T")
@@ -152,6 +153,28 @@ def guest_mac(host: int, number: int) -> bytes:
 
 def guest_addresses(host: int, number: int) -> tuple[str, str]:
     return f"10.32.{host}.{number}/16", f"fd00:32::{host}:{number}/64"
+
+
+def differences(host: Host, desired: Desired) -> list[str]:
+    """What a fresh look at the host finds other than wanted."""
+    wanted = expand(desired)
+
+    def look() -> list[str]:
+        kernel = LinuxKernel()
+        try:
+            kernel.watch(wanted.scope)
+            found = {key: value for part in PARTS for key, value in kernel.listing(part).items()}
+        finally:
+            kernel.close()
+        lacking = [
+            f"{key}: {value}, not {found.get(key)}"
+            for key, value in wanted.objects.items()
+            if key.kind != ACCEPT and not (key in found and fits(value, found[key]))
+        ]
+        extra = [str(key) for key in found if key not in wanted.objects and key.kind not in (GUEST_ADDRESS, UP, PORT)]
+        return lacking + extra
+
+    return host.inside(look)
 
 
 class Lab:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from dataplane.desired import Desired
-from tests.linux.hosts import Lab, Pair, Space, peer, port, remote
+from tests.linux.hosts import Lab, Pair, Space, differences, peer, port, remote
 
 pytestmark = pytest.mark.root
 
@@ -44,6 +47,41 @@ def test_a_new_engine_with_the_same_desired_state_changes_nothing(pair: Pair) ->
     for ping in pings:
         sent, answered = ping.close()
         assert sent > 20 and answered == sent
+
+
+ONE_LIFE = """
+import pickle, sys, time
+from dataplane.engine import Engine
+from dataplane.linux import open_kernel
+engine = Engine(open_kernel(), lambda report: print("done", flush=True))
+engine.start()
+engine.publish(pickle.load(sys.stdin.buffer))
+print("go", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.005, 0.01, 0.02, 0.05, 0.1])
+def test_whatever_a_killed_process_left_undone_the_next_one_completes(pair: Pair, delay_s: float) -> None:
+    """Killed while it makes a container's interface and a thousand entries."""
+    pair.a.stop()
+    pair.a.tear_down()
+    many = tuple(remote(2, 1, mac=bytes((2, 9, 0, 0, n // 256, n % 256))) for n in range(1000))
+    desired = replace(pair.desired_a, endpoints=(*pair.desired_a.endpoints, *many))
+    root = str(Path(__file__).parents[2])
+    command = ["nsenter", f"--net={pair.a.path}", "env", f"PYTHONPATH={root}", sys.executable, "-c", ONE_LIFE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(pickle.dumps(desired))
+        process.stdin.close()
+        assert process.stdout.readline() == b"go\n"
+        time.sleep(delay_s)
+        process.kill()
+    pair.a.start()
+    report = pair.a.publish(desired)
+    assert (report.faults, dict(report.port_faults)) == ((), {})
+    assert differences(pair.a, desired) == []
+    assert pair.ca.ping("10.32.2.1") and pair.ca.ping("fd00:32::2:1")
 
 
 def test_what_belongs_to_hosts_not_heard_from_is_kept(pair: Pair) -> None:
