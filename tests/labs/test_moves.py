@@ -9,6 +9,7 @@ import pytest
 
 from bench.traffic import first_answer, ping
 from mesh.lab import Lab
+from mesh.namespaces import ip_batch, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -98,3 +99,48 @@ def test_a_bad_address_or_target_is_one_clear_line(mesh: Lab, arguments: list[st
     assert len(done.stderr.splitlines()) == 1
     assert named in done.stderr
     assert not any("10.32.1.50/16" in row["addresses"] for row in mesh.weft_json("h1", "status", "endpoints"))
+
+
+def test_a_container_that_vanished_gives_its_addresses_back(mesh: Lab) -> None:
+    """Nobody called detach: the namespace is gone, so the endpoint is, and its address may be used elsewhere."""
+    mesh.add_namespaces(["c1.5", "c2.5"])
+    mesh.attach("c1.5", "h1", ["10.32.9.5/16"])
+    assert ping(mesh, "c3.1", "10.32.9.5", count=2).times_ms
+    ip_batch([f"netns delete {mesh.namespace('c1.5')}"])
+    wait_until(lambda: not _is_known(mesh, "h2", "10.32.9.5/16"), 5, "h2 had heard that the endpoint is gone")
+    mesh.attach("c2.5", "h2", ["10.32.9.5/16"])
+    waited_s = first_answer(mesh, "c3.1", "10.32.9.5", time.time())
+    assert waited_s is not None and waited_s <= ANSWERS_WITHIN_S
+
+
+def _is_known(lab: Lab, node: str, address: str) -> bool:
+    return any(address in row["addresses"] for row in lab.weft_json(node, "status", "endpoints"))
+
+
+def test_the_address_of_a_host_out_of_reach_may_be_taken_and_stays_taken(mesh: Lab) -> None:
+    """A host that died does not keep its addresses; when it comes back, the newer claim counts for everybody."""
+    pid = mesh.daemon_pid("h1")
+    assert pid is not None
+    mesh.cut("h1")
+    wait_until(lambda: mesh.weft_json("h2", "status")["reachable"] == 2, 10, "h2 saw h1 unreachable")
+    mesh.add_namespaces(["c2.4"])
+    taken = mesh.address("c1.2")
+    mesh.attach("c2.4", "h2", ["10.32.9.4/16", f"{taken}/16"])
+    new_mac = _mac(mesh, "c2.4")
+    assert new_mac != _mac(mesh, "c1.2")
+    assert ping(mesh, "c3.1", taken, count=3, interval_s=0.3).times_ms
+
+    mesh.heal()
+    mesh.wait_connected(timeout_s=30)
+
+    wait_until(lambda: _answering_mac(mesh, "c3.1", taken) == new_mac, 10, "the newer claim counted for h3")
+    assert mesh.daemon_pid("h1") == pid
+    assert ping(mesh, "c3.1", taken, count=3, interval_s=0.3).times_ms
+
+
+def _answering_mac(lab: Lab, node: str, address: str) -> str | None:
+    """Who a container believes an address to be, asked anew."""
+    lab.run(node, ["ip", "neighbour", "flush", "to", address], check=False)
+    ping(lab, node, address)
+    words = lab.run(node, ["ip", "neighbour", "show", address]).stdout.split()
+    return words[words.index("lladdr") + 1] if "lladdr" in words else None
