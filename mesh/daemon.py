@@ -75,7 +75,10 @@ async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None
     starting = asyncio.current_task()
     assert starting is not None
     _on_signals(starting.cancel)  # what has been made by then is taken back
-    survey = await asyncio.to_thread(underlay.survey, BRIDGE)
+    try:
+        survey = await asyncio.to_thread(underlay.survey, BRIDGE)
+    except KernelError as error:
+        raise UserError(error.text) from None
     daemon = Daemon(config, store, survey)
     try:
         await daemon.start()
@@ -389,13 +392,19 @@ class Daemon:
         """Look again at what the host's network is like; let holds expire; keep the probe socket open."""
         while True:
             await asyncio.sleep(SURVEY_INTERVAL_S)
-            survey = await asyncio.to_thread(underlay.survey, BRIDGE)
-            if survey != self._survey:
-                self._survey = survey
-                self._router.own_mtu = self._own_mtu()
-                self._describe()
+            try:
+                self._surveyed(await asyncio.to_thread(underlay.survey, BRIDGE))
+            except KernelError as error:
+                log.warning("survey-failed", error=error.text)
             self._pinger.open()
             self._refresh_soon()
+
+    def _surveyed(self, survey: underlay.Survey) -> None:
+        # Without any address there is nobody to tell, and an MTU made up for that moment would shrink the network's.
+        if survey.addresses and survey != self._survey:
+            self._survey = survey
+            self._router.own_mtu = self._own_mtu()
+            self._describe()
 
     async def _store_epoch(self, epoch: int) -> None:
         """Somebody saw a later epoch of ours: on disk first, however long that takes."""

@@ -8,17 +8,21 @@ import json
 import socket
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dataplane.kernel import Operation
+from dataplane.kernel import KernelError, Operation
+from dataplane.linux import underlay
+from dataplane.linux.underlay import Survey
 from dataplane.objects import LINK, Key, Vxlan
 from gossip.events import Settled
 from mesh import arguments, requests
 from mesh import daemon as daemon_module
+from mesh.daemon import Daemon
 from mesh.endpoints import derive_mac
 from mesh.errors import UserError
 from mesh.requests import ApiError
@@ -407,6 +411,39 @@ def test_a_burst_of_news_is_one_desired_state_and_no_news_is_none(stage: Stage) 
             assert engine._published == published + 1
 
     run(scenario())
+
+
+def test_what_the_host_is_like_is_looked_at_again_and_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrower underlay shrinks the network at once. Without addresses for a moment, or without an answer of the
+    kernel, everything stays as it was."""
+    monkeypatch.setattr(daemon_module, "SURVEY_INTERVAL_S", 0.01)
+    host = stage.host("h1", advertise=())
+    wide = replace(host.survey.addresses[0], address=ip_address(host.address), mtu=9000)
+    host.survey = Survey((wide,), None)
+
+    async def mtu(daemon: Daemon) -> tuple[int, object]:
+        record = daemon.node.replica.record
+        assert record.addresses == (f"{wide.address}:{stage.port}",)
+        return (await read(daemon, "status"))["mtu"], record.attributes["mtu"]
+
+    async def scenario() -> None:
+        async with host.launched() as daemon:
+            assert await mtu(daemon) == (8950, 8950)
+            for survey in (lambda bridge: Survey((), 8950), failing):
+                monkeypatch.setattr(underlay, "survey", survey)
+                await asyncio.sleep(0.1)
+                assert await mtu(daemon) == (8950, 8950)
+            monkeypatch.setattr(underlay, "survey", lambda bridge: Survey((replace(wide, mtu=1500),), 8950))
+            await until(lambda: daemon._router.mtu == 1450, "it has shrunk")
+            monkeypatch.setattr(underlay, "survey", lambda bridge: Survey((wide,), 1450))
+            await until(lambda: daemon.node.replica.record.attributes["mtu"] == 8950, "it says that it could take more")
+            assert (await read(daemon, "status"))["mtu"] == 1450
+
+    run(scenario())
+
+
+def failing(bridge: str) -> Survey:
+    raise KernelError(errno.ENOBUFS, None, "cannot list the addresses of this host: No buffer space available")
 
 
 def test_a_ping_needs_a_peer_with_a_path(stage: Stage) -> None:
