@@ -334,8 +334,10 @@ class Reconciler:
         since, count = self._repairs.get(key, (now, 0))
         if count < REPAIR_BURST or now - since >= REPAIR_WINDOW_S:
             return True
-        wanted = self._wanted.get(key)
+        wanted, found = self._wanted.get(key), self._actual.get(key)
         if wanted is not None:
+            if found is not None and fits(wanted, found):
+                return True  # whoever it was has put it back
             text = "something else on this host keeps changing it; find and stop that"
             error = KernelError(errno.EAGAIN, Operation(REPLACE, key, wanted), text, code="contested")
             self._failures[key] = Failure(error, since + REPAIR_WINDOW_S, RETRY_FIRST_S)

@@ -398,6 +398,8 @@ class LinuxKernel:
                 raise KernelError(errno.ENODEV, operation, "its port is not known")
             self._guests.create(operation, port, self._index(self._scope.bridge))
         self._learn(name)
+        if not isinstance(value, Bridge):
+            self._commands.change(links.RTM_NEWLINK, 0, links.mark(self._index(name)))
 
     def _learn(self, name: str) -> None:
         """See a new device at once, without waiting for its event: the next operation needs its ifindex."""

@@ -270,6 +270,11 @@ def set_mac(index: int, mac: bytes) -> bytes:
     return _INFO.pack(AF_UNSPEC, 0, index, 0, 0) + attribute(_IFLA_ADDRESS, mac)
 
 
+def mark(index: int) -> bytes:
+    """Write on it that it is ours, so that it is known under any name."""
+    return _INFO.pack(AF_UNSPEC, 0, index, 0, 0) + text(_IFLA_IFALIAS, ALIAS)
+
+
 def join(index: int, bridge: int) -> bytes:
     """Make it a port of the bridge. No link-local address: what the port itself says would go to every peer."""
     head = _INFO.pack(AF_UNSPEC, 0, index, 0, 0)

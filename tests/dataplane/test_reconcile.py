@@ -455,6 +455,19 @@ def test_one_who_keeps_undoing_is_held_off_after_a_burst() -> None:
     assert dict(world.reconciler.failures) == {}
 
 
+def test_who_puts_it_back_himself_is_not_held_off() -> None:
+    """Changed and changed back before we looked, however often."""
+    world = World()
+    world.reach(DESIRED)
+    key = Key(NEIGHBOUR, "weft", ip_address("10.32.0.11").packed)
+    for _ in range(REPAIR_BURST):
+        world.kernel.meddle(key, None)
+        world.settle()
+    world.kernel.meddle(key, None)
+    world.kernel.meddle(key, mac(11))
+    assert world.settle() == [] and dict(world.reconciler.failures) == {}
+
+
 def test_a_change_of_the_bridge_makes_the_tables_untrusted() -> None:
     """The kernel may have emptied the neighbour table in silence; a new MTU does not do that."""
     world = World()
