@@ -10,6 +10,7 @@ import json
 import re
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,18 +122,31 @@ class IperfServer:
             ) from None
 
 
+class AnswerWatch:
+    """A ping every 10 ms from now on, of which only the first answer is wanted."""
+
+    INTERVAL_S = 0.01
+
+    def __init__(self, lab: Lab, node: str, address: str) -> None:
+        command = ["stdbuf", "-oL", "ping", "-n", "-D", "-i", f"{self.INTERVAL_S:g}", "-W", "1", address]
+        self._process = lab.popen(node, command)
+
+    def first_answer(self, since_s: float, timeout_s: float = 5.0) -> float | None:
+        """Seconds from `since_s` (of `time.time`) until the first answer, None where there was none in time."""
+        killer = threading.Timer(max(0.0, since_s + timeout_s - time.time()), self._process.kill)
+        killer.start()
+        try:
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                if line.startswith("[") and "bytes from" in line:
+                    return float(line[1 : line.index("]")]) - since_s
+        finally:
+            killer.cancel()
+            self._process.kill()
+            self._process.communicate()
+        return None
+
+
 def first_answer(lab: Lab, node: str, address: str, since_s: float, timeout_s: float = 5.0) -> float | None:
-    """Seconds from `since_s` (of `time.time`) until a ping started now is first answered; None where it is not."""
-    count = int(timeout_s / 0.01)
-    process = lab.popen(node, ["stdbuf", "-oL", "ping", "-n", "-D", "-i", "0.01", "-c", str(count), address])
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if line.startswith("[") and "bytes from" in line:
-                return float(line[1 : line.index("]")]) - since_s
-            if time.time() - since_s > timeout_s:
-                break
-    finally:
-        process.kill()
-        process.communicate()
-    return None
+    """The same for a ping that starts only now."""
+    return AnswerWatch(lab, node, address).first_answer(since_s, timeout_s)
