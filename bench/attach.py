@@ -27,8 +27,8 @@ def run() -> Result:
         "attach",
         "A new endpoint answers from another host",
         f"{ENDPOINTS} endpoints, each attached with an IPv4 and an IPv6 address at h2. A container of h1 pings every "
-        f"10 ms, from the moment `attach` returns or since {EARLY_S:g} s before the command; the time is from its return "
-        "to the first answer, where asked after with the start of ping included.",
+        f"10 ms, from the moment `attach` returns or since {EARLY_S:g} s before the command; the time is from its "
+        "return to the first answer, where asked after with the start of ping included.",
         ["asked", "first answer ms: median", "p95", "most", "never"],
     )
     waits: dict[str, list[float]] = {kind: [] for kind in KINDS}

@@ -51,6 +51,7 @@ SHELLS = {
     "mesh.namespaces": "makes and removes namespaces",
     "mesh.pinger": "sends and times frames",
     "mesh.shutdown": "ends the daemon's process",
+    "mesh.verbs": "answers the API, waits for the kernel and for peers",
     "mesh.status": "views of the daemon's live parts, shells among them",
     "mesh.store": "durable state: files, synced",
 }
