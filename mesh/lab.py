@@ -48,6 +48,7 @@ LABS_DIR = Path("/run/weft-lab")
 HOSTS_MAX = 200
 """10.9.0.H and 10.32.H.M leave room for little more than this, and one machine for less."""
 CONTAINERS_MAX = 200
+MTU_MIN, MTU_MAX = 1280, 65535
 _LAB_NAME = re.compile(r"[a-z][a-z0-9]{0,23}")
 _HOST = re.compile(r"h([1-9][0-9]{0,2})")
 _CONTAINER = re.compile(r"c([1-9][0-9]{0,2})\.([1-9][0-9]{0,2})")
@@ -87,6 +88,8 @@ class Lab:
             raise LabError(f"{name!r} is no name for a lab: use up to 24 small letters and digits, a letter first")
         if not 1 <= hosts <= HOSTS_MAX or not 0 <= containers <= CONTAINERS_MAX:
             raise LabError(f"a lab has 1 to {HOSTS_MAX} hosts, and 0 to {CONTAINERS_MAX} containers on each")
+        if not MTU_MIN <= mtu <= MTU_MAX:
+            raise LabError(f"an underlay's MTU is {MTU_MIN} (what IPv6 needs) to {MTU_MAX} bytes")
         self.name = name
         self.hosts = hosts
         self.containers = containers
@@ -291,7 +294,8 @@ class Lab:
             pid = int((self.run_dir(node) / "weft.pid").read_text())
         except (FileNotFoundError, ValueError):
             return None
-        return pid if namespace_of(pid) == identity(self.namespace(node)) else None
+        lives_in = namespace_of(pid)
+        return pid if lives_in is not None and lives_in == identity(self.namespace(node)) else None
 
     # Commands in the lab
 
