@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from dataplane.desired import Desired, Interface, Port, RemoteEndpoint, Segment
+from dataplane.desired import Address, Desired, Interface, Port, RemoteEndpoint, Segment
 
 # Kinds. Plain strings: there are tens of thousands of keys, and an enum's hash is a Python call.
 LINK: Final = "link"
@@ -35,6 +35,8 @@ TABLE_KINDS: Final = frozenset({VXLAN_FDB, FLOOD, BRIDGE_FDB, NEIGHBOUR})
 GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS})
 FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT})
 
+IPV6_MTU_MIN: Final = 1280
+"""RFC 8200, section 5. The kernel takes IPv6 away from a device with less."""
 ZERO_MAC: Final = bytes(6)
 NOWHERE: Final = bytes(4)
 """VXLAN destination of an endpoint no path leads to: the kernel drops what is sent to 0.0.0.0."""
@@ -287,6 +289,7 @@ def _segment_rows(segment: Segment) -> dict[Key, Value]:
 
 def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
     bridge, name = segment.bridge, port.ifname
+    addresses = [address for address in port.addresses if _is_carried(segment, address)]
     rows: dict[Key, Value] = {
         Key(LINK, name): Veth(mtu=segment.mtu, namespace=port.namespace_id),
         Key(PORT, name): PortFlags(bridge, neigh_suppress=False, isolated=False, locked=True),
@@ -297,10 +300,10 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
             mac=port.mac,
             mtu=segment.mtu,
             # Docker switches IPv6 off inside containers that it gives no IPv6 address; where we give one it must be on.
-            ipv6=True if any(address.version == 6 for address in port.addresses) else None,
+            ipv6=True if any(address.version == 6 for address in addresses) else None,
         ),
     }
-    for address in port.addresses:
+    for address in addresses:
         rows[Key(GUEST_ADDRESS, name, address_item(address))] = GuestAddress()
         rows[Key(NEIGHBOUR, bridge, address.ip.packed)] = port.mac
     return rows
@@ -315,13 +318,18 @@ def _endpoint_rows(segment: Segment, endpoint: RemoteEndpoint) -> dict[Key, Valu
         # An IPv6 destination belongs on the second VXLAN device; until there is one, its frames are dropped here.
         rows.update(_path_rows(segment, endpoint.mac, destination if len(destination) == 4 else NOWHERE))
     for address in endpoint.addresses:
-        rows[Key(NEIGHBOUR, segment.bridge, address.packed)] = endpoint.mac
+        if _is_carried(segment, address):
+            rows[Key(NEIGHBOUR, segment.bridge, address.packed)] = endpoint.mac
     return rows
 
 
 def _path_rows(segment: Segment, mac: bytes, destination: bytes) -> dict[Key, Value]:
     name = vxlan_name(segment.bridge)
     return {Key(VXLAN_FDB, name, mac): destination, Key(BRIDGE_FDB, segment.bridge, mac): name}
+
+
+def _is_carried(segment: Segment, address: Address | Interface) -> bool:
+    return address.version == 4 or segment.mtu >= IPV6_MTU_MIN
 
 
 def _is_usable(segment: Segment, mac: bytes) -> bool:
@@ -338,11 +346,23 @@ def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]
             "advertise an IPv4 address there"
         )
         skipped.append(Skipped("ipv6-underlay", text))
+    if desired.segment.mtu < IPV6_MTU_MIN and _has_ipv6(desired):
+        text = (
+            f"an MTU of {desired.segment.mtu} is too small for IPv6, so IPv6 addresses are left out; "
+            f"give the network one of {IPV6_MTU_MIN} or more"
+        )
+        skipped.append(Skipped("mtu-below-ipv6", text))
     if unusable:
         macs = _some(sorted({mac.hex(":") for mac in unusable}))
         text = f"{macs}: not a MAC that something on another host can have, so it was left out; change it there"
         skipped.append(Skipped("unusable-mac", text))
     return tuple(skipped)
+
+
+def _has_ipv6(desired: Desired) -> bool:
+    local = (address for port in desired.ports for address in port.addresses)
+    remote = (address for endpoint in desired.endpoints for address in endpoint.addresses)
+    return any(address.version == 6 for address in (*local, *remote))
 
 
 def _some(names: Sequence[str], shown: int = 3) -> str:

@@ -288,7 +288,7 @@ def _judge_legacy(bridge: str) -> list[Warning]:
     found = []
     for listing, command in _LEGACY_TABLES.items():
         try:
-            names = Path("/proc/net", listing).read_text().split()
+            names = Path("/proc/thread-self/net", listing).read_text().split()
         except OSError:
             continue
         if "filter" not in names or shutil.which(command) is None:

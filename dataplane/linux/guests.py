@@ -255,7 +255,7 @@ def _set_guest(commands: NetlinkSocket, ifindex: int, wanted: Guest) -> None:
     with suppress(FileNotFoundError):
         if found.accept_ra != wanted.accept_ra:
             (_IPV6_SYSCTLS / wanted.name / "accept_ra").write_text(str(wanted.accept_ra))
-        if wanted.ipv6 and found.ipv6 is False:
+        if wanted.ipv6 and found.ipv6 is not True:
             (_IPV6_SYSCTLS / wanted.name / "disable_ipv6").write_text("0")
     commands.change(links.RTM_NEWLINK, 0, links.set_up(ifindex, wanted.up))
 

@@ -1,8 +1,8 @@
 """The kernel of this host behind the port `dataplane.kernel.Kernel`: lists, changes and hears it by netlink.
 
-Composes the message modules (links, tables, guests, firewall) with sockets; decides nothing. The one idea: events are
-read in the order the kernel made them, and our own changes come back as events too, so after every batch the socket is
-emptied, and the last word about a key is the truth at that moment.
+Composes devices, tables, guests and firewall with the sockets they are heard by; decides nothing. The one idea: events
+are read in the order the kernel made them, and our own changes come back as events too (but for neighbours, which are
+filtered out), so after every batch the socket is emptied, and the last word about a key is the truth at that moment.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Final, TypeVar
 
-from dataplane.desired import Port
 from dataplane.kernel import (
-    ADD,
     ANNOUNCE,
     DELETE,
     FIREWALL,
@@ -32,17 +29,14 @@ from dataplane.kernel import (
     Warning,
 )
 from dataplane.linux import links, packet, tables
+from dataplane.linux.devices import Devices
 from dataplane.linux.firewall import NFT_GROUP, Firewall
 from dataplane.linux.guests import RTM_DELADDR, RTM_NEWADDR, Changes, Guests
-from dataplane.linux.links import Link
 from dataplane.linux.netlink import (
     BATCH_MESSAGES,
-    CREATE,
-    EXCLUSIVE,
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
     EventSocket,
-    NetlinkError,
     NetlinkSocket,
     messages,
 )
@@ -50,27 +44,15 @@ from dataplane.objects import (
     BRIDGE_FDB,
     FIREWALL_KINDS,
     GUEST_KINDS,
-    LINK,
-    PORT,
     TABLE_KINDS,
-    UP,
-    Bridge,
     Key,
     Odd,
-    OtherLink,
-    PortFlags,
     Scope,
     Value,
-    Veth,
-    Vxlan,
-    vxlan6_name,
-    vxlan_name,
 )
 
 T = TypeVar("T")
 
-PORT_PREFIX: Final = "vw"
-"""Names of container interfaces on the host begin with it."""
 FIREWALL_PAUSE_S: Final = 0.25
 FIREWALL_PAUSE_TIMES: Final = 10
 FIREWALL_PAUSE_LIMIT_S: Final = 30.0
@@ -81,7 +63,6 @@ MAX_BUFFERS: Final = 20_000
 _GROUPS: Final = (1, 3, 5, 9)
 """RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR of linux/rtnetlink.h."""
 _GUEST_GROUPS: Final = (1, 5, 9)
-_IPV6_SYSCTLS: Final = Path("/proc/sys/net/ipv6/conf")
 _ADDRESS_INDEX: Final = struct.Struct("=4xI")
 
 
@@ -107,10 +88,7 @@ class LinuxKernel:
         self._guests = Guests(self._commands)
         self._firewall = firewall or Firewall()
         self._scope = Scope(bridge="")
-        self._ports: dict[str, Port] = {}
-        self._overlay: tuple[str, ...] = ()
-        self._names: dict[int, str] = {}
-        self._links: dict[str, Link] = {}
+        self._devices = Devices(self._commands, self._guests)
         self._changes: Changes = []
         self._stale: set[str] = set()
         self._firewall_changed = False
@@ -120,13 +98,12 @@ class LinuxKernel:
 
     def watch(self, scope: Scope) -> None:
         self._scope = scope
-        self._ports = {port.ifname: port for port in scope.ports}
-        self._overlay = (vxlan_name(scope.bridge), vxlan6_name(scope.bridge))
+        self._devices.watch(scope)
 
     def listing(self, part: str) -> dict[Key, Value]:
         try:
             if part == LINKS:
-                return self._list_links()
+                return self._devices.listing()
             if part == TABLES:
                 return self._list_tables()
             if part == GUESTS:
@@ -134,7 +111,8 @@ class LinuxKernel:
             assert part == FIREWALL
             self._firewall_changed = False
             started = time.monotonic()
-            overlay = {name: self._links[name].ifindex if name in self._links else 0 for name in self._overlay}
+            found = {name: self._devices.find(name) for name in self._devices.overlay}
+            overlay = {name: 0 if link is None else link.ifindex for name, link in found.items()}
             objects = self._firewall.listing(self._scope.bridge, overlay, self._scope.vxlan_port)
             ended = time.monotonic()
             pause = max(FIREWALL_PAUSE_S, (ended - started) * FIREWALL_PAUSE_TIMES)
@@ -192,36 +170,22 @@ class LinuxKernel:
 
     # Listing.
 
-    def _list_links(self) -> dict[Key, Value]:
-        found = [
-            links.decode(data, start, end)
-            for data, kind, start, end in self._commands.dump(links.RTM_GETLINK, links.every())
-            if kind == links.RTM_NEWLINK
-        ]
-        for name in self._links:
-            self._guests.forget(name)
-        self._names, self._links = {}, {}
-        objects: dict[Key, Value] = {}
-        # The bridge first: what else is ours may depend on being one of its ports.
-        for link in sorted(found, key=lambda link: link.name != self._scope.bridge):
-            objects.update((key, value) for key, value in self._see_link(link) if value is not None)
-        return objects
-
     def _list_tables(self) -> dict[Key, Value]:
-        bridge = self._links.get(self._scope.bridge)
+        devices, names = self._devices, self._devices.names
+        bridge = devices.find(devices.bridge)
         questions = []
         if bridge is not None and bridge.type == "bridge":
             questions.append(tables.ports_question(bridge.ifindex))
             questions += [tables.neighbours_question(bridge.ifindex, ipv6=ipv6) for ipv6 in (False, True)]
-        for name in self._overlay:
-            link = self._links.get(name)
+        for name in devices.overlay:
+            link = devices.find(name)
             if link is not None and link.type == "vxlan" and (bridge is None or link.master != bridge.ifindex):
                 questions.append(tables.device_question(link.ifindex))
         objects: dict[Key, Value] = {}
         for question in questions:
             for data, kind, start, end in self._commands.dump(tables.RTM_GETNEIGH, question):
                 if kind == tables.RTM_NEWNEIGH:
-                    entry = tables.decode(data, start, end, self._names, self._scope.bridge, self._overlay)
+                    entry = tables.decode(data, start, end, names, devices.bridge, devices.overlay)
                     if entry is not None and entry[1] is not None:
                         objects[entry[0]] = entry[1]
         return objects
@@ -253,82 +217,18 @@ class LinuxKernel:
             yield received
 
     def _hear(self, data: bytes) -> None:
+        devices = self._devices
         for kind, _, _, start, end in messages(data):
             if kind in (tables.RTM_NEWNEIGH, tables.RTM_DELNEIGH):
-                entry = tables.decode(data, start, end, self._names, self._scope.bridge, self._overlay)
+                entry = tables.decode(data, start, end, devices.names, devices.bridge, devices.overlay)
                 if entry is not None:
                     self._changes.append((entry[0], entry[1] if kind == tables.RTM_NEWNEIGH else None))
             elif kind == links.RTM_NEWLINK:
-                self._changes += self._see_link(links.decode(data, start, end))
+                self._changes += devices.see(links.decode(data, start, end))
             elif kind == links.RTM_DELLINK:
-                self._changes += self._lose_link(links.decode(data, start, end))
-            elif kind in (RTM_NEWADDR, RTM_DELADDR) and self._is_bridge(_ADDRESS_INDEX.unpack_from(data, start)[0]):
+                self._changes += devices.lose(links.decode(data, start, end))
+            elif kind in (RTM_NEWADDR, RTM_DELADDR) and devices.is_bridge(_ADDRESS_INDEX.unpack_from(data, start)[0]):
                 self._stale.add(TABLES)  # with its last address the bridge loses all its neighbours
-
-    def _see_link(self, link: Link) -> Changes:
-        """A link is there: the objects it carries. Nothing if it is none of ours."""
-        changes: Changes = []
-        if link.family == links.AF_BRIDGE:
-            known = self._names.get(link.ifindex)
-            if known is not None and link.port:
-                changes.append((Key(PORT, known), links.port_flags_of(link, self._name(link.master))))
-            return changes
-        before = self._names.get(link.ifindex)
-        if before is not None and (before != link.name or not self._is_ours(link)):
-            changes += self._drop(before)
-        if not self._is_ours(link):
-            return changes
-        name = link.name
-        self._names[link.ifindex] = name
-        self._links[name] = link
-        if link.type == "veth":
-            self._guests.track(link)
-        changes.append((Key(LINK, name), self._link_value(link)))
-        changes.append((Key(UP, name), True if link.up else None))
-        if name != self._scope.bridge:
-            is_port = link.master and link.port
-            changes.append((Key(PORT, name), links.port_flags_of(link, self._name(link.master)) if is_port else None))
-        return changes
-
-    def _lose_link(self, link: Link) -> Changes:
-        known = self._names.get(link.ifindex)
-        if known is None:
-            return []
-        if link.family == links.AF_BRIDGE:
-            return [(Key(PORT, known), None)]
-        return self._drop(known)
-
-    def _drop(self, name: str) -> Changes:
-        link = self._links.pop(name, None)
-        if link is not None:
-            self._names.pop(link.ifindex, None)
-        self._guests.forget(name)
-        return [(Key(PORT, name), None), (Key(UP, name), None), (Key(LINK, name), None)]
-
-    def _is_ours(self, link: Link) -> bool:
-        """By name, or by what we wrote on it, whatever it is called now: a renamed VXLAN device holds its port."""
-        if link.name == self._scope.bridge or link.name in self._overlay or link.name in self._ports:
-            return True
-        if link.type == "vxlan":
-            return link.alias == links.ALIAS
-        # A pair of ours that was born and not yet marked when its daemon died: named like ours, in our bridge, down.
-        unmarked = link.name.startswith(PORT_PREFIX) and self._is_bridge(link.master) and not link.up
-        return link.type == "veth" and (link.alias == links.ALIAS or unmarked)
-
-    def _link_value(self, link: Link) -> Value:
-        if link.name == self._scope.bridge:
-            return links.bridge_of(link) if link.type == "bridge" else OtherLink(link.type or "physical")
-        if link.type == "vxlan" and link.name not in self._ports:
-            return links.vxlan_of(link)
-        if link.type == "veth" and link.name not in self._overlay:
-            return self._guests.host_end(link, self._ports.get(link.name))
-        return OtherLink(link.type or "physical")
-
-    def _is_bridge(self, ifindex: int) -> bool:
-        return self._names.get(ifindex) == self._scope.bridge
-
-    def _name(self, ifindex: int) -> str:
-        return self._names.get(ifindex, f"#{ifindex}")
 
     # Changing.
 
@@ -339,7 +239,7 @@ class LinuxKernel:
             sent: list[Operation] = []
             changes = []
             for operation in run[first : first + BATCH_MESSAGES]:
-                link = self._links.get(_device_of(operation))
+                link = self._devices.find(_device_of(operation))
                 if link is None:
                     errors.append(KernelError(errno.ENODEV, operation, f"no device {_device_of(operation)}"))
                     continue
@@ -355,7 +255,7 @@ class LinuxKernel:
         return errors
 
     def _apply_guest(self, run: Sequence[Operation]) -> list[KernelError]:
-        port = self._ports.get(run[0].key.device)
+        port = self._devices.ports.get(run[0].key.device)
         if port is None:
             return []  # deletions of a port that is gone from the scope go with its pair
         return self._guests.apply(run, port)
@@ -364,73 +264,15 @@ class LinuxKernel:
         key = operation.key
         try:
             if key.kind in FIREWALL_KINDS:
-                link = self._links.get(key.device)
+                link = self._devices.find(key.device)
                 self._firewall.apply(operation, 0 if link is None else link.ifindex)
-            elif key.kind == LINK and operation.verb == DELETE:
-                self._commands.change(links.RTM_DELLINK, 0, links.one(self._index(key.device)))
-            elif key.kind == LINK and operation.verb == ADD:
-                self._create(operation)
-            elif key.kind == LINK:
-                self._change_link(operation)
-            elif key.kind == PORT:
-                self._set_port(operation)
             else:
-                assert key.kind == UP
-                self._commands.change(links.RTM_NEWLINK, 0, links.set_up(self._index(key.device), True))
+                self._devices.apply(operation)
         except KernelError as error:
             return [error]
         except OSError as error:
             return [_refusal(operation, error)]
         return []
-
-    def _create(self, operation: Operation) -> None:
-        name, value = operation.key.device, operation.value
-        if isinstance(value, Bridge):
-            self._commands.change(links.RTM_NEWLINK, CREATE | EXCLUSIVE, links.new_bridge(name, value))
-            self._learn(name)
-            self._commands.change(links.RTM_NEWLINK, 0, links.change_bridge(self._index(name), value, None))
-            self._set_bridge_ipv6(name, value, None)
-        elif isinstance(value, Vxlan):
-            self._commands.change(links.RTM_NEWLINK, CREATE | EXCLUSIVE, links.new_vxlan(name, value))
-        else:
-            port = self._ports.get(name)
-            if port is None:
-                raise KernelError(errno.ENODEV, operation, "its port is not known")
-            self._guests.create(operation, port, self._index(self._scope.bridge))
-        self._learn(name)
-        if not isinstance(value, Bridge):
-            self._commands.change(links.RTM_NEWLINK, 0, links.mark(self._index(name)))
-
-    def _learn(self, name: str) -> None:
-        """See a new device at once, without waiting for its event: the next operation needs its ifindex."""
-        answer = self._commands.ask(links.RTM_GETLINK, links.one(name=name), links.RTM_NEWLINK)
-        if answer is not None:
-            self._see_link(links.decode(*answer))
-
-    def _change_link(self, operation: Operation) -> None:
-        name, value, found = operation.key.device, operation.value, operation.old
-        if isinstance(value, Bridge):
-            assert isinstance(found, Bridge)
-            self._commands.change(links.RTM_NEWLINK, 0, links.change_bridge(self._index(name), value, found))
-            self._set_bridge_ipv6(name, value, found)
-            return
-        assert isinstance(value, Vxlan | Veth)
-        self._commands.change(links.RTM_NEWLINK, 0, links.set_mtu(self._index(name), value.mtu))
-
-    def _set_bridge_ipv6(self, name: str, wanted: Bridge, found: Bridge | None) -> None:
-        if not (_IPV6_SYSCTLS / name).exists():
-            return  # no IPv6 in this kernel
-        if found is None or found.accept_ra != wanted.accept_ra:
-            (_IPV6_SYSCTLS / name / "accept_ra").write_text(str(wanted.accept_ra))
-        if found is None or found.ipv6 != wanted.ipv6:
-            (_IPV6_SYSCTLS / name / "disable_ipv6").write_text("0" if wanted.ipv6 else "1")
-
-    def _set_port(self, operation: Operation) -> None:
-        wanted, index = operation.value, self._index(operation.key.device)
-        assert isinstance(wanted, PortFlags)
-        if not isinstance(operation.old, PortFlags) or operation.old.master != wanted.master:
-            self._commands.change(links.RTM_NEWLINK, 0, links.join(index, self._index(wanted.master)))
-        self._commands.change(links.RTM_NEWLINK, 0, links.set_port_flags(index, wanted))
 
     def _announce(self, run: Sequence[Operation]) -> list[KernelError]:
         rows = [(operation.key.item, operation.value) for operation in run if isinstance(operation.value, bytes)]
@@ -439,12 +281,6 @@ class LinuxKernel:
         except OSError as error:
             return [_refusal(run[0], error)]
         return []
-
-    def _index(self, name: str) -> int:
-        link = self._links.get(name)
-        if link is None:
-            raise NetlinkError(errno.ENODEV, f"no device {name}")
-        return link.ifindex
 
 
 def _end_of_run(operations: Sequence[Operation], start: int) -> int:

@@ -212,15 +212,13 @@ def new_bridge(name: str, wanted: Bridge) -> bytes:
     return _INFO.pack(AF_UNSPEC, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + attribute(_IFLA_ADDRESS, wanted.mac) + info
 
 
-def change_bridge(index: int, wanted: Bridge, found: Bridge | None) -> bytes:
+def change_bridge(ifindex: int, wanted: Bridge, found: Bridge | None) -> bytes:
     """Only what differs: setting a MAC empties the neighbour table even when it is the same one."""
-    payload = _INFO.pack(AF_UNSPEC, 0, index, 0, 0)
+    payload = _INFO.pack(AF_UNSPEC, 0, ifindex, 0, 0)
     if found is not None and found.mac != wanted.mac:
         payload += attribute(_IFLA_ADDRESS, wanted.mac)
     if found is None or found.mtu != wanted.mtu:
         payload += u32(_IFLA_MTU, wanted.mtu)
-    if found is None or found.generates_addresses != wanted.generates_addresses:
-        payload += _no_generated_addresses()
     if found is not None and (found.stp, found.snooping) != (wanted.stp, wanted.snooping):
         data = nested(_INFO_DATA, u32(_BR_STP_STATE, wanted.stp), u8(_BR_MCAST_SNOOPING, wanted.snooping))
         payload += nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"), data)
@@ -276,9 +274,9 @@ def mark(index: int) -> bytes:
 
 
 def join(index: int, bridge: int) -> bytes:
-    """Make it a port of the bridge. No link-local address: what the port itself says would go to every peer."""
+    """Make it a port of the bridge, and write on it that it is ours."""
     head = _INFO.pack(AF_UNSPEC, 0, index, 0, 0)
-    return head + u32(_IFLA_MASTER, bridge) + text(_IFLA_IFALIAS, ALIAS) + _no_generated_addresses()
+    return head + u32(_IFLA_MASTER, bridge) + text(_IFLA_IFALIAS, ALIAS)
 
 
 def set_port_flags(index: int, wanted: PortFlags) -> bytes:
@@ -296,8 +294,10 @@ def set_port_flags(index: int, wanted: PortFlags) -> bytes:
     return _INFO.pack(AF_UNSPEC, 0, index, 0, 0) + info
 
 
-def _no_generated_addresses() -> bytes:
-    return nested(_IFLA_AF_SPEC, nested(_AF_INET6, u8(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE)))
+def no_generated_addresses(ifindex: int) -> bytes:
+    """No link-local address: what a port itself says would go to every peer. Refused where the device has no IPv6."""
+    mode = nested(_AF_INET6, u8(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE))
+    return _INFO.pack(AF_UNSPEC, 0, ifindex, 0, 0) + nested(_IFLA_AF_SPEC, mode)
 
 
 def _inner(value: bytes | None) -> dict[int, bytes]:

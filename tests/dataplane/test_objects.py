@@ -113,6 +113,18 @@ def test_ipv6_destinations_are_left_out_and_told() -> None:
     assert "2001:db8::2" in expansion.skipped[0].text
 
 
+def test_an_mtu_too_small_for_ipv6_leaves_ipv6_addresses_out_and_says_so() -> None:
+    """The kernel would take them away from every device concerned."""
+    port = replace(PORT_A, addresses=(*PORT_A.addresses, ip_interface("fd00::1/64")))
+    small = expand(Desired(replace(SEGMENT, mtu=1279), (port,), (), (ENDPOINT,)))
+    assert {len(key.item) for key in small.objects if key.kind in (NEIGHBOUR, GUEST_ADDRESS)} == {4, 5}
+    guest = small.objects[Key(GUEST, "vwa")]
+    assert isinstance(guest, Guest) and guest.ipv6 is None
+    assert [skipped.code for skipped in small.skipped] == ["mtu-below-ipv6"]
+    assert expand(Desired(replace(SEGMENT, mtu=1280), (port,), (), (ENDPOINT,))).skipped == ()
+    assert expand(Desired(replace(SEGMENT, mtu=1279), (PORT_A,))).skipped == ()
+
+
 def test_a_local_port_wins_over_a_peer_and_a_peer_over_an_endpoint() -> None:
     """And of two endpoints the first, whatever the order in which they are expanded."""
     thief = RemoteEndpoint(MAC_A, (ip_address("10.32.0.1"),), ip_address("10.9.0.9"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 
+from dataplane.desired import Desired
 from dataplane.kernel import Kernel
 from dataplane.linux import LinuxKernel
 from dataplane.linux.firewall import Firewall, NftError, run_nft
@@ -99,6 +101,47 @@ def test_another_firewall_that_drops_is_told_and_not_touched(pair: Pair, chain: 
         pair.a.run("nft", warning.cure.removeprefix("nft "))
         assert pair.ca.ping("10.32.2.1")
         pair.a.wait(lambda report: not report.warnings)
+
+
+def test_a_legacy_iptables_that_drops_is_told(lab: Lab) -> None:
+    """Its chains are not seen by nft, and are not touched."""
+    host = lab.host(1)
+    host.run("iptables-legacy", "-P", "FORWARD", "DROP")
+    host.start()
+    report = host.publish(Desired(host.segment()))
+    assert [warning.code for warning in report.warnings] == ["forward-drop"]
+    assert "FORWARD chain of iptables-legacy" in report.warnings[0].text
+    host.run(*report.warnings[0].cure.split())
+    host.stop()
+    host.start()
+    assert host.publish(Desired(host.segment())).warnings == ()
+
+
+def test_a_firewall_that_changes_all_the_time_is_not_looked_at_all_the_time(pair: Pair) -> None:
+    """Each look costs several processes."""
+    looks = []
+
+    def nft(commands: str) -> str:
+        looks.append("chains" in commands)
+        return run_nft(commands)
+
+    pair.a.stop()
+    pair.a.start(lambda: LinuxKernel(Firewall(nft)))
+    pair.a.publish(pair.desired_a)
+    looks.clear()
+    pair.a.run("nft", "add table inet fw; add chain inet fw f { type filter hook forward priority 0; }")
+    started = time.monotonic()
+    while time.monotonic() < started + 1.0:
+        pair.a.run("nft", "add rule inet fw f accept; flush chain inet fw f")
+    assert 1 <= sum(looks) <= 6
+    # Rules elsewhere, by the thousand on some hosts, are no reason to look.
+    pair.a.run("nft", "add table inet other; add chain inet other c")
+    until(lambda: time.monotonic() > started + 1.5)
+    looks.clear()
+    for _ in range(20):
+        pair.a.run("nft", "add rule inet other c accept")
+    time.sleep(0.5)
+    assert sum(looks) == 0
 
 
 def test_an_input_chain_that_keeps_vxlan_out_is_hinted_at(pair: Pair) -> None:

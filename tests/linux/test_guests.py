@@ -10,7 +10,8 @@ from ipaddress import ip_interface
 import pytest
 
 from dataplane.desired import Desired, Port
-from tests.linux.hosts import Lab, Pair, Space, port, run, until
+from dataplane.linux import links
+from tests.linux.hosts import Lab, Pair, Space, differences, port, run, until
 
 pytestmark = pytest.mark.root
 
@@ -36,6 +37,33 @@ def test_the_mtu_shrinks_and_grows_inside_running_containers(pair: Pair) -> None
         for device in ("weft", "weft-vx", "vw1x1"):
             assert f"mtu {mtu} " in pair.a.run("ip", "link", "show", device)
         assert pair.ca.ping("10.32.2.1", "-M", "do", "-s", str(min(mtu, 1450) - 28))
+
+
+def test_an_mtu_below_what_ipv6_needs_carries_ipv4_and_a_larger_one_both_again(pair: Pair) -> None:
+    """One fault says why; afterwards everything is as before, with no address that the kernel made up by itself."""
+    small = replace(pair.desired_a, segment=pair.a.segment(mtu=1000))
+    report = pair.a.publish(small)
+    assert [fault.code for fault in report.faults] == ["mtu-below-ipv6"] and dict(report.port_faults) == {}
+    assert pair.ca.ping("10.32.2.1") and differences(pair.a, small) == []
+    pair.a.stop()
+    pair.a.tear_down()
+    pair.a.start()
+    assert [fault.code for fault in pair.a.publish(small).faults] == ["mtu-below-ipv6"]
+    report = pair.a.publish(pair.desired_a)
+    assert report.faults == () and dict(report.port_faults) == {}
+    assert pair.ca.ping("10.32.2.1") and pair.ca.ping("fd00:32::2:1")
+    assert differences(pair.a, pair.desired_a) == []
+    for device in ("weft", "weft-vx", "vw1x1"):
+        assert "fe80" not in pair.a.run("ip", "address", "show", "dev", device)
+
+
+def test_a_kernel_without_ipv6_on_its_devices_is_no_fault(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses settings for an address family that it does not have, which is told by asking for another one."""
+    monkeypatch.setattr(links, "_AF_INET6", 44)
+    host, space = lab.host(1), lab.space("c1")
+    host.start()
+    report = host.publish(Desired(host.segment(), (port(space, 1, 1, addresses=("10.32.1.1/16",)),)))
+    assert report.faults == () and dict(report.port_faults) == {}
 
 
 def test_addresses_come_and_go_without_touching_the_others(pair: Pair) -> None:
