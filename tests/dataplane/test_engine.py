@@ -18,6 +18,7 @@ from dataplane.engine import (
     FULL_INTERVAL_S,
     FULL_JITTER_S,
     MAX_BURST_WAITS,
+    MAX_PASSES,
     RESTART_DELAY_S,
     Engine,
     Report,
@@ -182,6 +183,21 @@ def test_a_burst_without_end_is_not_waited_for(bench: Bench) -> None:
     bench.kernel.wait = wait  # type: ignore[method-assign]
     bench.engine.turn(endless)
     assert waits.count(BURST_QUIET_S) == MAX_BURST_WAITS and MAX_BURST_WAITS * BURST_QUIET_S <= 0.25
+
+
+def test_a_turn_ends_although_somebody_undoes_everything_at_once(bench: Bench) -> None:
+    """What still differs comes in the next turn, so that publishes are not kept waiting."""
+    bench.publish(DESIRED)
+    real = bench.kernel.wait
+
+    def wait(timeout_s: float | None) -> Observation:
+        bench.kernel.meddle(NEIGHBOUR_KEY, None)
+        return real(timeout_s)
+
+    bench.kernel.wait = wait  # type: ignore[method-assign]
+    bench.kernel.operations.clear()
+    bench.turn()
+    assert len(bench.kernel.operations) == MAX_PASSES and bench.engine._timeout() == 0.0
 
 
 def test_a_refused_operation_is_a_fault_until_it_is_accepted(bench: Bench) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dataplane.kernel import ADD, Operation
+from dataplane.linux import firewall as firewall_module
 from dataplane.linux.firewall import (
     MARK,
     Firewall,
@@ -18,6 +20,7 @@ from dataplane.linux.firewall import (
     guard_of,
     judge_forward,
     judge_input,
+    run_nft,
 )
 from dataplane.linux.netlink import text
 from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, UNHOOKED, Guard, Key, Unavailable
@@ -134,6 +137,23 @@ def test_only_chains_at_the_forward_and_input_hooks_are_asked_for_their_rules() 
     nft = Nft([chain(), chain(hook="prerouting"), chain(hook="input")], [])
     assert Firewall(nft).listing("weft", {"weft-vx": 7}, 6784) == {}
     assert len([command for command in nft.commands if "chain" in command["list"]]) == 2
+
+
+def test_an_nft_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that fails passes on the first line of what it said."""
+    nft = tmp_path / "nft"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(firewall_module, "NFT_TIMEOUT_S", 0.2)
+    for script, said in (("exec sleep 30", "did not answer within"), ("echo one >&2; echo two >&2; exit 1", "^one$"),
+                         ("exit 1", "without a word")):  # fmt: skip
+        nft.write_text(f"#!/bin/sh\n{script}\n")
+        nft.chmod(0o755)
+        with pytest.raises(NftError, match=said):
+            run_nft("{}")
+    nft.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        run_nft("{}")
 
 
 def message(kind: int, family: int = 1, table: str = "fw", chain: str = "c") -> bytes:

@@ -91,6 +91,17 @@ def test_all_of_them_come_back_when_the_overlay_device_is_deleted(lab: Lab) -> N
     assert host.report.faults == ()
 
 
+def test_more_events_than_are_read_in_one_go_are_read_in_the_next(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is forgotten that still waits in the socket."""
+    monkeypatch.setattr("dataplane.linux.host.MAX_BUFFERS", 50)
+    host = lab.host(1)
+    host.start()
+    host.publish(Desired(host.segment(), endpoints=tuple(endpoints()[:1000])))
+    host.run("ip", "neigh", "flush", "dev", "weft", "nud", "permanent")
+    until(lambda: len(host.run("ip", "neigh", "show", "dev", "weft", "nud", "permanent").splitlines()) >= 2000, 3.0)
+    assert host.report.counters.overruns == 0
+
+
 def test_an_event_socket_that_overflows_leads_to_a_new_listing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for a few dozen events, a burst by somebody else is lost and noticed."""
     monkeypatch.setattr("dataplane.linux.netlink.EVENT_BUFFER_BYTES", 4096)
