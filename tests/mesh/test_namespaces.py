@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 import time
 
 import pytest
@@ -47,16 +49,34 @@ def test_a_signal_that_was_swallowed_is_raised_again() -> None:
     assert ended.value.code == 128 + signal.SIGTERM
 
 
-def test_cleaning_up_is_not_interrupted() -> None:
-    """A signal that comes meanwhile is seen afterwards."""
+@pytest.mark.parametrize("threads", [0, 1])
+def test_cleaning_up_is_not_interrupted(threads: int) -> None:
+    """A signal that comes meanwhile is seen afterwards, also where another thread takes it from the kernel."""
+    stop = threading.Event()
+    others = [threading.Thread(target=stop.wait) for _ in range(threads)]
+    for other in others:
+        other.start()
     finished = False
-    with pytest.raises(SystemExit), ends_in_order():
-        with uninterrupted():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-            finished = True
-        time.sleep(5)
+    try:
+        with pytest.raises(SystemExit), ends_in_order():
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+                finished = True
+            time.sleep(5)
+    finally:
+        stop.set()
+        for other in others:
+            other.join()
     assert finished
+
+
+def test_children_of_a_clean_up_are_not_interrupted_either() -> None:
+    """Ctrl-C reaches the whole group; the `ip` that is removing things must not die of it."""
+    with uninterrupted():
+        child = subprocess.Popen(["sleep", "0.3"])
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=5) == 0
 
 
 def test_waiting_in_vain_says_for_what() -> None:
