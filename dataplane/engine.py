@@ -62,7 +62,9 @@ class Report:
     port_faults: Mapping[str, Fault] = field(default_factory=dict)
     """By ifname: the container ports that are not complete, and why."""
     faults: tuple[Fault, ...] = ()
+    """What else is wanted and not there."""
     warnings: tuple[Warning, ...] = ()
+    """What harms the overlay or had to be left out; everything wanted is there."""
     counters: Counters = Counters()
 
 
@@ -245,12 +247,12 @@ class Engine:
         if self._listing_error is not None:
             errors.append(self._listing_error)
         port_faults, faults = sort_faults(errors, self._expansion.port_of)
-        faults += tuple(Fault(skipped.code, skipped.text) for skipped in self._expansion.skipped)
+        warnings = tuple(Warning(*skipped) for skipped in self._expansion.skipped) + self._kernel.warnings()
         reconciler = self._reconciler
         self._counters = replace(
             self._counters, applied=reconciler.applied, repaired=reconciler.repaired, objects=reconciler.size
         )
-        report = Report(self._generation, port_faults, faults, self._kernel.warnings(), self._counters)
+        report = Report(self._generation, port_faults, faults, warnings, self._counters)
         if published or self._is_news(report):
             self._reported = report
             self._on_report(report)

@@ -159,10 +159,11 @@ UNHOOKED: Final = Guard(())
 
 
 class Skipped(NamedTuple):
-    """Something in a `Desired` that cannot be expanded, for the report."""
+    """Something in a `Desired` that is left out, for the report's warnings."""
 
     code: str
     text: str
+    cure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,23 +340,18 @@ def _is_usable(segment: Segment, mac: bytes) -> bool:
 
 def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]:
     skipped = []
+    mtu = desired.segment.mtu
     over_ipv6 = sorted({str(peer.destination) for peer in desired.peers if peer.destination.version == 6})
     if over_ipv6 and desired.segment.vxlan_port is not None:
-        text = (
-            f"{_some(over_ipv6)} can only be reached over IPv6, and VXLAN over IPv6 is not carried yet; "
-            "advertise an IPv4 address there"
-        )
-        skipped.append(Skipped("ipv6-underlay", text))
-    if desired.segment.mtu < IPV6_MTU_MIN and _has_ipv6(desired):
-        text = (
-            f"an MTU of {desired.segment.mtu} is too small for IPv6, so IPv6 addresses are left out; "
-            f"give the network one of {IPV6_MTU_MIN} or more"
-        )
-        skipped.append(Skipped("mtu-below-ipv6", text))
+        text = f"{_some(over_ipv6)} can only be reached over IPv6, and VXLAN over IPv6 is not carried yet"
+        skipped.append(Skipped("ipv6-underlay", text, "advertise an IPv4 address there"))
+    if mtu < IPV6_MTU_MIN and _has_ipv6(desired):
+        text = f"an MTU of {mtu} is too small for IPv6, so IPv6 addresses of containers are left out"
+        skipped.append(Skipped("mtu-below-ipv6", text, f"give the network an MTU of {IPV6_MTU_MIN} or more"))
     if unusable:
         macs = _some(sorted({mac.hex(":") for mac in unusable}))
-        text = f"{macs}: not a MAC that something on another host can have, so it was left out; change it there"
-        skipped.append(Skipped("unusable-mac", text))
+        text = f"{macs}: not a MAC that something on another host can have, so it is left out"
+        skipped.append(Skipped("unusable-mac", text, "change it on the host that has it"))
     return tuple(skipped)
 
 

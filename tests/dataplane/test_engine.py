@@ -222,10 +222,11 @@ def test_a_fault_goes_with_the_port_that_had_it(bench: Bench) -> None:
     assert bench.engine._reconciler.next_retry() is None
 
 
-def test_what_cannot_be_expanded_is_a_fault(bench: Bench) -> None:
-    """Beside what the kernel refuses."""
-    broken = replace(ENDPOINT, mac=b"\xff" * 6)
-    assert [fault.code for fault in bench.publish(replace(DESIRED, endpoints=(broken,))).faults] == ["unusable-mac"]
+def test_what_is_left_out_is_a_warning(bench: Bench) -> None:
+    """Beside those of the kernel; nothing that is wanted of it is missing."""
+    bench.kernel.notices = (Warning("forward-drop", "a chain drops", "a cure"),)
+    report = bench.publish(replace(DESIRED, endpoints=(replace(ENDPOINT, mac=b"\xff" * 6),)))
+    assert [warning.code for warning in report.warnings] == ["unusable-mac", "forward-drop"] and report.faults == ()
 
 
 def test_warnings_of_the_kernel_are_passed_on_when_they_change(bench: Bench) -> None:
