@@ -42,7 +42,7 @@ class CountingKernel(LinuxKernel):
 
 
 def test_ten_thousand_endpoints_are_in_the_kernel_within_a_second_and_stay_unchanged(lab: Lab) -> None:
-    """Each with an IPv4 and an IPv6 address; a full comparison afterwards issues nothing."""
+    """Each with an IPv4 and an IPv6 address; a full comparison afterwards changes nothing."""
     host = lab.host(1)
     host.start()
     host.publish(Desired(host.segment(), peers=(peer(2),)))
@@ -97,7 +97,7 @@ def test_more_events_than_are_read_in_one_go_are_read_in_the_next(lab: Lab, monk
     host = lab.host(1)
     host.start()
     host.publish(Desired(host.segment(), endpoints=tuple(endpoints()[:1000])))
-    host.run("ip", "neigh", "flush", "dev", "weft", "nud", "permanent")
+    host.run("ip", "neigh", "flush", "dev", "weft", "nud", "permanent", check=False)
     until(lambda: len(host.run("ip", "neigh", "show", "dev", "weft", "nud", "permanent").splitlines()) >= 2000, 3.0)
     assert host.report.counters.overruns == 0
 
@@ -108,6 +108,6 @@ def test_an_event_socket_that_overflows_leads_to_a_new_listing(lab: Lab, monkeyp
     host = lab.host(1)
     host.start()
     host.publish(Desired(host.segment(), endpoints=tuple(endpoints()[:2000])))
-    host.run("ip", "neigh", "flush", "dev", "weft", "nud", "permanent")
+    host.run("ip", "neigh", "flush", "dev", "weft", "nud", "permanent", check=False)
     until(lambda: len(host.run("ip", "neigh", "show", "dev", "weft", "nud", "permanent").splitlines()) >= 4000, 3.0)
     host.wait(lambda report: report.counters.overruns > 0)
