@@ -341,6 +341,18 @@ def test_connects_at_once_are_all_remembered(stage: Stage) -> None:
     run(scenario())
 
 
+def test_one_document_written_many_times_at_once_is_whole(stage: Stage) -> None:
+    """Two later epochs heard of in one moment, say. The order is that of asking."""
+    host = stage.host("h1")
+
+    async def scenario() -> None:
+        async with host.launched() as daemon:
+            await asyncio.gather(*(daemon._write("targets", {"targets": ["x" * 100 * n]}) for n in range(40)))
+            assert document(stage, "h1", "targets") == {"targets": ["x" * 3900]}
+
+    run(scenario())
+
+
 def test_targets_are_bounded(stage: Stage) -> None:
     """However many commands they come in."""
     host = stage.host("h1")

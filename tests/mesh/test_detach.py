@@ -16,7 +16,7 @@ from mesh import attach as attach_module
 from mesh.attach import Attachment, attachment_from_json
 from mesh.endpoints import derive_mac
 from mesh.requests import ApiError
-from tests.mesh.attach_world import ME, Q, World, attach, detach, refused, run, unwish, wish
+from tests.mesh.attach_world import ME, P, Q, World, attach, detach, refused, run, unwish, wish
 
 
 @pytest.fixture
@@ -271,6 +271,15 @@ def test_what_was_lost_while_away_gets_a_mac_of_its_own(world: World) -> None:
     assert objects[Key(BRIDGE_FDB, "weft", after.mac)] == after.ifname
     guest = objects[Key(GUEST, after.ifname)]
     assert isinstance(guest, Guest) and guest.mac == after.mac
+
+
+def test_the_new_mac_is_nobodys(world: World) -> None:
+    """Not even that of a host out of reach: it would come back and have to give way in its turn."""
+    done = attach(world, "c1", "10.32.0.1/16")
+    world.elsewhere(Q, "10.32.0.1", claim=2)
+    world.elsewhere(P, "10.32.0.1", claim=1, salt=1)
+    run(world.attachments.give_way(frozenset({done.mac})))
+    assert world.attachments.all()[0].mac == derive_mac("weft", ip_address("10.32.0.1"), 2)
 
 
 def test_giving_way_twice_or_for_nothing_changes_nothing(world: World) -> None:
