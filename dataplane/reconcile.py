@@ -117,6 +117,11 @@ _PART_OF_KIND: Final = {kind: part for part, kinds in PARTS.items() for kind in 
 Needs = tuple[tuple[Key, bool], ...]
 
 
+NEWCOMERS_ANNOUNCED_MAX = 128
+"""Addresses that come together and are told to this host's containers. More at once is a mesh that is being learnt, not
+a container that somebody waits for, and each announcement goes to every container here."""
+
+
 class Failure(NamedTuple):
     """An operation that was refused, and when it is tried again."""
 
@@ -222,6 +227,9 @@ class Reconciler:
             if cause == OBSERVED and not self._may_repair(key, now):
                 continue
             self._plan_key(key, stages, now)
+        newcomers = sum(operation.old is None for operation in stages[_ANNOUNCE])
+        if newcomers > NEWCOMERS_ANNOUNCED_MAX:
+            stages[_ANNOUNCE] = [operation for operation in stages[_ANNOUNCE] if operation.old is not None]
         return stages
 
     def ready(self, operation: Operation) -> bool:
@@ -380,11 +388,14 @@ class Reconciler:
             self._plan_announcement(key, wanted, stages)
 
     def _plan_announcement(self, key: Key, wanted: Value, stages: list[list[Operation]]) -> None:
-        """A permanent neighbour answers who asks; who has the old MAC does not ask, and must be told."""
-        if key.kind == NEIGHBOUR:
-            old = self._actual.get(key) or self._last_macs.get(key)
-            if isinstance(old, bytes) and old != wanted:
-                stages[_ANNOUNCE].append(Operation(ANNOUNCE, key, wanted, old))
+        """A permanent neighbour answers who asks. Who has the old MAC does not ask, and who asked a moment too early
+        asks again only after a second: both must be told."""
+        if key.kind != NEIGHBOUR or not isinstance(wanted, bytes):
+            return
+        old = self._actual.get(key) or self._last_macs.get(key)
+        is_new = old is None and self._wanted.get(Key(BRIDGE_FDB, self._bridge, wanted)) in self._overlay
+        if is_new or (isinstance(old, bytes) and old != wanted):
+            stages[_ANNOUNCE].append(Operation(ANNOUNCE, key, wanted, old))
 
     def _may_delete(self, key: Key, found: Value) -> bool:
         """Whether an object nobody wants is ours, and nothing that may belong to a host not heard from yet."""

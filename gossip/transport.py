@@ -217,7 +217,7 @@ class Transport:
         self.perform(self.node.dial_failed(key, errors[-1], self.now()))
 
     async def _resolve(self, key: DialKey, address: str, errors: list[str]) -> list[tuple[str, int]]:
-        """What `address` means just now. Only users may name hosts; what peers say of themselves is looked up nowhere."""
+        """What `address` means now. Only users may name hosts; what peers say of themselves is looked up nowhere."""
         parts = split_address(with_port(address, self._port))
         if parts is None:
             errors.append(f"{address!r} is not a host or host:port")

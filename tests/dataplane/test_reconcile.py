@@ -40,6 +40,7 @@ from dataplane.objects import (
     fits,
 )
 from dataplane.reconcile import (
+    NEWCOMERS_ANNOUNCED_MAX,
     REMEMBERED_MACS,
     REPAIR_BURST,
     REPAIR_WINDOW_S,
@@ -157,6 +158,7 @@ def test_the_order_of_a_unicast_path_is_vxlan_first_and_last() -> None:
     made = world.reach(replace(DESIRED, endpoints=(endpoint(11),)))
     assert [(op.verb, op.key.kind) for op in made] == [
         (ADD, VXLAN_FDB), (ADD, BRIDGE_FDB), (ADD, NEIGHBOUR), (ADD, NEIGHBOUR),
+        (ANNOUNCE, NEIGHBOUR), (ANNOUNCE, NEIGHBOUR),
     ]  # fmt: skip
     moved = world.reach(replace(DESIRED, endpoints=(endpoint(11, 3),)))
     assert [(op.verb, op.key.kind) for op in moved] == [(REPLACE, VXLAN_FDB)]
@@ -226,6 +228,25 @@ def test_a_changed_mac_is_announced_directly_or_after_a_gap() -> None:
     assert len([op for op in back if op.verb == ANNOUNCE]) == 2
     world.reach(replace(DESIRED, endpoints=()))
     assert [op for op in world.reach(DESIRED) if op.verb == ANNOUNCE] == []
+
+
+def test_a_newcomer_is_announced_for_whoever_asked_too_early() -> None:
+    """A container whose question came before the answer was known asks again only after a second."""
+    world = World()
+    world.reach(replace(DESIRED, endpoints=()))
+    made = world.reach(replace(DESIRED, endpoints=(endpoint(11),)))
+    assert [(op.key.item, op.value) for op in made if op.verb == ANNOUNCE] == [
+        (address.packed, mac(11)) for address in endpoint(11).addresses
+    ]
+
+
+def test_a_whole_mesh_of_newcomers_is_not_announced() -> None:
+    """Beyond the limit nobody waits for any one of them, and every container here would hear them all."""
+    many = tuple(endpoint(number) for number in range(20, NEWCOMERS_ANNOUNCED_MAX + 21))
+    world = World()
+    world.reach(replace(DESIRED, endpoints=()))
+    made = world.reach(replace(DESIRED, endpoints=many))
+    assert [op for op in made if op.verb == ANNOUNCE] == []
 
 
 def test_last_macs_are_remembered_up_to_their_limit() -> None:
