@@ -10,7 +10,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gossip.documents import DocumentStore, Page, PageHeader, parse_header_untrusted, sign_page, verify_page_untrusted
+from gossip.documents import (
+    EPOCH_MAX,
+    PAGES_PER_OWNER_MAX,
+    DocumentStore,
+    Page,
+    PageHeader,
+    parse_header_untrusted,
+    sign_page,
+    verify_page_untrusted,
+)
 from gossip.errors import ProtocolError
 from gossip.identity import Identity
 from gossip.names import PeerName
@@ -167,7 +176,8 @@ class Replica:
         if held is not None and held.raw == raw:
             return "pages-old"
         if epoch < self.epoch:
-            return OwnPageObsolete(table, index) if held is None else "pages-old"
+            has_successor = held is not None or len(self._own) >= PAGES_PER_OWNER_MAX
+            return "pages-old" if has_successor else OwnPageObsolete(table, index)
         if epoch == self.epoch and version <= self._version and not (held is not None and held.version == version):
             return "pages-old"
         page = verify_page_untrusted(header, raw)
@@ -176,6 +186,8 @@ class Replica:
                 self._twin_instance = decode_peer_untrusted(page.body).instance
         if self._epoch_wanted is not None and self._epoch_wanted > epoch:
             return "pages-old"
+        if epoch >= EPOCH_MAX:
+            return TwinPersists()  # No epoch is later; whoever wrote this meant harm.
         self._jumps = [*(at for at in self._jumps if now - at < JUMP_WINDOW_S), now]
         if len(self._jumps) >= JUMPS_MAX and self._twin_instance and self.record.instance > self._twin_instance:
             return TwinPersists()
