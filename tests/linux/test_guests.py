@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from dataclasses import replace
 from ipaddress import ip_interface
 
 import pytest
 
-from dataplane.desired import Desired, Port
+from dataplane.desired import Desired
 from dataplane.linux import links
 from tests.linux.hosts import Lab, Pair, Space, differences, port, run, until
 
@@ -77,6 +76,16 @@ def test_addresses_come_and_go_without_touching_the_others(pair: Pair) -> None:
     assert "10.32.1.1" not in shown(pair.ca) and "10.32.1.1 " not in pair.a.run("ip", "neigh", "show", "dev", "weft")
     assert "inet 10.33.1.1/24" in shown(pair.ca) and dict(report.port_faults) == {}
     assert pair.ca.ping("fd00:32::2:1")
+
+
+@pytest.mark.parametrize("new", ["10.32.1.1/24", "fd00:32::1:1/80"])
+def test_an_address_may_change_its_length(pair: Pair, new: str) -> None:
+    """The kernel takes a second length of one IPv6 address for a change of the first; it must not be lost over that."""
+    changed = ip_interface(new)
+    others = tuple(address for address in pair.port_a.addresses if address.ip != changed.ip)
+    report = pair.a.publish(replace(pair.desired_a, ports=(replace(pair.port_a, addresses=(*others, changed)),)))
+    assert dict(report.port_faults) == {} and f"{new} " in shown(pair.ca)
+    assert shown(pair.ca).count(str(changed.ip) + "/") == 1
 
 
 def test_an_address_that_is_no_longer_wanted_goes_after_a_restart_too(pair: Pair) -> None:
@@ -165,18 +174,3 @@ def test_detach_removes_the_pair_and_all_that_was_known_of_it(pair: Pair) -> Non
     pair.a.publish(replace(pair.desired_a, ports=()))
     assert "ethwe" not in pair.ca.links() and "vw1x1" not in pair.a.links()
     assert "02:00:00:00:01:01" not in pair.a.run("bridge", "fdb", "show") + pair.a.run("ip", "neigh")
-
-
-def test_an_attach_takes_less_than_thirty_milliseconds(lab: Lab) -> None:
-    """From publish to report; the best of five, because others work on this machine too."""
-    host = lab.host(1)
-    host.start()
-    host.publish(Desired(host.segment()))
-    ports: tuple[Port, ...] = ()
-    taken = []
-    for number in range(1, 6):
-        ports = (*ports, port(lab.space(f"c{number}"), 1, number))
-        started = time.monotonic()
-        assert dict(host.publish(Desired(host.segment(), ports)).port_faults) == {}
-        taken.append(time.monotonic() - started)
-    assert min(taken) < 0.03, taken
