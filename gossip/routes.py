@@ -31,4 +31,4 @@ def links_wanted(peers: int) -> tuple[int, int]:
     About log2(n): a random graph of that degree stays connected when hosts fail, and one change crosses it in a few
     hops. Between the two bounds nothing is done, so links do not flap."""
     low = max(2, (peers - 1).bit_length())
-    return low, 2 * low + 2
+    return low, low + 4
