@@ -36,9 +36,6 @@ from gossip.peers import (
 from gossip.routes import reachable_from
 
 JUMPS_MAX = 4
-RETURN_DOUBT_S = 2.0
-"""A neighbour that was cut off may be believed to have links that it lost meanwhile, until it says otherwise. Whoever
-comes into reach and goes out of it again within this time, without a sign of life, has been out of reach all along."""
 JUMP_WINDOW_S = 60.0
 """A host restored from a backup finds later documents of its own once. Four times in a minute is another live host."""
 
@@ -90,8 +87,6 @@ class Replica:
         self._identity = identity
         self._forget_after_s = forget_after_s
         self._forget_gone_after_s = forget_gone_after_s
-        self._returned: dict[PeerName, tuple[float, float]] = {}
-        """Since when somebody had been out of reach who is in reach again by what others say, and when that was."""
         self._claims: dict[PeerName, tuple[PeerName, ...]] = {}
         self._own: dict[tuple[str, int], bytes] = {}
         self._version = 0
@@ -157,7 +152,10 @@ class Replica:
         except ProtocolError:
             return "pages-too-many"  # The owner's fault, not the sender's.
         assert newer, "compared above"
-        self._saw(owner, age_s, now)
+        if owner not in self.reachable:
+            # A new version is a sign of life, and so old as the sender says.
+            seen = now - age_s
+            self.unreachable_since[owner] = max(self.unreachable_since.get(owner, seen), seen)
         try:
             self._read_untrusted(page)
         except ProtocolError:
@@ -198,17 +196,6 @@ class Replica:
 
     # -- reach -------------------------------------------------------------------------------------
 
-    def _saw(self, owner: PeerName, age_s: int, now: float) -> None:
-        """A new version is a sign of life, and so old as its sender says."""
-        seen = now - age_s
-        if owner not in self.reachable:
-            self.unreachable_since[owner] = max(self.unreachable_since.get(owner, seen), seen)
-        elif age_s == 0:
-            self._returned.pop(owner, None)
-        else:
-            since, _ = self._returned.get(owner, (seen, now))
-            self._returned[owner] = (max(since, seen), now)
-
     def update_reach(self, neighbours: Iterable[PeerName], now: float) -> frozenset[PeerName]:
         """Find out again who is in reach; who came or went."""
         departed = frozenset(name for name, record in self.peers.items() if record.state == GONE)
@@ -218,27 +205,20 @@ class Replica:
         # Names that somebody claims and nobody has heard of are no peers.
         self.reachable = frozenset(name for name in reached if name in self.peers or name in near)
         for name in before - self.reachable:
-            since, at = self._returned.pop(name, (now, now))
-            self.unreachable_since[name] = since if now - at < RETURN_DOUBT_S else now
+            self.unreachable_since[name] = now
         for name in self.reachable - before:
-            since = self.unreachable_since.pop(name, now)
-            if name not in near:
-                self._returned[name] = (since, now)
+            self.unreachable_since.pop(name, None)
         return before ^ self.reachable
 
     def age_s(self, owner: PeerName, now: float) -> int:
         """Whole seconds since an owner was last in reach, rounded up: what is passed on from host to host must only
         grow older, or a few hosts that forget and remind each other would keep an owner alive for ever."""
-        since = self._out_of_reach_since(owner, now)
+        since = self.unreachable_since.get(owner)
         return 0 if since is None else max(0, int(now - since)) + 1
-
-    def _out_of_reach_since(self, owner: PeerName, now: float) -> float | None:
-        since, at = self._returned.get(owner, (None, now))
-        return since if now - at < RETURN_DOUBT_S and since is not None else self.unreachable_since.get(owner)
 
     def is_expired(self, owner: PeerName, now: float) -> bool:
         """Out of reach for so long that nobody should be told of it any more."""
-        since = self._out_of_reach_since(owner, now)
+        since = self.unreachable_since.get(owner)
         return since is not None and now - since >= self._limit_s(owner)
 
     def forget_expired(self, now: float) -> list[PeerName]:
@@ -247,7 +227,6 @@ class Replica:
         for owner in expired:
             self.store.forget(owner)
             del self.unreachable_since[owner]
-            self._returned.pop(owner, None)
             self.peers.pop(owner, None)
             self._claims.pop(owner, None)
         return expired

@@ -12,7 +12,6 @@ from gossip.peers import GONE, LINKS_TABLE, LIVE, PEER_TABLE, PeerRecord, encode
 from gossip.replica import (
     JUMP_WINDOW_S,
     JUMPS_MAX,
-    RETURN_DOUBT_S,
     LaterEpoch,
     MalformedPage,
     News,
@@ -235,47 +234,6 @@ def test_a_newer_version_is_a_sign_of_life() -> None:
     assert replica.age_s(name(2), 600.0) == 21
     take(replica, page(2, version=2), age_s=400, now=600.0)
     assert replica.age_s(name(2), 600.0) == 21
-
-
-def back_for_a_moment(life: int | None, in_reach_s: float) -> Replica:
-    """Host 3, known through host 2, was out of reach from 20 to 100, then in reach for so long. With a sign of life
-    that is so old, or without one."""
-    replica = make()
-    for each in (peer_page(2), links_page(2, 3), peer_page(3)):
-        take(replica, each)
-    replica.update_reach([name(2)], 10.0)
-    replica.update_reach([], 20.0)
-    replica.update_reach([name(2)], 100.0)
-    if life is not None:
-        take(replica, page(3, version=9), age_s=life, now=100.1)
-    take(replica, links_page(2, version=2))
-    replica.update_reach([name(2)], 100.0 + in_reach_s)
-    assert replica.reachable == {name(2)}
-    return replica
-
-
-@pytest.mark.parametrize(
-    ("life", "in_reach_s", "since"),
-    [(None, 0.2, 20.0), (None, RETURN_DOUBT_S, 102.0), (0, 0.2, 100.2), (30, 0.2, 70.1), (90, 0.2, 20.0)],
-)
-def test_a_claim_that_is_withdrawn_at_once_makes_nobody_younger(
-    life: int | None, in_reach_s: float, since: float
-) -> None:
-    """A neighbour comes back and, until it has said otherwise, still claims a host that has died meanwhile."""
-    replica = back_for_a_moment(life, in_reach_s)
-    assert replica.unreachable_since[name(3)] == pytest.approx(since)
-
-
-def test_whoever_has_just_come_back_is_passed_on_as_old_as_it_was() -> None:
-    """Until it has been in reach for a while: a host that was cut off tells others of the dead in that very moment."""
-    replica = make()
-    for each in (peer_page(2), links_page(2, 3), peer_page(3)):
-        take(replica, each)
-    replica.update_reach([], 0.0)
-    replica.update_reach([name(2)], 500.0)
-    assert replica.age_s(name(3), 500.5) == 501
-    assert replica.age_s(name(2), 500.5) == 0, "a neighbour has proved that it lives"
-    assert replica.age_s(name(3), 500.0 + RETURN_DOUBT_S) == 0
 
 
 # Our own pages
