@@ -15,21 +15,6 @@ from gossip.names import PeerName, name_of_key
 
 SIGNATURE_BYTES = 64
 PUBLIC_KEY_BYTES = 32
-_SIGN_BIT = 0x80
-_LOW_ORDER_Y = frozenset(
-    bytes.fromhex(y)
-    for y in (
-        "0000000000000000000000000000000000000000000000000000000000000000",
-        "0100000000000000000000000000000000000000000000000000000000000000",
-        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
-        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
-        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
-        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
-        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
-    )
-)
-"""The points of order 1, 2, 4 and 8 and the other spellings of them, without the sign bit: public keys under which
-anybody can sign (RFC 8032, section 8.9, leaves it to us to refuse them)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +39,7 @@ class Identity:
 
 
 def signature_is_valid(public_key: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether the owner of `public_key` signed `message`. Any malformed key or signature is simply not valid, nor is
-    one under a key that has no owner."""
-    if len(public_key) == PUBLIC_KEY_BYTES and public_key[:-1] + bytes([public_key[-1] & ~_SIGN_BIT]) in _LOW_ORDER_Y:
-        return False
+    """Whether the owner of `public_key` signed `message`. Any malformed key or signature is simply not valid."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):

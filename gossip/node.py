@@ -61,8 +61,6 @@ from gossip.wire import (
 LINKS_HARD_MAX = 512
 """Beyond this many links at once a newcomer is sent away; pruning keeps the usual number near log2 of the mesh."""
 LATE_S = 0.5
-UNSETTLED_SHARE = 0.2
-"""Of the time between two heartbeats, until the mesh's state is in for the first time."""
 RESYNC_DOUBLINGS_MAX = 3
 """Stores that will not agree are compared every 40 s in the end."""
 
@@ -540,9 +538,7 @@ class Node:
     def _ping(self, link: LinkState, now: float) -> list[Outcome]:
         link.sequence += 1
         link.ping_sent = now
-        # A heartbeat also tells whether the first exchange has brought everything: somebody is waiting to hear it.
-        interval_s = self.config.heartbeat_interval_s * (1.0 if self.settled else UNSETTLED_SHARE)
-        link.next_ping = now + interval_s * (0.9 + 0.2 * self._rng.random())
+        link.next_ping = now + self.config.heartbeat_interval_s * (0.9 + 0.2 * self._rng.random())
         return [Send(link.id, encode(Ping(link.sequence, self.replica.store.root_digest())))]
 
     def _prune(self, now: float) -> list[Outcome]:
