@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Final, Literal
 
 from gossip.names import PeerName
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
+
+VXLAN: Final = "vxlan"
+SLEEVE: Final = "sleeve"
+NOWHERE: Final = "nowhere"
+Via = Literal["vxlan", "sleeve", "nowhere"]
+"""Behind which port of the bridge something is: the VXLAN device, the sleeve's TAP, or none (its frames are dropped)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,13 @@ OURS = {*PACKAGES, "tests", "labs"}
 
 MAY_IMPORT = {
     "gossip": {"gossip"},
-    "dataplane": {"dataplane", "gossip.names"},
+    "dataplane": {"dataplane", "gossip.names", "gossip.errors", "gossip.noise"},
     "mesh": {"mesh", "dataplane", "gossip"},
     "bench": {"bench", "mesh", "dataplane", "gossip"},
 }
 ORDER_REASON = {
     "gossip": "gossip knows nothing of frames or of the product, so that it can be read, tested and published alone",
-    "dataplane": "dataplane shares one word with gossip, the peer's name; anything more couples the planes",
+    "dataplane": "dataplane shares the peer's name and one Noise with gossip; anything more couples the planes",
     "mesh": "mesh is the product and stands above both planes; tests, labs and benches are not part of it",
     "bench": "benches measure the product; tests and labs may use them, not the other way round",
 }
@@ -38,6 +38,8 @@ SHELLS = {
     "gossip.transport": "sockets and the one clock of the control plane",
     "dataplane.engine": "the thread on which everything that touches the kernel happens",
     "dataplane.linux": "the kernel drivers",
+    "dataplane.sleeve.worker": "the worker's loop: the clock, the TAP and the sockets",
+    "dataplane.sleeve.__main__": "the worker as a process",
     "mesh.api": "serves the unix socket",
     "mesh.attach": "resolves targets, waits for the kernel's report",
     "mesh.cli": "the command: arguments, terminal, exit status",
@@ -263,7 +265,7 @@ def test_the_command_loads_nothing_heavy(arguments: list[str]) -> None:
 PLANTED = {
     "gossip.node": ("import mesh.cli", "gossip knows nothing of frames"),
     "gossip.link": ("from dataplane import desired", "gossip knows nothing of frames"),
-    "dataplane.reconcile": ("from gossip import wire", "shares one word with gossip"),
+    "dataplane.reconcile": ("from gossip import wire", "shares the peer's name"),
     "dataplane.memory": ("from gossip.names import PeerName\nimport time", "imports time: a pure module"),
     "mesh.endpoints": ("import bench.harness", "not part of it"),
     "mesh.forwarding": ("from tests.soak import main", "not part of it"),
@@ -279,8 +281,8 @@ PLANTED = {
     "mesh.daemon": ("import pyroute2", "alone talks to the kernel"),
     "mesh.attach": ("import socket\nx = socket.AF_PACKET", "alone talks to the kernel"),
     "dataplane.engine": ("import scapy.all", "a tool of tests"),
-    "dataplane.linux.netlink": ("from gossip.secret import psk", "shares one word with gossip"),
-    "dataplane.linux": ("from ..engine import Engine\nfrom mesh import lab", "shares one word with gossip"),
+    "dataplane.linux.netlink": ("from gossip.secret import psk", "shares the peer's name"),
+    "dataplane.linux": ("from ..engine import Engine\nfrom mesh import lab", "shares the peer's name"),
 }
 
 

@@ -1,0 +1,1 @@
+"""The sleeve worker as a process: `python -m dataplane.sleeve SOCKET`."""
