@@ -20,12 +20,13 @@ VXLAN: Final = "vxlan"
 SLEEVE: Final = "sleeve"
 NOWHERE: Final = "nowhere"
 Via = Literal["vxlan", "sleeve", "nowhere"]
-"""Behind which port of the bridge something is: the VXLAN device, the sleeve's TAP, or none (its frames are dropped)."""
+"""Behind which port of the bridge something is: the VXLAN device, the sleeve's TAP, or none: its frames are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One overlay network on this host: a bridge and, where frames may leave in clear, its VXLAN device."""
+    """One overlay network on this host: a bridge, the sleeve's TAP and, where frames may leave in clear, its VXLAN
+    device."""
 
     bridge: str
     """Name of the bridge: `weft` for the default network."""
@@ -36,6 +37,8 @@ class Segment:
     vni: int
     vxlan_port: int | None
     """UDP port of the VXLAN device; None where no plain VXLAN device may exist (a secret is set, or --no-vxlan)."""
+    tap: bool = True
+    """Whether there is a TAP for the sleeve. Without one nothing can be via the sleeve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,12 @@ class RemotePeer:
 
     name: PeerName
     bridge_mac: bytes
-    destination: Address
-    """Underlay address its VXLAN device is reached at. An IPv6 one is left out with a warning: that needs the second
-    VXLAN device, which nothing makes yet."""
+    destination: Address | None
+    """Underlay address its VXLAN device is reached at, where that is known. An IPv6 one is left out with a warning:
+    that needs the second VXLAN device, which nothing makes yet."""
+    via: Via = VXLAN
+    """Broadcasts go by VXLAN to the peers that are via VXLAN and to no others. A destination is worth saying of a peer
+    via the sleeve too: it stays entered, so that probes can be sent there by VXLAN and moving it is one change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,8 @@ class RemoteEndpoint:
     mac: bytes
     addresses: tuple[Address, ...]
     destination: Address | None
-    """Underlay address of its host; None where no path leads there: ARP is still answered, frames are dropped."""
+    """As that of its host. None and via VXLAN is nowhere: ARP is still answered, frames are dropped."""
+    via: Via = VXLAN
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from dataplane.objects import (
     VXLAN_FDB,
     Bridge,
     Key,
+    Tap,
     Value,
     Veth,
     Vxlan,
@@ -61,7 +62,7 @@ def describe(key: Key, value: Value | None) -> str:
     if key.kind == UP:
         return key.device
     what = _thing(key, value)
-    if what in ("bridge", "VXLAN device", "container interface", "device"):
+    if what in ("bridge", "VXLAN device", "TAP", "container interface", "device"):
         return f"{what} {key.device}"
     if key.kind in (PORT, GUARD, GUEST):
         return f"{what} of {key.device}"
@@ -120,6 +121,8 @@ def _thing(key: Key, value: Value | None) -> str:
             return "bridge"
         if isinstance(value, Vxlan):
             return "VXLAN device"
+        if isinstance(value, Tap):
+            return "TAP"
         return "container interface" if isinstance(value, Veth) else "device"
     return {
         PORT: "bridge port flags",

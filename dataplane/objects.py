@@ -6,7 +6,9 @@ how a message to the kernel looks (linux), or why a peer is reached the way it i
 
 The one idea: an object is what can be made or removed by one operation. A container's interface is therefore several
 objects (the pair, its bridge port flags, its being up, the inner end, each address), and a remote endpoint is four or
-so: where VXLAN sends its MAC, which bridge port its MAC is behind, and who answers for each of its addresses.
+so: where VXLAN sends its MAC, which bridge port its MAC is behind (the VXLAN device or the sleeve's TAP), and who
+answers for each of its addresses. Where VXLAN would send a MAC is kept while the MAC is behind the TAP: so a move
+between the two paths, either way, is one replacement.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from dataplane.desired import Address, Desired, Interface, Port, RemoteEndpoint, Segment
+from dataplane.desired import SLEEVE, VXLAN, Address, Desired, Interface, Port, RemoteEndpoint, RemotePeer, Segment
 
 # Kinds. Plain strings: there are tens of thousands of keys, and an enum's hash is a Python call.
 LINK: Final = "link"
@@ -37,6 +39,12 @@ FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT})
 
 IPV6_MTU_MIN: Final = 1280
 """RFC 8200, section 5. The kernel takes IPv6 away from a device with less."""
+TAP_QUEUE_PACKETS: Final = 1000
+"""Frames (up to 64 KiB each) that wait in the TAP for the worker, which does the queueing that matters itself."""
+TAP_GSO_MAX_BYTES: Final = 65_400
+"""Longer frames are cut to the MTU by the kernel, at ten times the cost, so no length that TCP makes may be above it:
+65,301 with Linux's own limit of 64 KiB and the room it leaves for headers. A frame of this length, its virtio header,
+and a record's own header and tag fit one UDP datagram over IPv4 (65,507 bytes)."""
 ZERO_MAC: Final = bytes(6)
 NOWHERE: Final = bytes(4)
 """VXLAN destination of an endpoint no path leads to: the kernel drops what is sent to 0.0.0.0."""
@@ -68,6 +76,16 @@ class Vxlan(NamedTuple):
     vni: int
     port: int
     mtu: int
+    oddity: str = ""
+
+
+class Tap(NamedTuple):
+    """LINK of the sleeve's TAP. It outlives the process that has it open; without one it has no carrier, and what is
+    sent there is dropped. `oddity` names an option that ours never has and that cannot be tolerated."""
+
+    mtu: int
+    queue_packets: int = TAP_QUEUE_PACKETS
+    gso_max_bytes: int = TAP_GSO_MAX_BYTES
     oddity: str = ""
 
 
@@ -136,6 +154,7 @@ class Odd(NamedTuple):
 Value = (
     Bridge
     | Vxlan
+    | Tap
     | Veth
     | OtherLink
     | PortFlags
@@ -197,6 +216,10 @@ def vxlan6_name(bridge: str) -> str:
     return f"{bridge}-vx6"
 
 
+def tap_name(bridge: str) -> str:
+    return f"{bridge}-tap"
+
+
 def address_item(interface: Interface) -> bytes:
     """Item of a GUEST_ADDRESS: the packed address and one byte of prefix length."""
     return interface.ip.packed + bytes((interface.network.prefixlen,))
@@ -241,15 +264,16 @@ class Expander:
                 entry = (endpoint, _endpoint_rows(segment, endpoint))
             rows[id(endpoint)] = entry
             objects.update(entry[1])
-            if not entry[1]:
+            if not entry[1] and not _is_usable(segment, endpoint.mac):
                 unusable.append(endpoint.mac)
         self._rows, self._segment = rows, segment
         for peer in reversed(desired.peers):
-            destination = peer.destination.packed
             if not _is_usable(segment, peer.bridge_mac):
                 unusable.append(peer.bridge_mac)
-            elif segment.vxlan_port is not None and len(destination) == 4:
-                objects.update(_path_rows(segment, peer.bridge_mac, destination))
+                continue
+            objects.update(_path_rows(segment, peer.bridge_mac, peer))
+            destination = _vxlan_destination(segment, peer)
+            if destination != NOWHERE and peer.via == VXLAN and segment.vxlan_port is not None:
                 objects[Key(FLOOD, vxlan_name(segment.bridge), destination)] = True
         objects.update(_segment_rows(segment))
         port_of: dict[Key, str] = {}
@@ -282,10 +306,21 @@ def _segment_rows(segment: Segment) -> dict[Key, Value]:
     if segment.vxlan_port is not None:
         name = vxlan_name(bridge)
         rows[Key(LINK, name)] = Vxlan(vni=segment.vni, port=segment.vxlan_port, mtu=segment.mtu)
-        rows[Key(PORT, name)] = PortFlags(bridge, neigh_suppress=True, isolated=True, locked=False)
-        rows[Key(GUARD, name)] = Guard(GUARD_RULES)
-        rows[Key(UP, name)] = True
+        rows.update(_overlay_port_rows(bridge, name))
+    if segment.tap:
+        name = tap_name(bridge)
+        rows[Key(LINK, name)] = Tap(mtu=segment.mtu)
+        rows.update(_overlay_port_rows(bridge, name))
     return rows
+
+
+def _overlay_port_rows(bridge: str, name: str) -> dict[Key, Value]:
+    """What every port that leads to other hosts has: it answers ARP and ND at home and gives nothing to its like."""
+    return {
+        Key(PORT, name): PortFlags(bridge, neigh_suppress=True, isolated=True, locked=False),
+        Key(GUARD, name): Guard(GUARD_RULES),
+        Key(UP, name): True,
+    }
 
 
 def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
@@ -313,20 +348,34 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
 def _endpoint_rows(segment: Segment, endpoint: RemoteEndpoint) -> dict[Key, Value]:
     if not _is_usable(segment, endpoint.mac):
         return {}
-    rows: dict[Key, Value] = {}
-    if segment.vxlan_port is not None:
-        destination = NOWHERE if endpoint.destination is None else endpoint.destination.packed
-        # An IPv6 destination belongs on the second VXLAN device; until there is one, its frames are dropped here.
-        rows.update(_path_rows(segment, endpoint.mac, destination if len(destination) == 4 else NOWHERE))
+    rows = _path_rows(segment, endpoint.mac, endpoint)
     for address in endpoint.addresses:
         if _is_carried(segment, address):
             rows[Key(NEIGHBOUR, segment.bridge, address.packed)] = endpoint.mac
     return rows
 
 
-def _path_rows(segment: Segment, mac: bytes, destination: bytes) -> dict[Key, Value]:
-    name = vxlan_name(segment.bridge)
-    return {Key(VXLAN_FDB, name, mac): destination, Key(BRIDGE_FDB, segment.bridge, mac): name}
+def _path_rows(segment: Segment, mac: bytes, remote: RemotePeer | RemoteEndpoint) -> dict[Key, Value]:
+    """Behind which bridge port a MAC is, and where VXLAN sends it if it is asked to."""
+    rows: dict[Key, Value] = {}
+    destination = _vxlan_destination(segment, remote)
+    is_in_sleeve = remote.via == SLEEVE and segment.tap
+    if segment.vxlan_port is not None:
+        name = vxlan_name(segment.bridge)
+        if destination != NOWHERE or not is_in_sleeve:
+            rows[Key(VXLAN_FDB, name, mac)] = destination
+        rows[Key(BRIDGE_FDB, segment.bridge, mac)] = name
+    if is_in_sleeve:
+        rows[Key(BRIDGE_FDB, segment.bridge, mac)] = tap_name(segment.bridge)
+    return rows
+
+
+def _vxlan_destination(segment: Segment, remote: RemotePeer | RemoteEndpoint) -> bytes:
+    """Where VXLAN would send what is behind this. An IPv6 destination belongs on the second VXLAN device; until there
+    is one, it counts as none."""
+    leads = remote.via == VXLAN or (remote.via == SLEEVE and segment.tap)
+    destination = remote.destination if leads else None
+    return destination.packed if destination is not None and destination.version == 4 else NOWHERE
 
 
 def _is_carried(segment: Segment, address: Address | Interface) -> bool:
@@ -341,7 +390,13 @@ def _is_usable(segment: Segment, mac: bytes) -> bool:
 def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]:
     skipped = []
     mtu = desired.segment.mtu
-    over_ipv6 = sorted({str(peer.destination) for peer in desired.peers if peer.destination.version == 6})
+    over_ipv6 = sorted(
+        {
+            str(peer.destination)
+            for peer in desired.peers
+            if peer.destination is not None and peer.destination.version == 6 and peer.via == VXLAN
+        }
+    )
     if over_ipv6 and desired.segment.vxlan_port is not None:
         text = f"{_some(over_ipv6)} can only be reached over IPv6, and VXLAN over IPv6 is not carried yet"
         skipped.append(Skipped("ipv6-underlay", text, "advertise an IPv4 address there"))

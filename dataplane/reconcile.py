@@ -49,11 +49,13 @@ from dataplane.objects import (
     Odd,
     OtherLink,
     PortFlags,
+    Tap,
     Unavailable,
     Value,
     Veth,
     Vxlan,
     fits,
+    tap_name,
     vxlan6_name,
     vxlan_name,
 )
@@ -138,6 +140,7 @@ class Reconciler:
         self._actual: dict[Key, Value] = {}
         self._settled = False
         self._bridge = ""
+        self._vxlans: tuple[str, ...] = ()
         self._overlay: tuple[str, ...] = ()
         self._bridge_is_up: Needs = ()
         self._dirty: dict[Key, str] = {}
@@ -166,7 +169,8 @@ class Reconciler:
         old, new = self._wanted, expansion.objects
         self._wanted = new
         self._bridge = expansion.scope.bridge
-        self._overlay = (vxlan_name(self._bridge), vxlan6_name(self._bridge))
+        self._vxlans = (vxlan_name(self._bridge), vxlan6_name(self._bridge))
+        self._overlay = (*self._vxlans, tap_name(self._bridge))
         self._bridge_is_up = ((Key(UP, self._bridge), True),)
         for key, value in new.items():
             if old.get(key) != value:
@@ -444,7 +448,7 @@ class Reconciler:
                 points_here = self._actual.get(Key(BRIDGE_FDB, self._bridge, key.item)) == key.device
                 return ((Key(BRIDGE_FDB, self._bridge, key.item), False),) if points_here else ()
             return ()
-        if isinstance(value, Veth | Vxlan):
+        if isinstance(value, Veth | Vxlan | Tap):
             return ((Key(LINK, self._bridge), True), (key, False)) if operation.verb == ADD else ()
         if isinstance(value, PortFlags):
             return (Key(LINK, key.device), True), (Key(LINK, value.master), True)
@@ -456,7 +460,7 @@ class Reconciler:
             return ((Key(GUEST, key.device), True),)
         if key.kind == BRIDGE_FDB and isinstance(value, str):
             port = (Key(PORT, value), True)
-            return (port, (Key(VXLAN_FDB, value, key.item), True)) if value in self._overlay else (port,)
+            return (port, (Key(VXLAN_FDB, value, key.item), True)) if value in self._vxlans else (port,)
         return ()
 
 
@@ -464,6 +468,8 @@ def _must_be_remade(wanted: Value, found: Value) -> bool:
     """Whether the kernel cannot turn one into the other."""
     if isinstance(wanted, Vxlan) and isinstance(found, Vxlan):
         return (wanted.vni, wanted.port, wanted.oddity) != (found.vni, found.port, found.oddity)
+    if isinstance(wanted, Tap) and isinstance(found, Tap):
+        return wanted.oddity != found.oddity
     if isinstance(wanted, Veth) and isinstance(found, Veth):
         return wanted.namespace != found.namespace
     return isinstance(found, Odd) and found.sticks

@@ -14,7 +14,7 @@ from typing import Final
 
 from dataplane.desired import Port
 from dataplane.kernel import ADD, DELETE, KernelError, Operation
-from dataplane.linux import links
+from dataplane.linux import links, tap
 from dataplane.linux.guests import Changes, Guests
 from dataplane.linux.links import Link
 from dataplane.linux.netlink import CREATE, EXCLUSIVE, NetlinkError, NetlinkSocket
@@ -28,9 +28,11 @@ from dataplane.objects import (
     OtherLink,
     PortFlags,
     Scope,
+    Tap,
     Value,
     Veth,
     Vxlan,
+    tap_name,
     vxlan6_name,
     vxlan_name,
 )
@@ -47,7 +49,10 @@ class Devices:
         self._commands = commands
         self._guests = guests
         self.bridge = ""
+        self.vxlans: tuple[str, ...] = ()
         self.overlay: tuple[str, ...] = ()
+        """All ports that lead to other hosts: the VXLAN devices and the sleeve's TAP."""
+        self._tap = ""
         self.ports: dict[str, Port] = {}
         self.names: dict[int, str] = {}
         """By ifindex."""
@@ -55,7 +60,9 @@ class Devices:
 
     def watch(self, scope: Scope) -> None:
         self.bridge = scope.bridge
-        self.overlay = (vxlan_name(scope.bridge), vxlan6_name(scope.bridge))
+        self.vxlans = (vxlan_name(scope.bridge), vxlan6_name(scope.bridge))
+        self._tap = tap_name(scope.bridge)
+        self.overlay = (*self.vxlans, self._tap)
         self.ports = {port.ifname: port for port in scope.ports}
 
     def find(self, name: str) -> Link | None:
@@ -133,7 +140,7 @@ class Devices:
         """By name, or by what we wrote on it, whatever it is called now: a renamed VXLAN device holds its port."""
         if link.name == self.bridge or link.name in self.overlay or link.name in self.ports:
             return True
-        if link.type == "vxlan":
+        if link.type in ("vxlan", "tun"):
             return link.alias == links.ALIAS
         # A pair of ours that was born and not yet marked when its daemon died: named like ours, in our bridge, down.
         unmarked = link.name.startswith(PORT_PREFIX) and self.is_bridge(link.master) and not link.up
@@ -142,8 +149,10 @@ class Devices:
     def _link_value(self, link: Link) -> Value:
         if link.name == self.bridge:
             return links.bridge_of(link) if link.type == "bridge" else OtherLink(link.type or "physical")
-        if link.type == "vxlan" and link.name not in self.ports:
+        if link.type == "vxlan" and link.name not in self.ports and link.name != self._tap:
             return links.vxlan_of(link)
+        if link.type == "tun" and link.name not in self.ports and link.name not in self.vxlans:
+            return links.tap_of(link)
         if link.type == "veth" and link.name not in self.overlay:
             return self._guests.host_end(link, self.ports.get(link.name))
         return OtherLink(link.type or "physical")
@@ -177,6 +186,8 @@ class Devices:
             self._set_bridge_ipv6(name, value, None)
         elif isinstance(value, Vxlan):
             self._commands.change(links.RTM_NEWLINK, CREATE | EXCLUSIVE, links.new_vxlan(name, value))
+        elif isinstance(value, Tap):
+            self._create_tap(operation, value)
         else:
             port = self.ports.get(name)
             if port is None:
@@ -185,6 +196,16 @@ class Devices:
         self._learn(name)
         if not isinstance(value, Bridge):
             self._commands.change(links.RTM_NEWLINK, 0, links.mark(self.ifindex(name)))
+
+    def _create_tap(self, operation: Operation, wanted: Tap) -> None:
+        """Netlink does not make these: the kernel wants a process to open them."""
+        name = operation.key.device
+        try:
+            tap.create(name)
+        except KernelError as error:
+            raise KernelError(error.errno, operation, error.text, error.code) from None
+        self._learn(name)
+        self._commands.change(links.RTM_NEWLINK, 0, links.set_tap(self.ifindex(name), wanted))
 
     def _learn(self, name: str) -> None:
         """See a new device at once, without waiting for its event: the next operation needs its ifindex."""
@@ -199,8 +220,9 @@ class Devices:
             assert isinstance(found, Bridge)
             self._commands.change(links.RTM_NEWLINK, 0, links.change_bridge(index, value, found))
         else:
-            assert isinstance(value, Vxlan | Veth) and isinstance(found, Vxlan | Veth)
-            self._commands.change(links.RTM_NEWLINK, 0, links.set_mtu(index, value.mtu))
+            assert isinstance(value, Vxlan | Tap | Veth) and isinstance(found, Vxlan | Tap | Veth)
+            change = links.set_tap(index, value) if isinstance(value, Tap) else links.set_mtu(index, value.mtu)
+            self._commands.change(links.RTM_NEWLINK, 0, change)
         is_reborn = found.mtu < IPV6_MTU_MIN <= value.mtu
         if is_reborn:
             self._quieten_reborn(name)

@@ -130,7 +130,7 @@ class Firewall:
         self._refused.pop(key, None)
         try:
             if key.kind == GUARD and operation.verb == DELETE:
-                self._run(_commands(remove_guard()))
+                self._remove_guard(key.device)
             elif key.kind == GUARD:
                 self._run(_commands(*guard(key.device, ifindex)))
             elif operation.verb == DELETE:
@@ -151,6 +151,13 @@ class Firewall:
         return [
             rule for chain in chains for rule in _items("rule", self._run(_commands({"list": {"chain": _name(chain)}})))
         ]
+
+    def _remove_guard(self, device: str) -> None:
+        """With the last guard the table goes too."""
+        chains = _items("chain", self._run(_commands({"list": {"chains": {}}})))
+        names = {str(chain["name"]) for chain in chains if _is_ours(chain)}
+        is_last = names <= {_guard_name(device)}
+        self._run(_commands(remove_table() if is_last else remove_guard(device)))
 
     def _remove_accept(self, key: Key) -> None:
         family, table, name = _CUSTOMARY[key.item]
@@ -213,8 +220,11 @@ def guard(device: str, ifindex: int) -> list[Json]:
     ]
 
 
-def remove_guard() -> Json:
-    """The whole table goes: its chains are guards, and there is one overlay device so far."""
+def remove_guard(device: str) -> Json:
+    return {"delete": {"chain": {"family": "netdev", "table": TABLE, "name": _guard_name(device)}}}
+
+
+def remove_table() -> Json:
     return {"delete": {"table": {"family": "netdev", "name": TABLE}}}
 
 

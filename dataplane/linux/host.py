@@ -177,7 +177,7 @@ class LinuxKernel:
         if bridge is not None and bridge.type == "bridge":
             questions.append(tables.ports_question(bridge.ifindex))
             questions += [tables.neighbours_question(bridge.ifindex, ipv6=ipv6) for ipv6 in (False, True)]
-        for name in devices.overlay:
+        for name in devices.vxlans:
             link = devices.find(name)
             if link is not None and link.type == "vxlan" and (bridge is None or link.master != bridge.ifindex):
                 questions.append(tables.device_question(link.ifindex))
@@ -185,7 +185,7 @@ class LinuxKernel:
         for question in questions:
             for data, kind, start, end in self._commands.dump(tables.RTM_GETNEIGH, question):
                 if kind == tables.RTM_NEWNEIGH:
-                    entry = tables.decode(data, start, end, names, devices.bridge, devices.overlay)
+                    entry = tables.decode(data, start, end, names, devices.bridge, devices.vxlans)
                     if entry is not None and entry[1] is not None:
                         objects[entry[0]] = entry[1]
         return objects
@@ -220,7 +220,7 @@ class LinuxKernel:
         devices = self._devices
         for kind, _, _, start, end in messages(data):
             if kind in (tables.RTM_NEWNEIGH, tables.RTM_DELNEIGH):
-                entry = tables.decode(data, start, end, devices.names, devices.bridge, devices.overlay)
+                entry = tables.decode(data, start, end, devices.names, devices.bridge, devices.vxlans)
                 if entry is not None:
                     self._changes.append((entry[0], entry[1] if kind == tables.RTM_NEWNEIGH else None))
             elif kind == links.RTM_NEWLINK:

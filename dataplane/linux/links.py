@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from dataplane.linux.netlink import attribute, attributes, nested, text, u8, u32
-from dataplane.objects import Bridge, Guest, PortFlags, Vxlan
+from dataplane.objects import TAP_GSO_MAX_BYTES, Bridge, Guest, PortFlags, Tap, Vxlan
 
 RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
@@ -37,12 +37,14 @@ _IFLA_MTU: Final = 4
 _IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
 _IFLA_PROTINFO: Final = 12
+_IFLA_TXQLEN: Final = 13
 _IFLA_LINKINFO: Final = 18
 _IFLA_IFALIAS: Final = 20
 _IFLA_AF_SPEC: Final = 26
 _IFLA_NET_NS_FD: Final = 28
 _IFLA_EXT_MASK: Final = 29
 _IFLA_LINK_NETNSID: Final = 37
+_IFLA_GSO_MAX_SIZE: Final = 41
 _IFLA_TARGET_NETNSID: Final = 46
 _RTEXT_FILTER_SKIP_STATS: Final = 1 << 3
 
@@ -85,6 +87,17 @@ _VXLAN_ODDITIES: Final[Mapping[int, tuple[str, bytes]]] = {
     29: ("df", bytes(1)),
 }
 
+_TUN_TYPE: Final = 3
+# Options of our TAP as the kernel reports them; one that is set otherwise makes it another device than ours.
+_TAP_PLAIN: Final[Mapping[int, tuple[str, int]]] = {
+    _TUN_TYPE: ("no Ethernet", 2),
+    4: ("packet information", 0),
+    5: ("no virtio header", 1),
+    6: ("not persistent", 1),
+    7: ("several queues", 0),
+}
+"""IFLA_TUN_TYPE (2: TAP), _PI, _VNET_HDR, _PERSIST and _MULTI_QUEUE of linux/if_link.h."""
+
 _VETH_PEER: Final = 1
 
 _AF_INET6: Final = 10
@@ -122,6 +135,8 @@ class Link(NamedTuple):
     accept_ra: int | None
     ipv6: bool | None
     generates_addresses: bool
+    queue_packets: int
+    gso_max_bytes: int
 
 
 def decode(data: bytes, start: int, end: int) -> Link:
@@ -150,6 +165,8 @@ def decode(data: bytes, start: int, end: int) -> Link:
         accept_ra=_conf(conf, _CONF_ACCEPT_RA),
         ipv6=None if (disabled := _conf(conf, _CONF_DISABLE_IPV6)) is None else not disabled,
         generates_addresses=_number(inet6.get(_INET6_ADDR_GEN_MODE), _ADDR_GEN_NONE) != _ADDR_GEN_NONE,
+        queue_packets=_number(found.get(_IFLA_TXQLEN)),
+        gso_max_bytes=_number(found.get(_IFLA_GSO_MAX_SIZE), TAP_GSO_MAX_BYTES),
     )
 
 
@@ -173,6 +190,13 @@ def vxlan_of(link: Link) -> Vxlan:
     ]
     port = int.from_bytes(data.get(_VXLAN_PORT, b""), "big")
     return Vxlan(vni=_number(data.get(_VXLAN_ID)), port=port, mtu=link.mtu, oddity=", ".join(oddities))
+
+
+def tap_of(link: Link) -> Tap:
+    oddities = [
+        name for kind, (name, plain) in _TAP_PLAIN.items() if kind in link.data and link.data[kind] != bytes((plain,))
+    ]
+    return Tap(link.mtu, link.queue_packets, link.gso_max_bytes, ", ".join(oddities))
 
 
 def port_flags_of(link: Link, master: str) -> PortFlags:
@@ -261,6 +285,13 @@ def _new(name: str, kind: str, data: list[tuple[str, Any]], *attrs: tuple[str, A
 
 def set_mtu(index: int, mtu: int) -> bytes:
     return _INFO.pack(AF_UNSPEC, 0, index, 0, 0) + u32(_IFLA_MTU, mtu)
+
+
+def set_tap(index: int, wanted: Tap) -> bytes:
+    """Its MTU and limits, and that it is ours. What kind of TAP it is, is settled when it is made."""
+    head = _INFO.pack(AF_UNSPEC, 0, index, 0, 0)
+    limits = u32(_IFLA_TXQLEN, wanted.queue_packets) + u32(_IFLA_GSO_MAX_SIZE, wanted.gso_max_bytes)
+    return head + u32(_IFLA_MTU, wanted.mtu) + limits + text(_IFLA_IFALIAS, ALIAS)
 
 
 def set_up(index: int, up: bool) -> bytes:

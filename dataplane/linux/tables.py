@@ -104,11 +104,12 @@ def neighbours_question(device: int, *, ipv6: bool) -> bytes:
 
 
 def decode(
-    data: bytes, start: int, end: int, names: Mapping[int, str], bridge: str, overlay: tuple[str, ...]
+    data: bytes, start: int, end: int, names: Mapping[int, str], bridge: str, vxlans: tuple[str, ...]
 ) -> tuple[Key, Value | None] | None:
     """The key and what a RTM_NEWNEIGH says is there; None if the message is about nothing of ours.
 
-    `names` are our devices by ifindex. A value of None: there is an entry, but none that counts as there.
+    `names` are our devices by ifindex, `vxlans` those with a table of destinations. A value of None: there is an entry,
+    but none that counts as there.
     """
     family, index, state, flags, _ = _ENTRY.unpack_from(data, start)
     name = names.get(index)
@@ -126,7 +127,7 @@ def decode(
         ours = name is not None and state & _NUD_NOARP and flags & (_NTF_STICKY | _NTF_EXT_LEARNED) == _NTF_STICKY
         value: Value = name if ours and name is not None else Odd(name or f"#{index}", bool(flags & _NTF_EXT_LEARNED))
         return Key(BRIDGE_FDB, bridge, mac), value
-    if name not in overlay:
+    if name not in vxlans:
         return None
     destination = found.get(_NDA_DST, bytes(4))
     plain = state & (_NUD_NOARP | _NUD_PERMANENT) and not any(kind in found for kind in _NDA_DETOURS)

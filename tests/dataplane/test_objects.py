@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
-from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment
+from dataplane.desired import NOWHERE as VIA_NOWHERE
+from dataplane.desired import SLEEVE, Desired, Port, RemoteEndpoint, RemotePeer, Segment
 from dataplane.objects import (
     ACCEPT,
     BRIDGE_FDB,
@@ -24,6 +25,7 @@ from dataplane.objects import (
     GuestAddress,
     Key,
     PortFlags,
+    Tap,
     Unavailable,
     Veth,
     Vxlan,
@@ -90,7 +92,7 @@ def test_without_a_vxlan_port_nothing_may_leave_in_clear() -> None:
     """No device, no path, no flood; neighbours are still answered for."""
     segment = replace(SEGMENT, vxlan_port=None)
     objects = expand(Desired(segment, (PORT_A,), (PEER,), (ENDPOINT,))).objects
-    assert not [key for key in objects if key.kind in (VXLAN_FDB, FLOOD, GUARD) or key.device == "weft-vx"]
+    assert not [key for key in objects if key.kind in (VXLAN_FDB, FLOOD) or key.device == "weft-vx"]
     assert not [key for key, value in objects.items() if value == "weft-vx" or isinstance(value, Vxlan)]
     assert objects[Key(NEIGHBOUR, "weft", ADDRESS_B)] == MAC_B
 
@@ -100,6 +102,62 @@ def test_an_endpoint_without_a_path_is_sent_nowhere_but_answered_for() -> None:
     objects = expand(Desired(SEGMENT, endpoints=(replace(ENDPOINT, destination=None),))).objects
     assert objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == NOWHERE
     assert objects[Key(BRIDGE_FDB, "weft", MAC_B)] == "weft-vx" and Key(NEIGHBOUR, "weft", ADDRESS_B) in objects
+
+
+def test_the_tap_is_a_port_like_the_vxlan_device() -> None:
+    """The same flags and the same guard, so that it does not matter behind which of the two a peer is."""
+    objects = expand(Desired(SEGMENT)).objects
+    assert objects[Key(LINK, "weft-tap")] == Tap(mtu=1450)
+    for kind in (PORT, GUARD, UP):
+        assert objects[Key(kind, "weft-tap")] == objects[Key(kind, "weft-vx")]
+    assert not [key for key in expand(Desired(replace(SEGMENT, tap=False))).objects if key.device == "weft-tap"]
+
+
+def test_what_is_via_the_sleeve_differs_in_its_port_and_in_who_floods() -> None:
+    """Its VXLAN destinations stay where they are known, for probes and for the way back."""
+    direct = expand(Desired(SEGMENT, (), (PEER,), (ENDPOINT,))).objects
+    sleeve = expand(Desired(SEGMENT, (), (replace(PEER, via=SLEEVE),), (replace(ENDPOINT, via=SLEEVE),))).objects
+    assert dict(direct.items() - sleeve.items()) == {
+        Key(BRIDGE_FDB, "weft", PEER_MAC): "weft-vx",
+        Key(BRIDGE_FDB, "weft", MAC_B): "weft-vx",
+        Key(FLOOD, "weft-vx", DESTINATION): True,
+    }
+    assert dict(sleeve.items() - direct.items()) == {
+        Key(BRIDGE_FDB, "weft", PEER_MAC): "weft-tap",
+        Key(BRIDGE_FDB, "weft", MAC_B): "weft-tap",
+    }
+
+
+def test_the_sleeve_needs_neither_a_vxlan_device_nor_a_destination() -> None:
+    """An IPv6 one is not worth a warning either: the sleeve takes it."""
+    peer, endpoint = replace(PEER, via=SLEEVE), replace(ENDPOINT, via=SLEEVE)
+    for vxlan_port in (None, 6784):
+        for destination in (None, ip_address("2001:db8::2")):
+            both = replace(peer, destination=destination), replace(endpoint, destination=destination)
+            expansion = expand(Desired(replace(SEGMENT, vxlan_port=vxlan_port), (), both[:1], both[1:]))
+            assert expansion.objects[Key(BRIDGE_FDB, "weft", PEER_MAC)] == "weft-tap"
+            assert expansion.objects[Key(BRIDGE_FDB, "weft", MAC_B)] == "weft-tap"
+            assert not [key for key in expansion.objects if key.kind in (VXLAN_FDB, FLOOD)]
+            assert expansion.skipped == ()
+
+
+def test_without_a_tap_what_is_via_the_sleeve_goes_nowhere() -> None:
+    """And not by VXLAN, where somebody decided that it must not go."""
+    both = replace(PEER, via=SLEEVE), replace(ENDPOINT, via=SLEEVE)
+    for desired in (
+        Desired(replace(SEGMENT, tap=False), (), both[:1], both[1:]),
+        Desired(SEGMENT, (), (replace(PEER, via=VIA_NOWHERE),), (replace(ENDPOINT, via=VIA_NOWHERE),)),
+    ):
+        objects = expand(desired).objects
+        assert objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == objects[Key(VXLAN_FDB, "weft-vx", PEER_MAC)] == NOWHERE
+        assert objects[Key(BRIDGE_FDB, "weft", MAC_B)] == "weft-vx"
+        assert not [key for key in objects if key.kind == FLOOD]
+
+
+def test_an_endpoint_that_leaves_no_trace_is_not_taken_for_an_unusable_one() -> None:
+    """Without a path and without an address there is nothing to enter, and nothing wrong with its MAC."""
+    bare = replace(ENDPOINT, addresses=(), destination=None)
+    assert expand(Desired(replace(SEGMENT, vxlan_port=None), endpoints=(bare,))).skipped == ()
 
 
 def test_ipv6_destinations_are_left_out_and_told() -> None:
