@@ -1,14 +1,21 @@
-"""The kernel drivers: the only code in Weft that talks to Linux."""
+"""The kernel drivers: the only code in Weft that talks to Linux.
+
+Importing the package loads nothing heavy: the sleeve worker opens its TAP by it and pays for no netlink library.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dataplane.faults import text_of
 from dataplane.kernel import PARTS, Kernel, KernelError
-from dataplane.linux.host import LinuxKernel
 from dataplane.linux.netns import Namespace, find_namespace
 from dataplane.linux.packet import open_probe_socket
 from dataplane.objects import Expansion, Scope
 from dataplane.reconcile import Reconciler
+
+if TYPE_CHECKING:
+    from dataplane.linux.host import LinuxKernel
 
 TEARDOWN_PASSES = 4
 """What one pass cannot remove because of what the next one does, and a device that needs a moment to go."""
@@ -16,6 +23,8 @@ TEARDOWN_PASSES = 4
 
 def open_kernel() -> LinuxKernel:
     """The kernel of this network namespace. Raises KernelError, with one line to show, without the rights."""
+    from dataplane.linux.host import LinuxKernel
+
     return LinuxKernel()
 
 
@@ -47,4 +56,4 @@ def teardown(kernel: Kernel, bridge: str = "weft") -> None:
         raise KernelError(errors[0].errno, None, text_of(errors[0]), errors[0].code)
 
 
-__all__ = ["LinuxKernel", "Namespace", "find_namespace", "open_kernel", "open_probe_socket", "teardown"]
+__all__ = ["Namespace", "find_namespace", "open_kernel", "open_probe_socket", "teardown"]

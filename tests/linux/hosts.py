@@ -18,7 +18,8 @@ from typing import TypeVar
 from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment
 from dataplane.engine import Engine, Report
 from dataplane.kernel import PARTS, Kernel
-from dataplane.linux import LinuxKernel, find_namespace, open_kernel, teardown
+from dataplane.linux import find_namespace, open_kernel, teardown
+from dataplane.linux.host import LinuxKernel
 from dataplane.linux.netns import open_namespace, run_inside
 from dataplane.objects import ACCEPT, GUEST_ADDRESS, PORT, UP, expand, fits
 from gossip.names import PeerName

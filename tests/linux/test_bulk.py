@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from dataplane.desired import Desired, RemoteEndpoint
-from dataplane.linux import LinuxKernel
+from dataplane.linux.host import LinuxKernel
 from tests.linux.hosts import Lab, peer, until
 
 pytestmark = pytest.mark.root

@@ -9,8 +9,8 @@ import pytest
 
 from dataplane.desired import Desired
 from dataplane.kernel import Kernel
-from dataplane.linux import LinuxKernel
 from dataplane.linux.firewall import Firewall, NftError, run_nft
+from dataplane.linux.host import LinuxKernel
 from tests.linux.hosts import Lab, Pair, port, until
 
 pytestmark = pytest.mark.root
