@@ -239,7 +239,7 @@ class EventSocket:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
             self._socket.bind((0, 0))
             if deaf_to is not None:
-                _attach_filter(self._socket, *deaf_to)
+                attach_filter(self._socket, _all_but(*deaf_to))
             if all_namespaces:
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
             for group in groups:
@@ -274,25 +274,30 @@ class EventSocket:
         return data, -1
 
 
-def _attach_filter(listener: socket.socket, kind: int, port: int) -> None:
-    """Classic BPF: drop messages of one type that the kernel ascribes to one port. Loads read big-endian."""
+Instruction = tuple[int, int, int, int]
+"""Of classic BPF, linux/filter.h: code, jump if true, jump if not, operand."""
+
+
+def attach_filter(filtered: socket.socket, program: Sequence[Instruction]) -> None:
+    """From now on the kernel asks the program about whatever would be queued. Loads read big-endian."""
+    code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*instruction) for instruction in program))
+    # struct sock_fprog of linux/filter.h
+    description = struct.pack("@HP", len(program), ctypes.addressof(code))
+    filtered.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
+
+
+def _all_but(kind: int, port: int) -> tuple[Instruction, ...]:
+    """Drop messages of one type that the kernel ascribes to one port."""
     swapped_kind = int.from_bytes(struct.pack("=H", kind), "big")
     swapped_port = int.from_bytes(struct.pack("=I", port), "big")
-    program = b"".join(
-        _INSTRUCTION.pack(*instruction)
-        for instruction in (
-            (0x28, 0, 0, 4),  # load the half word at 4: the message type
-            (0x15, 0, 3, swapped_kind),  # unlike: accept
-            (0x20, 0, 0, 12),  # load the word at 12: the port
-            (0x15, 0, 1, swapped_port),  # unlike: accept
-            (0x06, 0, 0, 0),  # drop
-            (0x06, 0, 0, 0xFFFFFFFF),  # accept
-        )
+    return (
+        (0x28, 0, 0, 4),  # load the half word at 4: the message type
+        (0x15, 0, 3, swapped_kind),  # unlike: accept
+        (0x20, 0, 0, 12),  # load the word at 12: the port
+        (0x15, 0, 1, swapped_port),  # unlike: accept
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # accept
     )
-    code = ctypes.create_string_buffer(program)
-    # struct sock_fprog of linux/filter.h
-    length = len(program) // _INSTRUCTION.size
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", length, ctypes.addressof(code)))
 
 
 def _error_of(data: bytes, flags: int, start: int, end: int) -> NetlinkError | None:

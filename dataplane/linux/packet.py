@@ -1,4 +1,4 @@
-"""Raw frames on the bridge: the socket of the data-path ping, and gratuitous announcements to our own containers.
+"""Raw frames on the bridge and its ports: probes of the data path, and gratuitous announcements to our containers.
 
 Knows AF_PACKET and how an announcement is laid out; knows nothing of when one is due. The one idea: a frame sent on
 the bridge device by a packet socket reaches the containers of this host like any other, while the overlay ports
@@ -15,6 +15,7 @@ import socket
 import struct
 from typing import Final
 
+from dataplane.linux.netlink import Instruction, attach_filter
 from dataplane.probe import ETHERTYPE
 
 _BROADCAST: Final = b"\xff" * 6
@@ -27,17 +28,37 @@ PROBE_BUFFER_BYTES: Final = 1 << 20
 """Receive buffer of the probe socket: probes of several hundred peers at full size may arrive together."""
 
 
-def open_probe_socket(bridge: str) -> socket.socket:
-    """A non-blocking socket that receives the probes addressed to this bridge and sends on it. Raises OSError.
+_ETH_ALL: Final = 0x0003
+_SOL_PACKET: Final = 263
+_PACKET_IGNORE_OUTGOING: Final = 23
+_PROBES_ONLY: Final[tuple[Instruction, ...]] = (
+    (0x28, 0, 0, 12),  # load the half word at 12: the ethertype
+    (0x15, 0, 1, ETHERTYPE),  # unlike: drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # accept
+    (0x06, 0, 0, 0),  # drop
+)
 
-    It belongs to the device: when the bridge is removed and made again, the socket reports ENETDOWN once and must be
-    opened anew.
+
+def open_probe_socket(device: str) -> socket.socket:
+    """A non-blocking socket that receives the probes which arrive at this device and sends on it. Raises OSError.
+
+    On the bridge that is every probe to this host, by whatever path, and what is sent follows the forwarding table. On
+    an overlay port it is what came by that path alone, and what is sent goes there past the forwarding table; a probe
+    that arrives there goes on to the bridge, so it is seen on both. On the VXLAN device only destinations that it has
+    an entry for may be sent to: others would go to every peer.
+
+    It belongs to the device: when that is removed and made again, the socket reports ENETDOWN once and must be opened
+    anew.
     """
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     try:
         opened.setblocking(False)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PROBE_BUFFER_BYTES)
-        opened.bind((bridge, ETHERTYPE))
+        # A bridge takes a port's frames before anybody sees them who asks for one ethertype, not before those who ask
+        # for all. What this device sends is not copied to us, and what is no probe is turned away by its ethertype.
+        attach_filter(opened, _PROBES_ONLY)
+        opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+        opened.bind((device, _ETH_ALL))
     except OSError:
         opened.close()
         raise

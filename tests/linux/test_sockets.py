@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from dataplane import probe
+from dataplane.desired import SLEEVE
 from dataplane.linux import find_namespace, open_probe_socket, underlay
 from dataplane.linux.netns import open_namespace, run_inside
 from tests.linux.hosts import Lab, Pair, bridge_mac, until
@@ -34,7 +36,27 @@ def test_a_probe_travels_the_real_path_and_comes_back_at_full_size(pair: Pair, p
         assert (answer.kind, answer.nonce, answer.size) == (probe.REPLY, b"12345678", packet + 14)
 
 
-def test_a_probe_socket_needs_a_bridge(lab: Lab) -> None:
+def test_a_probe_socket_on_an_overlay_port_hears_that_path_alone_and_sends_past_the_bridge(pair: Pair) -> None:
+    """Though the forwarding table points elsewhere; a ping of containers, and what the device sends, is not heard."""
+    mine, theirs = (host.inside(lambda: open_probe_socket("weft-vx")) for host in (pair.a, pair.b))
+    beside = pair.a.inside(lambda: open_probe_socket("weft"))
+    asked = probe.request(bridge_mac(1), bridge_mac(2), b"12345678", 1450)
+    with mine, theirs, beside:
+        via = replace(pair.desired_a, peers=(replace(pair.desired_a.peers[0], via=SLEEVE),))
+        assert pair.a.publish(via).faults == ()
+        beside.send(probe.encode(asked))
+        assert pair.ca.ping("10.32.2.1")
+        mine.send(probe.encode(replace(asked, nonce=b"87654321")))
+        assert select.select([theirs], [], [], 2.0)[0]
+        heard = probe.decode_untrusted(theirs.recv(65535))
+        assert isinstance(heard, probe.Probe) and heard.nonce == b"87654321"
+        theirs.send(probe.encode(probe.reply(heard, bridge_mac(2))))
+        assert select.select([mine], [], [], 2.0)[0] and select.select([beside], [], [], 2.0)[0]
+        assert mine.recv(65535) == beside.recv(65535)
+        assert select.select([mine, theirs, beside], [], [], 0.2)[0] == []
+
+
+def test_a_probe_socket_needs_a_device(lab: Lab) -> None:
     """And says so as the kernel does."""
     with pytest.raises(OSError, match="No such device"):
         lab.host(1).inside(lambda: open_probe_socket("weft"))
