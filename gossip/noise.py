@@ -210,12 +210,16 @@ class SymmetricState:
         self.mix_hash(ciphertext)
         return plaintext
 
-    def split(self) -> tuple[CipherState, CipherState]:
-        """Fresh ciphers: the first seals what the initiator sends, the second what the responder sends."""
-        first, second = CipherState(self._protocol.cipher), CipherState(self._protocol.cipher)
+    def split_keys(self) -> tuple[bytes, bytes]:
+        """Two fresh raw keys: the first seals what the initiator sends, the second what the responder sends."""
         key_1, key_2 = self._hkdf(b"", 2)
-        first.initialize_key(key_1)
-        second.initialize_key(key_2)
+        return key_1, key_2
+
+    def split(self) -> tuple[CipherState, CipherState]:
+        """The same keys in ciphers."""
+        first, second = CipherState(self._protocol.cipher), CipherState(self._protocol.cipher)
+        for state, key in zip((first, second), self.split_keys(), strict=True):
+            state.initialize_key(key)
         return first, second
 
     def copy(self) -> SymmetricState:
@@ -295,6 +299,13 @@ class HandshakeState:
         """The ciphers for (what we send, what we receive)."""
         assert self._transport is not None, "the handshake is not complete"
         first, second = self._transport
+        return (first, second) if self._initiator else (second, first)
+
+    def transport_keys(self) -> tuple[bytes, bytes]:
+        """The raw keys of the same two directions, for a transport whose counters are its own (datagrams that may be
+        lost) or whose cipher is. Never use them beside `transport`: two counters under one key repeat nonces."""
+        assert self._symmetric is not None and self.complete, "the handshake is not complete"
+        first, second = self._symmetric.split_keys()
         return (first, second) if self._initiator else (second, first)
 
     def get_handshake_hash(self) -> bytes:

@@ -1,0 +1,568 @@
+"""The keyring: which session to send to each peer under, and the handshakes that make one before it is needed.
+
+Knows neither sockets nor frames nor clocks; the worker gives it the handshake datagrams that arrive and asks it what to
+send. The one idea: any number of sessions of a pair may be received under, and one is sent under, the highest by `rank`
+of those that the other side is known to have. The rank is the same on both sides, so handshakes that cross, repeat or
+come late settle by themselves, and nothing is lost on the way: a session is forgotten only when the other side has
+shown that it holds a better one, and nothing came under the old one for a while.
+
+    want -> due: hello ---------------------------> hello_untrusted: session made, received under
+            welcome_untrusted: sent under <-------- welcome
+            confirmations: a record --------------> authenticated: sent under
+            authenticated: old ones may go <------- confirmations: a record
+
+Work for others is bounded before any Diffie-Hellman by a share of each peer (`handshake` says why nobody else can use
+it up) and a limit for all. Nothing is sent where nothing is wanted: a pair without traffic has no keys after a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Final
+
+from dataplane.sleeve import handshake
+from dataplane.sleeve.bucket import Bucket
+from dataplane.sleeve.control import CONNECTING, IDLE, SILENT, UP, WRONG_SECRET
+from dataplane.sleeve.handshake import Opening, Pair, Result
+from dataplane.sleeve.session import Session, make_session
+from gossip.errors import ProtocolError
+from gossip.names import PeerName
+
+ROLL_AFTER_S: Final = 120.0
+ROLL_SPREAD_S: Final = 12.0
+"""Sessions that were made together do not roll together."""
+ROLL_AFTER_BYTES: Final = 2**36
+ROLL_PATIENCE_S: Final = 30.0
+"""The initiator of a session rolls it; only when it has not for so long does the responder."""
+SEND_MAX_S: Final = 540.0
+SEND_MAX_BYTES: Final = 2**38
+RECEIVE_MAX_S: Final = SEND_MAX_S + 30.0
+"""A session ends; what the peer sent at the last moment may still come."""
+SUPERSEDED_KEPT_S: Final = 30.0
+"""An older session goes when it was silent for so long, counted from the first record under a better one."""
+SESSIONS_PER_PEER_MAX: Final = 4
+
+RETRY_FIRST_S: Final = 0.25
+RETRY_MAX_S: Final = 5.0
+RETRY_JITTER: Final = 0.2
+INTEREST_S: Final = 10.0
+"""Hellos are repeated while traffic wanted the peer so lately."""
+CROSSING_WAIT_S: Final = 0.5
+"""A peer that has just been answered is about to confirm; only then is a hello of our own worth sending."""
+RENEW_INTERVAL_S: Final = 5.0
+"""Doubts about a session that works (`want` with `renew`) cost at most one handshake in this time."""
+SILENT_AFTER_S: Final = 3.0
+REFUSED_KEPT_S: Final = 15.0
+FAULT_KEPT_S: Final = 60.0
+"""What was found wrong with a peer is still said so long after the last attempt."""
+CONFIRM_TRIES_MAX: Final = 8
+LOOK_INTERVAL_S: Final = 5.0
+"""How often a session is looked at for its age, its bytes and whether it is in use."""
+
+HELLOS_PER_PEER_PER_S: Final = 1.0
+HELLOS_PER_PEER_BURST: Final = 8
+HELLOS_PER_S: Final = 200.0
+HELLOS_BURST: Final = 100
+"""Of all peers together: 200 answers are about a tenth of a core's second."""
+REFUSALS_PER_PEER_PER_S: Final = 0.5
+REFUSALS_PER_PEER_BURST: Final = 4
+OPENINGS_PER_S: Final = 200.0
+OPENINGS_BURST: Final = 50
+OPENINGS_PER_CALL_MAX: Final = 8
+"""`due` stands between frames: it makes at most so many hellos at once (some milliseconds), the rest at once after."""
+OPENING_DELAY_S: Final = 0.05
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """Our side of getting a new session: hellos, one after the other; only the last one may be answered."""
+
+    next_at_s: float
+    tries: int = 0
+    turn: int = 0
+    """Which secret the next hello is under."""
+    first_s: float = 0.0
+    opening: Opening | None = None
+    opening_turn: int = 0
+    refused: set[int] = field(default_factory=set)
+    """The secrets that the peer says it does not have."""
+    refused_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    name: PeerName
+    key: bytes
+    pair: Pair | None
+    """None: the key it published is none."""
+    current: Session | None = None
+    sessions: list[Session] = field(default_factory=list)
+    attempt: _Attempt | None = None
+    stamp: tuple[int, int] = (0, 0)
+    """Of the newest hello answered."""
+    hellos: Bucket | None = None
+    refusals: Bucket | None = None
+    wanted_s: float = float("-inf")
+    used_s: float = float("-inf")
+    heard_s: float = float("-inf")
+    renewed_s: float = float("-inf")
+    asked_s: float = float("-inf")
+    """When the last hello went."""
+    look_at_s: float | None = None
+    state: str = IDLE
+    since_s: float = 0.0
+
+
+class Keyring:
+    """All pairs of this host. `counters` are totals: what was done, and what was dropped by reason."""
+
+    def __init__(
+        self,
+        name: PeerName,
+        private_key: bytes,
+        psks: tuple[bytes, ...],
+        epoch: int,
+        has_aes: bool,
+        rng: Callable[[int], bytes],
+    ) -> None:
+        """`psks` empty: records travel in clear. `epoch` must be higher than in any earlier life. `rng` is the
+        system's: keys are made of it."""
+        self._us = handshake.make_self(name, private_key, psks, has_aes)
+        self._epoch = epoch
+        self._rng = rng
+        self._count = 0
+        self._peers: dict[PeerName, _Peer] = {}
+        self._hints: dict[bytes, _Peer] = {}
+        self._openings: dict[int, _Peer] = {}
+        """By the index of the hello that may be answered."""
+        self._current: dict[PeerName, Session] = {}
+        self._confirming: dict[int, Session] = {}
+        self._confirm_at_s = float("inf")
+        self._heap: list[tuple[float, int, _Peer]] = []
+        self._heap_count = 0
+        self._answers: Bucket | None = None
+        self._hellos_out: Bucket | None = None
+        self.sessions: dict[int, Session] = {}
+        """By `local_index`: everything that may still be received under."""
+        self.counters: dict[str, int] = {}
+        self.current: Final[Callable[[PeerName], Session | None]] = self._current.get
+        """The session to send to a peer under; None: there is none, say `want`. A dict's own method: it is asked for
+        every record."""
+
+    # Peers
+
+    def set_peer(self, name: PeerName, key: bytes) -> None:
+        """A peer and its public key. Another key than before is another peer: its sessions end."""
+        known = self._peers.get(name)
+        if known is not None:
+            if known.key == key:
+                return
+            self.remove_peer(name)
+        pair: Pair | None = None
+        try:
+            pair = handshake.make_pair_untrusted(self._us, name, key)
+        except ProtocolError as error:
+            self._tally(error.reason)
+        peer = self._peers[name] = _Peer(name, key, pair)
+        if pair is not None:
+            self._hints[pair.hint_in] = peer
+
+    def remove_peer(self, name: PeerName) -> None:
+        peer = self._peers.pop(name, None)
+        if peer is None:
+            return
+        self._end_attempt(peer)
+        for session in tuple(peer.sessions):
+            self._drop(peer, session)
+        self._select(peer, 0.0)
+        peer.look_at_s = None
+        if peer.pair is not None:
+            del self._hints[peer.pair.hint_in]
+
+    def state(self, name: PeerName, now: float) -> tuple[str, float]:
+        """One of `control.IDLE`, `CONNECTING`, `UP`, `SILENT`, `WRONG_SECRET`, and since when."""
+        peer = self._peers.get(name)
+        if peer is None:
+            return IDLE, now
+        self._observe(peer, now)
+        self._judge(peer, now)
+        return peer.state, peer.since_s
+
+    # What the worker asks for
+
+    def want(self, name: PeerName, now: float, renew: bool = False) -> None:
+        """Traffic waits for this peer: see to a session if there is none. Call it as often as you like while it does.
+
+        `renew`: the session there is seems dead (nothing comes back, or the peer sends under one that we do not have).
+        It stays in use until there is a better one. Either way `due` has the hello.
+        """
+        peer = self._peers.get(name)
+        if peer is None or peer.pair is None:
+            return
+        peer.wanted_s = now
+        if peer.attempt is not None:
+            return
+        current = peer.current
+        if current is not None:
+            if not renew or now < max(current.born_s, peer.renewed_s) + RENEW_INTERVAL_S:
+                return
+            peer.renewed_s = now
+        self._begin(peer, now)
+
+    def due(self, now: float) -> list[tuple[PeerName, bytes]]:
+        """Hellos to send now, to every address where the peer may be. Also where time passes for the keyring: call it
+        when `next_due` says so, and after `want`."""
+        hellos: list[tuple[PeerName, bytes]] = []
+        while self._heap and self._heap[0][0] <= now and len(hellos) < OPENINGS_PER_CALL_MAX:
+            at_s, _, peer = heappop(self._heap)
+            if peer.look_at_s != at_s:
+                continue
+            peer.look_at_s = None
+            hello = self._look(peer, now)
+            if hello is not None:
+                hellos.append((peer.name, hello))
+        return hellos
+
+    def confirmations(self, now: float) -> list[Session]:
+        """Sessions under which a record should go now, an empty one if nothing waits: the peer needs to see one before
+        it sends under the session (we were the initiator) or forgets the older ones (we were the responder). Ask after
+        `welcome_untrusted`, after `authenticated`, and when `next_due` says so."""
+        if now < self._confirm_at_s:
+            return []
+        ready: list[Session] = []
+        following = float("inf")
+        for session in tuple(self._confirming.values()):
+            assert session.confirm_at_s is not None
+            if session.confirm_at_s <= now:
+                ready.append(session)
+                session.confirm_tries += 1
+                if not session.is_initiator or session.confirm_tries >= CONFIRM_TRIES_MAX:
+                    self._end_confirming(session)
+                    continue
+                session.confirm_at_s = now + min(RETRY_FIRST_S * 2 ** (session.confirm_tries - 1), RETRY_MAX_S)
+            following = min(following, session.confirm_at_s)
+        self._confirm_at_s = following
+        return ready
+
+    def next_due(self) -> float | None:
+        """When `due` and `confirmations` have something to do next; None: only after an event."""
+        heap = self._heap
+        while heap and heap[0][2].look_at_s != heap[0][0]:
+            heappop(heap)
+        at_s = min(heap[0][0] if heap else float("inf"), self._confirm_at_s)
+        return None if at_s == float("inf") else at_s
+
+    def authenticated(self, session: Session, now: float) -> None:
+        """A record was opened under it (and its window accepted it). Only needed while `session.confirmed` is false."""
+        if session.confirmed or self.sessions.get(session.local_index) is not session:
+            return
+        peer = self._peers[session.peer]
+        session.confirmed = True
+        session.confirmed_s = peer.heard_s = session.heard_s = now
+        if session.is_initiator:
+            self._end_confirming(session)
+        else:
+            self._confirm(session, now)
+            attempt = peer.attempt
+            if attempt is not None and (attempt.opening is None or session.born_s >= attempt.first_s):
+                self._end_attempt(peer)
+        self._tally("sessions")
+        self._select(peer, now)
+        self._judge(peer, now)
+        self._schedule(peer, now)
+
+    # What arrives
+
+    def hello_untrusted(self, datagram: bytes, source: bytes, now: float) -> tuple[PeerName | None, bytes]:
+        """A hello: who sent it, and what to answer. Without a name the answer is a refusal: it is of a peer with
+        another secret, or forged. `source` is where it came from (16 + 2 bytes). Learn no address from it yet:
+        hellos can be sent again from elsewhere, records cannot."""
+        try:
+            return self._answer_untrusted(datagram, source, now)
+        except ProtocolError as error:
+            self._tally(error.reason)
+            raise
+
+    def welcome_untrusted(self, datagram: bytes, now: float) -> PeerName:
+        """The answer to a hello of ours. What waits for the peer can go; then see `confirmations`."""
+        try:
+            return self._finish_untrusted(datagram, now)
+        except ProtocolError as error:
+            self._tally(error.reason)
+            raise
+
+    def refusal_untrusted(self, datagram: bytes, now: float) -> PeerName:
+        """The peer has not the secret that our hello was under. `due` may have a hello under the next one."""
+        try:
+            return self._take_refusal_untrusted(datagram, now)
+        except ProtocolError as error:
+            self._tally(error.reason)
+            raise
+
+    def _answer_untrusted(self, datagram: bytes, source: bytes, now: float) -> tuple[PeerName | None, bytes]:
+        hello = handshake.parse_hello_untrusted(datagram)
+        peer = self._hints.get(hello.hint)
+        if peer is None:
+            raise ProtocolError("unknown-peer", "a hello from a peer that is not known, or of another pair")
+        if hello.stamp <= peer.stamp:
+            raise ProtocolError("replayed-hello", f"hello {hello.stamp} after {peer.stamp}")
+        assert peer.pair is not None
+        psk = handshake.psk_of_untrusted(peer.pair, hello)
+        if psk is None:
+            if peer.refusals is None:
+                peer.refusals = Bucket(REFUSALS_PER_PEER_PER_S, REFUSALS_PER_PEER_BURST, now)
+            if not peer.refusals.take(now):
+                raise ProtocolError("wrong-secret", "a hello under another secret")
+            self._tally("wrong-secret")
+            return None, handshake.refuse(peer.pair, hello)
+        if peer.hellos is None:
+            peer.hellos = Bucket(HELLOS_PER_PEER_PER_S, HELLOS_PER_PEER_BURST, now)
+        if not peer.hellos.take(now):
+            raise ProtocolError("hello-flood", "more hellos of one peer than its share")
+        if self._answers is None:
+            self._answers = Bucket(HELLOS_PER_S, HELLOS_BURST, now)
+        if not self._answers.take(now):
+            raise ProtocolError("hellos-busy", "more hellos of all peers than can be answered")
+        generation = max((session.generation for session in peer.sessions), default=0)
+        result, welcome = handshake.answer_untrusted(
+            peer.pair, psk, hello, self._rng(32), self._new_index(), generation, source
+        )
+        peer.stamp = hello.stamp
+        self._add(peer, result, is_initiator=False, now=now)
+        if peer.attempt is not None:
+            peer.attempt.next_at_s = max(peer.attempt.next_at_s, now + CROSSING_WAIT_S)
+        self._tally("hellos-answered")
+        self._schedule(peer, now)
+        return peer.name, welcome
+
+    def _finish_untrusted(self, datagram: bytes, now: float) -> PeerName:
+        peer, opening = self._opening_untrusted(handshake.parse_welcome_untrusted(datagram))
+        result = opening.finish_untrusted(datagram)
+        self._end_attempt(peer)
+        session = self._add(peer, result, is_initiator=True, now=now)
+        self._select(peer, now)
+        self._confirm(session, now)
+        peer.heard_s = now
+        self._tally("welcomes")
+        self._judge(peer, now)
+        self._schedule(peer, now)
+        return peer.name
+
+    def _take_refusal_untrusted(self, datagram: bytes, now: float) -> PeerName:
+        peer, opening = self._opening_untrusted(handshake.parse_refusal_untrusted(datagram))
+        opening.check_refusal_untrusted(datagram)
+        attempt = peer.attempt
+        assert attempt is not None
+        attempt.refused_s = now
+        if attempt.opening_turn not in attempt.refused:
+            attempt.refused.add(attempt.opening_turn)
+            if len(attempt.refused) < len(self._us.psks):
+                attempt.next_at_s = now
+        self._tally("refused")
+        self._judge(peer, now)
+        self._schedule(peer, now)
+        return peer.name
+
+    def _opening_untrusted(self, index: int) -> tuple[_Peer, Opening]:
+        peer = self._openings.get(index)
+        if peer is None or peer.attempt is None or peer.attempt.opening is None:
+            raise ProtocolError("unasked", "an answer to no hello of ours, or to one that was repeated meanwhile")
+        return peer, peer.attempt.opening
+
+    # Sessions
+
+    def _new_index(self) -> int:
+        while True:
+            index = int.from_bytes(self._rng(4), "big")
+            if index not in self.sessions and index not in self._openings:
+                return index
+
+    def _add(self, peer: _Peer, result: Result, *, is_initiator: bool, now: float) -> Session:
+        session = make_session(
+            peer.name,
+            result,
+            sealed=self._us.sealed,
+            is_initiator=is_initiator,
+            low=self._us.name < peer.name,
+            now=now,
+        )
+        session.roll_at_s = now + ROLL_AFTER_S + ROLL_SPREAD_S * self._chance()
+        if not is_initiator:
+            session.roll_at_s += ROLL_PATIENCE_S
+        if len(peer.sessions) >= SESSIONS_PER_PEER_MAX:
+            others = (old for old in peer.sessions if old is not peer.current)
+            self._drop(peer, min(others, key=lambda old: old.rank))
+        peer.sessions.append(session)
+        self.sessions[session.local_index] = session
+        return session
+
+    def _drop(self, peer: _Peer, session: Session) -> None:
+        peer.sessions.remove(session)
+        del self.sessions[session.local_index]
+        self._end_confirming(session)
+
+    def _select(self, peer: _Peer, now: float) -> None:
+        """Choose what to send under: the highest rank of those that the peer has for certain."""
+        best: Session | None = None
+        for session in peer.sessions:
+            usable = (session.is_initiator or session.confirmed) and session.sent_bytes < SEND_MAX_BYTES
+            if usable and now < session.born_s + SEND_MAX_S and (best is None or session.rank > best.rank):
+                best = session
+        if best is peer.current:
+            return
+        peer.current = best
+        if best is None:
+            del self._current[peer.name]
+        else:
+            self._current[peer.name] = best
+
+    def _confirm(self, session: Session, now: float) -> None:
+        session.confirm_at_s, session.confirm_tries = now, 0
+        self._confirming[session.local_index] = session
+        self._confirm_at_s = min(self._confirm_at_s, now)
+
+    def _end_confirming(self, session: Session) -> None:
+        session.confirm_at_s = None
+        self._confirming.pop(session.local_index, None)
+
+    # Attempts
+
+    def _begin(self, peer: _Peer, now: float) -> None:
+        self._observe(peer, now)
+        answered_s = max((s.born_s for s in peer.sessions if not s.confirmed and not s.is_initiator), default=None)
+        at_s = now if answered_s is None else max(now, answered_s + CROSSING_WAIT_S)
+        peer.attempt = _Attempt(next_at_s=at_s)
+        self._judge(peer, now)
+        self._schedule(peer, now)
+
+    def _end_attempt(self, peer: _Peer) -> None:
+        if peer.attempt is not None and peer.attempt.opening is not None:
+            del self._openings[peer.attempt.opening.index]
+        peer.attempt = None
+
+    def _open(self, peer: _Peer, attempt: _Attempt, now: float) -> bytes | None:
+        """The next hello of an attempt, or None: it is not its time yet, or nobody wants it any more."""
+        assert peer.pair is not None
+        if now < attempt.next_at_s:
+            return None
+        if now - max(peer.wanted_s, peer.used_s, peer.heard_s) > INTEREST_S:
+            self._end_attempt(peer)
+            return None
+        if self._hellos_out is None:
+            self._hellos_out = Bucket(OPENINGS_PER_S, OPENINGS_BURST, now)
+        if not self._hellos_out.take(now):
+            attempt.next_at_s = now + OPENING_DELAY_S * (1.0 + self._chance())
+            return None
+        if attempt.opening is not None:
+            del self._openings[attempt.opening.index]
+        psks = self._us.psks
+        self._count += 1
+        attempt.opening = Opening(
+            peer.pair,
+            psks[attempt.turn],
+            self._rng(32),
+            self._new_index(),
+            (self._epoch, self._count),
+            max((session.generation for session in peer.sessions), default=0),
+        )
+        self._openings[attempt.opening.index] = peer
+        attempt.opening_turn = attempt.turn
+        attempt.turn = (attempt.turn + 1) % len(psks)
+        if attempt.tries == 0:
+            attempt.first_s = now
+        wait_s = min(RETRY_FIRST_S * 2.0 ** min(attempt.tries, 16), RETRY_MAX_S)
+        attempt.next_at_s = now + wait_s * (1.0 + RETRY_JITTER * (2.0 * self._chance() - 1.0))
+        attempt.tries += 1
+        peer.asked_s = now
+        self._tally("hellos")
+        return attempt.opening.datagram
+
+    # Time
+
+    def _look(self, peer: _Peer, now: float) -> bytes | None:
+        self._observe(peer, now)
+        for session in tuple(peer.sessions):
+            if self._is_over(peer, session, now):
+                self._drop(peer, session)
+        self._select(peer, now)
+        current = peer.current
+        if current is not None:
+            in_use = now in (peer.used_s, peer.heard_s)
+            old = now >= current.roll_at_s or current.sent_bytes >= ROLL_AFTER_BYTES
+            if peer.attempt is None and in_use and old:
+                self._begin(peer, now)
+            if current.is_initiator and not current.confirmed and current.confirm_at_s is None and in_use:
+                self._confirm(current, now)
+        hello = None if peer.attempt is None else self._open(peer, peer.attempt, now)
+        self._judge(peer, now)
+        self._schedule(peer, now)
+        return hello
+
+    def _observe(self, peer: _Peer, now: float) -> None:
+        """See what the worker did with the sessions since the last look."""
+        for session in peer.sessions:
+            top = session.window.top
+            if top != session.heard_top:
+                session.heard_top = top
+                session.heard_s = peer.heard_s = now
+            if session.counter != session.used_counter:
+                session.used_counter = session.counter
+                peer.used_s = now
+
+    @staticmethod
+    def _is_over(peer: _Peer, session: Session, now: float) -> bool:
+        if now >= session.born_s + RECEIVE_MAX_S:
+            return True
+        current = peer.current
+        if current is None or not current.confirmed or session.rank >= current.rank:
+            return False
+        return now >= max(session.heard_s, current.confirmed_s) + SUPERSEDED_KEPT_S
+
+    def _judge(self, peer: _Peer, now: float) -> None:
+        """Put what is known of the peer into one word."""
+        attempt = peer.attempt
+        faulty = peer.state in (SILENT, WRONG_SECRET)
+        if attempt is not None and self._is_refused(attempt, now):
+            state = WRONG_SECRET
+        elif (
+            attempt is not None
+            and attempt.tries
+            and now >= attempt.first_s + SILENT_AFTER_S
+            and peer.heard_s <= attempt.first_s
+        ):
+            state = SILENT
+        elif peer.current is not None and (not faulty or peer.heard_s > peer.since_s):
+            state = UP
+        elif faulty and (peer.current is not None or now < peer.asked_s + FAULT_KEPT_S):
+            state = peer.state
+        else:
+            state = CONNECTING if attempt is not None else IDLE
+        if state != peer.state:
+            peer.state, peer.since_s = state, now
+
+    def _is_refused(self, attempt: _Attempt, now: float) -> bool:
+        return len(attempt.refused) == len(self._us.psks) and now < attempt.refused_s + REFUSED_KEPT_S
+
+    def _schedule(self, peer: _Peer, now: float) -> None:
+        at_s = float("inf")
+        if peer.sessions:
+            at_s = now + LOOK_INTERVAL_S * (1.0 + 0.2 * self._chance())
+            if peer.look_at_s is not None:
+                at_s = min(at_s, peer.look_at_s)
+        if peer.attempt is not None:
+            at_s = min(at_s, peer.attempt.next_at_s)
+        if at_s == float("inf"):
+            peer.look_at_s = None
+        elif at_s != peer.look_at_s:
+            peer.look_at_s = at_s
+            self._heap_count += 1
+            heappush(self._heap, (at_s, self._heap_count, peer))
+
+    def _chance(self) -> float:
+        """From 0 to 1."""
+        return self._rng(1)[0] / 256.0
+
+    def _tally(self, what: str) -> None:
+        self.counters[what] = self.counters.get(what, 0) + 1
