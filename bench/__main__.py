@@ -1,4 +1,8 @@
-"""`python -m bench NAME...`: run benches by name, or `all`; show the tables and keep them under bench/results/."""
+"""`python -m bench NAME...`: run benches by name, or `all`; show the tables and keep them under bench/results/.
+
+Beside the benches: `compare OLD NEW` sets two results of the bench `sleeve` side by side, `peers` builds and lists the
+other overlays.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,23 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from bench.harness import describe, machine, say, write
+from bench.harness import RESULTS_DIR, Result, describe, machine, say, write
 from mesh.namespaces import LabError, ends_in_order
 
-BENCHES = ("startup", "endpoints", "attach", "idle", "fastpath")
+BENCHES = ("startup", "endpoints", "attach", "idle", "fastpath", "sleeve")
 """In the order of `all`: the quick ones first."""
 
 
 def main(argv: Sequence[str]) -> int:
     """0 where everything could be measured; a missed aim is a result, printed as such, and no failure of the bench."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Figures about Weft.")
-    parser.add_argument(
-        "names", nargs="+", metavar="NAME", choices=[*BENCHES, "all"], help=f"{', '.join(BENCHES)}, all"
-    )
-    names = parser.parse_args(argv).names
+    if argv[:1] == ["compare"]:
+        return int(importlib.import_module("bench.compare").main(argv[1:]))
+    if argv[:1] == ["peers"]:
+        return int(importlib.import_module("bench.peers").main())
+    args = _parser().parse_args(argv)
     if os.geteuid() != 0:
         say("bench: needs root for its network namespaces: sudo, or make bench")
         return 1
@@ -30,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
     print(describe(facts), flush=True)
     try:
         with ends_in_order():
-            for name in BENCHES if "all" in names else dict.fromkeys(names):
-                _run(name, facts)
+            for name in BENCHES if "all" in args.names else dict.fromkeys(args.names):
+                _run(name, args, facts)
     except LabError as error:
         say(f"bench: {error}")
         return 1
@@ -41,13 +46,49 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(name: str, facts: dict[str, object]) -> None:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Figures about Weft.",
+        epilog="Also: python -m bench compare OLD.json NEW.json, and python -m bench peers.",
+    )
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", choices=[*BENCHES, "all"], help=f"{', '.join(BENCHES)}, all"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="interleaved rounds (fastpath, sleeve)")
+    parser.add_argument("--seconds", type=int, metavar="S", help="of each run (fastpath, sleeve)")
+    parser.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="default bench/results")
+    ours = parser.add_argument_group("of the bench sleeve")
+    ours.add_argument("--only", type=_words, default=[], metavar="A,B", help="these contestants and no others")
+    ours.add_argument("--underlay", type=_words, default=[], metavar="A,B", help="pass-through, wire")
+    ours.add_argument("--measures", type=_words, default=[], metavar="A,B", help="tcp1, reverse, tcp4, ping, udp, loss")
+    ours.add_argument("--losses", type=_words, default=[], metavar="P,P", help="in percent, default 0.01,0.1,1,5")
+    return parser
+
+
+def _words(value: str) -> list[str]:
+    return [word for word in value.split(",") if word]
+
+
+def _bench(name: str, args: argparse.Namespace) -> Callable[[], Result]:
+    module = importlib.import_module(f"bench.{name}")
+    found: Callable[..., Result] = module.run
+    if name == "sleeve":
+        plan = module.Plan.asked(args)
+        return lambda: found(plan)
+    if name == "fastpath":
+        given = {"rounds": args.rounds, "seconds": args.seconds}
+        return lambda: found(**{key: value for key, value in given.items() if value is not None})
+    return found
+
+
+def _run(name: str, args: argparse.Namespace, facts: dict[str, object]) -> None:
     say(f"== {name}")
     start = time.monotonic()
-    result = importlib.import_module(f"bench.{name}").run()
-    path = write(result, facts)
+    result = _bench(name, args)()
+    path = write(result, facts, args.out)
     print(f"\n{result.title}  ({time.monotonic() - start:.0f} s)\n")
-    print("\n".join(result.table()) + "\n")
+    print("\n".join([*result.table(), "", *result.further()]))
     for aim in result.aims:
         print(aim.line())
     print(f"written to {os.path.relpath(path)} and {path.with_suffix('.json').name}", flush=True)

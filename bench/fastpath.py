@@ -19,7 +19,7 @@ from mesh.lab import Lab
 from mesh.namespaces import LabError, ip_batch
 
 ROUNDS = 10
-TCP_SECONDS = 3.0
+TCP_SECONDS = 3
 PINGS = 2000
 PING_INTERVAL_S = 0.002
 
@@ -31,13 +31,13 @@ _VNI = 7
 _PORT = 6784
 
 
-def run() -> Result:
-    """Two labs of two hosts, a pair of bare namespaces, ten rounds of TCP and of pings."""
+def run(rounds: int = ROUNDS, seconds: int = TCP_SECONDS) -> Result:
+    """Two labs of two hosts, a pair of bare namespaces, rounds of TCP and of pings."""
     result = Result(
         "fastpath",
         "Container to container: Weft, the same by hand, a bare veth pair",
-        f"{ROUNDS} interleaved rounds after one warm-up, all shapes up throughout: iperf3 TCP with cubic for "
-        f"{TCP_SECONDS:g} s, then {PINGS} pings at {PING_INTERVAL_S * 1e3:g} ms. Both ends share the machine's cores. "
+        f"{rounds} interleaved rounds after one warm-up, all shapes up throughout: iperf3 TCP with cubic for "
+        f"{seconds:g} s, then {PINGS} pings at {PING_INTERVAL_S * 1e3:g} ms. Both ends share the machine's cores. "
         "A ratio is the median of the rounds' ratios.",
         ["shape", "TCP Mbit/s, low .. median .. high", "x by hand", "ping median ms", "x by hand", "ping p99 ms"],
     )
@@ -47,7 +47,7 @@ def run() -> Result:
     ):
         weft.up()
         hand.build()
-        _build_by_hand(hand)
+        build_by_hand(hand)
         _build_raw(hand)
         path = weft.weft_json("h1", "status", "connections")[0]["path"]
         say(f"path of Weft: {path}")
@@ -59,8 +59,8 @@ def run() -> Result:
         for name, (lab, client, _, address) in ends.items():
             if ping(lab, client, address, count=3).lost == [1, 2, 3]:
                 raise LabError(f"the shape {name!r} carries no ping, so there is nothing to compare")
-        tcp = _measure_tcp(ends)
-        medians, worst = _measure_pings(ends)
+        tcp = _measure_tcp(ends, rounds, seconds)
+        medians, worst = _measure_pings(ends, rounds)
     result.figures = {"path": path, "tcp_mbit_s": tcp, "ping_median_ms": medians, "ping_p99_ms": worst}
     for name in ends:
         result.rows.append(
@@ -83,31 +83,31 @@ def run() -> Result:
 Ends = dict[str, tuple[Lab, str, str, str]]
 
 
-def _measure_tcp(ends: Ends) -> dict[str, list[float]]:
+def _measure_tcp(ends: Ends, rounds: int, seconds: int) -> dict[str, list[float]]:
     servers = {name: IperfServer(lab, server) for name, (lab, _, server, _) in ends.items()}
     with servers["weft"], servers["by hand"], servers["raw veth"]:
         shapes = {
-            name: partial(servers[name].measure, client, address, TCP_SECONDS)
+            name: partial(servers[name].measure, client, address, seconds)
             for name, (_, client, _, address) in ends.items()
         }
-        return interleave(shapes, ROUNDS, lambda line: say(f"TCP {line}"))
+        return interleave(shapes, rounds, lambda line: say(f"TCP {line}"))
 
 
-def _measure_pings(ends: Ends) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def _measure_pings(ends: Ends, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     shapes = {
         name: partial(ping, lab, client, address, count=PINGS, interval_s=PING_INTERVAL_S)
         for name, (lab, client, _, address) in ends.items()
     }
-    taken = interleave(shapes, ROUNDS, lambda line: say(f"ping {line}"))
+    taken = interleave(shapes, rounds, lambda line: say(f"ping {line}"))
     medians, worst = {}, {}
-    for name, rounds in taken.items():
-        times = [list(pings.times_ms.values()) for pings in rounds]
+    for name, seen in taken.items():
+        times = [list(pings.times_ms.values()) for pings in seen]
         medians[name] = [statistics.median(values) for values in times]
         worst[name] = [percentile(values, 99) for values in times]
     return medians, worst
 
 
-def _build_by_hand(lab: Lab) -> None:
+def build_by_hand(lab: Lab) -> None:
     """What somebody would type: container, veth, bridge, VXLAN, static FDB."""
     for host, other in ((1, 2), (2, 1)):
         node, container = lab.namespace(f"h{host}"), lab.namespace(f"c{host}.1")

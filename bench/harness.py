@@ -28,6 +28,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """One more table of a result, with its heading."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def lines(self) -> list[str]:
+        return [
+            "| " + " | ".join(self.columns) + " |",
+            "|" + "---|" * len(self.columns),
+            *("| " + " | ".join(row) + " |" for row in self.rows),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Aim:
     """A bound that a figure should keep."""
 
@@ -45,7 +62,15 @@ class Aim:
     def line(self) -> str:
         verb = "at least" if self.at_least else "at most"
         verdict = "met" if self.met else "MISSED"
-        return f"{verdict:6} {self.what}: {self.value:.4g}{self.unit} ({verb} {self.bound:g}{self.unit})"
+        by = "" if self.met else f", missed by {self.shortfall}"
+        return f"{verdict:6} {self.what}: {self.value:.4g}{self.unit} ({verb} {self.bound:g}{self.unit}{by})"
+
+    @property
+    def shortfall(self) -> str:
+        """By how much a missed bound is missed."""
+        if self.bound == 0:
+            return f"{abs(self.value):.4g}{self.unit}"
+        return f"{abs(self.value / self.bound - 1) * 100:.0f} %"
 
 
 @dataclass(slots=True)
@@ -61,13 +86,20 @@ class Result:
     figures: dict[str, Any] = field(default_factory=dict)
     """Everything behind the rows, raw values included; goes into the JSON."""
     aims: list[Aim] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    """More than the first one, in order."""
+    pictures: list[str] = field(default_factory=list)
+    """Files beside the Markdown that it shows."""
 
     def table(self) -> list[str]:
-        return [
-            "| " + " | ".join(self.columns) + " |",
-            "|" + "---|" * len(self.columns),
-            *("| " + " | ".join(row) + " |" for row in self.rows),
-        ]
+        return Table("", self.columns, self.rows).lines()
+
+    def further(self) -> list[str]:
+        """The other tables, each under its heading."""
+        lines = []
+        for table in self.tables:
+            lines += [f"## {table.title}", "", *([table.note, ""] if table.note else []), *table.lines(), ""]
+        return lines
 
 
 def interleave(
@@ -118,7 +150,7 @@ def machine() -> dict[str, Any]:
         "tools": {
             tool: _tool(tool, flag) for tool, flag in (("ip", "-V"), ("nft", "--version"), ("iperf3", "--version"))
         },
-        "weft": _package("weft"),
+        "weft": revision(),
     }
 
 
@@ -181,12 +213,25 @@ def write(result: Result, facts: Mapping[str, Any], directory: Path = RESULTS_DI
         "aims": aims,
     }
     (directory / f"{result.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
-    lines = [f"# {result.title}", "", result.method, "", *result.table(), ""]
+    lines = [f"# {result.title}", "", result.method, "", *result.table(), "", *result.further()]
+    lines += [f"![{Path(picture).stem}]({picture})\n" for picture in result.pictures]
     lines += [f"- {aim.line()}" for aim in result.aims]
     lines += ["", f"Machine: {describe(facts)}", ""]
     path = directory / f"{result.name}.md"
     path.write_text("\n".join(lines))
     return path
+
+
+def revision() -> str:
+    """The version of Weft, and the commit that it was measured at."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        describe = ["git", "-c", f"safe.directory={here}", "-C", str(here), "describe", "--always", "--dirty"]
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+        commit = done.stdout.strip()
+    except OSError:
+        commit = ""
+    return f"{_package('weft')} ({commit})" if commit else _package("weft")
 
 
 def say(line: str) -> None:

@@ -12,9 +12,11 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mesh.lab import Lab
 from mesh.namespaces import CommandFailed, LabError, wait_until
@@ -85,6 +87,29 @@ class Pinger:
         return replace(seen, sent=seen.sent - 1) if seen.sent in seen.lost else seen
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What iperf3 saw of TCP."""
+
+    mbit_s: float
+    received_bytes: int
+    retransmits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Datagrams:
+    """What iperf3 saw of UDP."""
+
+    sent: int
+    received: int
+    seconds: float
+
+    @property
+    def lost(self) -> float:
+        """The share that never arrived, those lost at the very end included."""
+        return 1 - self.received / self.sent if self.sent else 1.0
+
+
 class IperfServer:
     """An iperf3 server on a node, for as many runs as wanted."""
 
@@ -93,7 +118,9 @@ class IperfServer:
         self._node = node
 
     def __enter__(self) -> IperfServer:
-        self._process = self._lab.popen(self._node, ["iperf3", "-s", "-p", str(IPERF_PORT)])
+        # What it prints nobody reads, and a pipe that nobody empties stops it after some fifty runs.
+        command = ["iperf3", "-s", "-p", str(IPERF_PORT), "--logfile", "/dev/null"]
+        self._process = self._lab.popen(self._node, command)
         wait_until(self._listens, 5.0, f"iperf3 listened on {self._node}")
         return self
 
@@ -110,16 +137,41 @@ class IperfServer:
                     return True
         return False
 
-    def measure(self, client: str, address: str, seconds: float, *, lab: Lab | None = None) -> float:
+    def measure(self, client: str, address: str, seconds: int, *, lab: Lab | None = None) -> float:
         """TCP from `client` to the server, in Mbit/s as received; by cubic, so that machines compare."""
-        command = ["iperf3", "-J", "-C", "cubic", "-p", str(IPERF_PORT), "-t", f"{seconds:g}", "-c", address]
+        return self.stream(client, address, seconds, lab=lab).mbit_s
+
+    def stream(
+        self, client: str, address: str, seconds: int, *, flags: Sequence[str] = (), lab: Lab | None = None
+    ) -> Stream:
+        """The same with more flags of iperf3 (`-P 4`, `-R`), and with all that is known of it."""
+        flags = ["-C", "cubic", "-t", str(seconds), *flags]
+        end = self._client(client, address, flags, seconds, lab)
+        received = end["sum_received"]
+        sent = end.get("sum_sent", {})
+        return Stream(float(received["bits_per_second"]) / 1e6, int(received["bytes"]), int(sent.get("retransmits", 0)))
+
+    def datagrams(self, client: str, address: str, seconds: int, *, size: int, pps: float) -> Datagrams:
+        """UDP packets of `size` bytes at `pps` a second, 0 for as fast as the sender can."""
+        rate = "0" if pps == 0 else str(round(pps * size * 8))
+        flags = ["-u", "-l", str(size), "-w", "2M", "-b", rate, "-t", str(seconds)]
+        end = self._client(client, address, flags, seconds, None)
+        sent, received = end["sum_sent"], end["sum_received"]
+        arrived = int(received["packets"]) - int(received["lost_packets"])
+        return Datagrams(int(sent["packets"]), arrived, float(sent["seconds"]))
+
+    def _client(self, client: str, address: str, flags: Sequence[str], seconds: int, lab: Lab | None) -> Any:
+        assert seconds >= 1, "iperf3 knows whole seconds only, and takes 0 for without end"
+        command = ["iperf3", "-J", "-p", str(IPERF_PORT), "-c", address, *flags]
         done = (lab or self._lab).run(client, command, check=False, timeout_s=seconds + 30)
         try:
-            return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e6
+            end = json.loads(done.stdout)["end"]
+            float(end["sum_received"]["bits_per_second"])
         except (ValueError, KeyError):
             raise CommandFailed(
                 f"iperf3 {address} on {client}", done.returncode or 1, done.stdout, done.stderr
             ) from None
+        return end
 
 
 class AnswerWatch:
