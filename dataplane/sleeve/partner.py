@@ -1,0 +1,175 @@
+"""One other host as this worker knows it: where it is, what waits for it, and how much may be under way to it.
+
+Plain state with the few rules that belong to it; who fills it are `sender` and `receiver`. The one idea needed to read
+it is the window. A receiver that cannot keep up says how much waits in its socket; what is under way then may exceed
+what the network itself holds by a fixed amount only, so that the queue stands here, where it is fair between flows, and
+not there, where it is first in, first out. A receiver that keeps up sets no bound: the network's own limits are the
+business of the TCP inside.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from dataplane.sleeve import control
+from dataplane.sleeve.buffers import Buffer
+from dataplane.sleeve.loss import LossMeter
+from dataplane.sleeve.queue import FairQueue
+from dataplane.sleeve.trial import Trial
+from dataplane.sleeve.wire import DATAGRAMS_MAX, FRAME_MAX_BYTES, HEADER_BYTES, TAG_BYTES, Report
+
+Address = tuple[object, ...]
+"""Of a datagram, as the socket gave it: its length tells the family, nothing else is read here."""
+
+QUEUE_BYTES: Final = 2 * 1024 * 1024
+"""What may wait for one peer."""
+WINDOW_MIN_BYTES: Final = 768 * 1024
+WINDOW_EXTRA_BYTES: Final = 512 * 1024
+"""Above what the network holds: enough that the receiver always has something to do."""
+WINDOW_DECAY: Final = 0.98
+"""Of the network's share, for each report: it follows a path that became shorter."""
+STALL_S: Final = 0.03
+"""Without a report for so long the window is open again: reports can be lost."""
+MARKS_MAX: Final = 8192
+REPORT_BYTES: Final = 256 * 1024
+"""Received without a word to the sender at most; a quarter of the smallest window."""
+REPORT_RIDE_BYTES: Final = 96 * 1024
+"""From so much on a report rides along in a record that goes there anyway."""
+REPORT_S: Final = 0.02
+"""And a report is due so long after the first datagram that was not yet reported."""
+
+
+class Tally:
+    """What arrived under one of our indices."""
+
+    __slots__ = ("index", "rank", "received", "recovered", "seen")
+
+    def __init__(self, index: int, rank: int) -> None:
+        self.index = index
+        self.rank = rank
+        self.seen = 0
+        self.received = 0
+        self.recovered = 0
+
+
+class Partner:
+    """Another host."""
+
+    __slots__ = (
+        "address", "asked_s", "blocked_s", "filling", "heard_s", "marks", "meter", "network_bytes", "notes", "peer",
+        "queue", "renewed_s", "report_due_s", "reported", "rtt_ms", "sent_bytes", "limit", "sent_index", "tally", "trial",
+        "unanswered_s", "unreported_bytes", "window_bytes", "consumed_bytes", "reported_s",
+    )  # fmt: skip
+
+    def __init__(self, peer: control.Peer) -> None:
+        self.peer = peer
+        self.address: Address | None = None
+        """Where its last record came from."""
+        self.queue: FairQueue = FairQueue(QUEUE_BYTES)
+        self.filling: Buffer | None = None
+        """The record that small frames are packed into."""
+        self.limit = 0
+        """How far it may be filled."""
+        self.notes: list[bytes] = []
+        """Go with the next record."""
+        self.trial: Trial | None = None
+        self.meter = LossMeter()
+        self.rtt_ms: float | None = None
+        # Sending, under the session whose remote index is `sent_index`.
+        self.sent_index: int | None = None
+        self.sent_bytes = 0
+        self.consumed_bytes = 0
+        self.marks: deque[tuple[int, int]] = deque(maxlen=MARKS_MAX)
+        """Of every record under way: the counter after it, and `sent_bytes` then."""
+        self.reported: Report | None = None
+        self.reported_s = 0.0
+        self.network_bytes = 0.0
+        self.window_bytes = float(WINDOW_MIN_BYTES)
+        self.unanswered_s: float | None = None
+        """Since when frames go there and nothing at all comes back."""
+        self.heard_s: float | None = None
+        self.renewed_s = 0.0
+        self.asked_s = 0.0
+        self.blocked_s: float | None = None
+        # Receiving.
+        self.tally = Tally(-1, -1)
+        self.unreported_bytes = 0
+        self.report_due_s: float | None = None
+
+    @property
+    def datagram_bytes(self) -> int:
+        assert self.trial is not None
+        return self.trial.way.datagram_bytes
+
+    def capacity(self) -> int:
+        """Bytes of entries that one record may hold now."""
+        datagrams = min(self.meter.shape.datagrams, DATAGRAMS_MAX)
+        room = self.datagram_bytes - HEADER_BYTES
+        return min(datagrams * room - TAG_BYTES - datagrams, FRAME_MAX_BYTES + 2)
+
+    # The window.
+
+    def begin_sending(self, index: int) -> None:
+        """Records go under a new session from now on; its counters begin anew."""
+        self.sent_index = index
+        self.sent_bytes = self.consumed_bytes = 0
+        self.marks.clear()
+        self.reported = None
+        self.network_bytes = 0.0
+        self.window_bytes = float(WINDOW_MIN_BYTES)
+
+    def sent(self, counter: int, size: int, now: float) -> None:
+        """A record of `size` bytes is on its way; `counter` is the next one."""
+        self.sent_bytes += size
+        self.marks.append((counter, self.sent_bytes))
+        if self.unanswered_s is None:
+            self.unanswered_s = now
+
+    def is_blocked(self, now: float) -> bool:
+        """Whether enough is under way."""
+        if self.sent_bytes - self.consumed_bytes <= self.window_bytes:
+            self.blocked_s = None
+            return False
+        if self.blocked_s is None:
+            self.blocked_s = now
+        if now - max(self.blocked_s, self.reported_s) > STALL_S:
+            self.consumed_bytes = self.sent_bytes
+            self.marks.clear()
+            return False
+        return True
+
+    def take_report(self, report: Report, now: float) -> None:
+        """What the other side says of our records. One about an older session is too late to be of use."""
+        before = self.reported
+        if report.index != self.sent_index or (before is not None and report.seen < before.seen):
+            return
+        self.reported = report
+        self.reported_s = now
+        seen, received = (before.seen, before.received) if before is not None else (0, 0)
+        self.meter.report(report.seen - seen, (report.seen - seen) - (report.received - received), now)
+        under_way = self.sent_bytes - self.consumed_bytes
+        marks = self.marks
+        while marks and marks[0][0] <= report.seen:
+            self.consumed_bytes = marks.popleft()[1]
+        under_way = self.sent_bytes - self.consumed_bytes
+        network = max(0, under_way - report.backlog_bytes)
+        self.network_bytes = max(float(network), self.network_bytes * WINDOW_DECAY)
+        self.window_bytes = max(WINDOW_MIN_BYTES, 1.25 * self.network_bytes + WINDOW_EXTRA_BYTES)
+
+    # Reports to the other side.
+
+    def received(self, size: int, now: float) -> None:
+        self.unreported_bytes += size
+        if self.report_due_s is None:
+            self.report_due_s = now + REPORT_S
+
+    def make_report(self, backlog_bytes: int) -> Report:
+        self.unreported_bytes = 0
+        self.report_due_s = None
+        tally = self.tally
+        return Report(tally.index, tally.seen, tally.received, tally.recovered, min(backlog_bytes, 0xFFFFFFFF))
+
+    def heard(self, now: float) -> None:
+        self.heard_s = now
+        self.unanswered_s = None

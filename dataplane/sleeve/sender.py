@@ -1,0 +1,289 @@
+"""From frames to datagrams: who gets a frame, what waits, what goes into one record, and how it is sealed and cut.
+
+Pure: frames come in with their buffers, lists of buffers go out. In the order in which a frame meets them: `frame`
+(which peer), the peer's queue (which flow is next), `_pack` or `_large` (which record), `_seal_burst` or `_seal_pieces`.
+The one idea: a large frame is sealed where the TAP wrote it, so its bytes are never copied in Python; small frames are
+copied into a record that goes out at the end of the turn, so nothing ever waits for company.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from dataplane.sleeve import frames
+from dataplane.sleeve import parity as code
+from dataplane.sleeve.buffers import ETHERNET_AT, FRAME_AT, Buffer, Pool
+from dataplane.sleeve.partner import REPORT_RIDE_BYTES, Address, Partner
+from dataplane.sleeve.session import Session
+from dataplane.sleeve.wire import (
+    BURST,
+    BURST_HEADER,
+    ETHERNET_BYTES,
+    FRAME_MAX_BYTES,
+    FRAME_MIN_BYTES,
+    HEADER_BYTES,
+    LENGTH,
+    LENGTH_BYTES,
+    PIECE_HEADER,
+    PIECES,
+    SEND_MAX_BYTES,
+    TAG_BYTES,
+    VNET_BYTES,
+    encode_report,
+    nonce,
+)
+
+Send = tuple[Sequence[bytes | memoryview], int, Address]
+"""What goes into one `sendmsg`: buffers, the size of each datagram but the last (0: it is one datagram), whereto."""
+
+SMALL_BYTES: Final = 3000
+"""Up to this size a frame is copied into a record shared with others; beyond, it has one to itself."""
+SLICE_BYTES: Final = 192 * 1024
+"""Sent to one peer before the next has its turn, and before what arrived meanwhile is looked at."""
+PROTECT_FROM: Final = 2
+"""A record of one datagram has a parity datagram only where the path needs that much parity for large ones."""
+
+
+Item = bytes | Buffer
+
+
+class Sender:
+    """All that goes out."""
+
+    def __init__(self, counters: dict[str, int]) -> None:
+        self.macs: dict[bytes, Partner] = {}
+        self.flooded: tuple[Partner, ...] = ()
+        self.counters = counters
+        self.backlog: dict[Partner, None] = {}
+        """Partners with frames waiting, in the order of their turns."""
+        self.filling: dict[Partner, None] = {}
+        """Partners with a record begun."""
+        self.pool = Pool()
+
+    # Frames, as the TAP gives them.
+
+    def frame(self, buffer: Buffer, size: int) -> bool:
+        """A frame of `size` bytes with its virtio header, at FRAME_AT. Whether the buffer is kept."""
+        if not FRAME_MIN_BYTES <= size <= FRAME_MAX_BYTES:
+            self._count("tap-frame-size")
+            return False
+        destination = bytes(buffer.view[ETHERNET_AT : ETHERNET_AT + 6])
+        partner = self.macs.get(destination)
+        if partner is None:
+            if destination[0] & 1:
+                copy = bytes(buffer.view[FRAME_AT : FRAME_AT + size])
+                for each in self.flooded:
+                    self._push(each, copy, size, 0)
+            else:
+                self._count("tap-unknown-destination")
+            return False
+        if size > SMALL_BYTES:
+            buffer.end = FRAME_AT + size
+            self._push(partner, buffer, size, frames.flow_key(buffer.view[ETHERNET_AT : buffer.end]))
+            return True
+        record = partner.filling
+        if record is not None and partner not in self.backlog and record.end + LENGTH_BYTES + size <= partner.limit:
+            LENGTH.pack_into(record.view, record.end, size)
+            start = record.end + LENGTH_BYTES
+            record.end = start + size
+            record.view[start : record.end] = buffer.view[FRAME_AT : FRAME_AT + size]
+            return False
+        end = FRAME_AT + size
+        flow = frames.flow_key(buffer.view[ETHERNET_AT:end])
+        self._push(partner, bytes(buffer.view[FRAME_AT:end]), size, flow)
+        return False
+
+    def _push(self, partner: Partner, item: Item, size: int, flow: int) -> None:
+        for dropped in partner.queue.push(flow, item, size):
+            self._drop(dropped)
+        self.backlog[partner] = None
+
+    def _drop(self, item: Item) -> None:
+        self._count("queue-full")
+        if isinstance(item, Buffer):
+            self.pool.give(item)
+
+    def clear(self, partner: Partner) -> None:
+        """Whatever waits for it goes nowhere."""
+        self.backlog.pop(partner, None)
+        while (item := partner.queue.pop()) is not None:
+            self._drop(item)
+        if self.filling.pop(partner, ...) is None and partner.filling is not None:
+            self.pool.give(partner.filling)
+            partner.filling = None
+
+    # Records.
+
+    def serve(self, partner: Partner, session: Session, now: float) -> Iterator[Send]:
+        """Some of what waits for it. What is yielded must be sent before the next is asked for."""
+        left = SLICE_BYTES
+        pop = partner.queue.pop
+        while left > 0:
+            item = pop()
+            if item is None:
+                self.backlog.pop(partner, None)
+                break
+            if isinstance(item, Buffer):
+                left -= item.end
+                yield from self._large(partner, session, item, now)
+                self.pool.give(item)
+            else:
+                left -= len(item)
+                yield from self._pack(partner, session, item, now)
+        yield from self.flush(partner, session, now)
+
+    def _pack(self, partner: Partner, session: Session, frame: bytes, now: float) -> Iterator[Send]:
+        """A small frame, into the record that is being filled."""
+        size = len(frame)
+        record = self._record(partner)
+        if record.end + LENGTH_BYTES + size > partner.limit and record.end > HEADER_BYTES:
+            yield from self.flush(partner, session, now)
+            record = self._record(partner)
+        LENGTH.pack_into(record.view, record.end, size)
+        start = record.end + LENGTH_BYTES
+        record.end = start + size
+        record.view[start : record.end] = frame
+
+    def begin(self, partner: Partner) -> None:
+        """Small frames to it go straight into a record until the end of the turn."""
+        self._record(partner)
+
+    def _record(self, partner: Partner) -> Buffer:
+        record = partner.filling
+        if record is None:
+            record = partner.filling = self.pool.take()
+            record.end = HEADER_BYTES
+            partner.limit = HEADER_BYTES + partner.capacity()
+            self.filling[partner] = None
+        return record
+
+    def flush(self, partner: Partner, session: Session, now: float) -> Iterator[Send]:
+        """The record that was being filled, if it holds anything, and notes that wait."""
+        record = partner.filling
+        if record is None:
+            if not partner.notes:
+                return
+            record = self._record(partner)
+        partner.filling = None
+        del self.filling[partner]
+        if record.end > HEADER_BYTES or partner.notes:
+            yield from self._seal(partner, session, record, now)
+        self.pool.give(record)
+
+    def _large(self, partner: Partner, session: Session, buffer: Buffer, now: float) -> Iterator[Send]:
+        """A frame in its own buffer: sealed there, or cut where the path wants smaller records."""
+        size = buffer.end - FRAME_AT
+        capacity = partner.capacity()
+        if size + LENGTH_BYTES <= capacity:
+            if partner.filling is not None:
+                yield from self.flush(partner, session, now)  # frames of one flow stay in order
+            LENGTH.pack_into(buffer.view, HEADER_BYTES, size)
+            yield from self._seal(partner, session, buffer, now)
+            return
+        for part in frames.split(buffer.view[FRAME_AT : buffer.end], self._segments(buffer, capacity)):
+            yield from self._pack(partner, session, part, now)
+
+    @staticmethod
+    def _segments(buffer: Buffer, capacity: int) -> int:
+        """How many segments of a super-frame fit into one record."""
+        head = int.from_bytes(buffer.view[FRAME_AT + 2 : FRAME_AT + 4], "little") + VNET_BYTES
+        each = int.from_bytes(buffer.view[FRAME_AT + 4 : FRAME_AT + 6], "little")
+        return max(1, (capacity - LENGTH_BYTES - max(head, ETHERNET_BYTES)) // each) if each else 1
+
+    def _seal(self, partner: Partner, session: Session, record: Buffer, now: float) -> Iterator[Send]:
+        if partner.unreported_bytes >= REPORT_RIDE_BYTES:
+            partner.notes.append(encode_report(partner.make_report(0)))
+        if partner.notes:
+            for note in partner.notes:
+                if record.end + len(note) + TAG_BYTES + LENGTH_BYTES <= SEND_MAX_BYTES:
+                    record.view[record.end : record.end + len(note)] = note
+                    record.end += len(note)
+            partner.notes.clear()
+        assert partner.trial is not None
+        way = partner.trial.way
+        shape = partner.meter.shape
+        size = record.end + (TAG_BYTES if session.seal is not None else 0)
+        if shape.parity and (size > way.datagram_bytes or shape.parity >= PROTECT_FROM):
+            yield from self.seal_pieces(partner, session, record, shape.parity)
+        else:
+            yield from self.seal_burst(partner, session, record, way.datagram_bytes, way.segmented)
+        partner.sent(session.counter, size, now)
+
+    def seal_burst(
+        self, partner: Partner, session: Session, record: Buffer, datagram_bytes: int, segmented: bool
+    ) -> Iterator[Send]:
+        """The record with one header, in as many datagrams as it needs."""
+        view, end, counter = record.view, record.end, session.counter
+        tag = 0 if session.seal is None else TAG_BYTES
+        total = end + tag
+        datagrams, last = 1, total
+        if total > datagram_bytes:
+            datagrams = -(-total // datagram_bytes)
+            last = total - (datagrams - 1) * datagram_bytes
+            if last == datagram_bytes:  # the last one has to be shorter
+                view[end : end + LENGTH_BYTES] = b"\0\0"
+                end += LENGTH_BYTES
+                total += LENGTH_BYTES
+                datagrams += 1
+                last = LENGTH_BYTES
+        header = BURST_HEADER.pack(BURST, datagrams, last, session.remote_index, counter)
+        if session.seal is not None:
+            session.seal.encrypt_into(nonce(counter), view[HEADER_BYTES:end], header, view[HEADER_BYTES:total])
+        view[:HEADER_BYTES] = header
+        session.counter = counter + datagrams
+        session.sent_bytes += total
+        address = partner.address
+        assert address is not None
+        if datagrams == 1:
+            yield (view[:total],), 0, address
+        elif segmented:
+            yield (view[:total],), datagram_bytes, address
+        else:
+            for start in range(0, total, datagram_bytes):
+                yield (view[start : min(start + datagram_bytes, total)],), 0, address
+
+    def seal_pieces(self, partner: Partner, session: Session, record: Buffer, parity: int) -> Iterator[Send]:
+        """The record in pieces, each with its header, and with parity pieces."""
+        assert partner.trial is not None
+        way = partner.trial.way
+        view, end, counter = record.view, record.end, session.counter
+        tag = 0 if session.seal is None else TAG_BYTES
+        room = way.datagram_bytes - HEADER_BYTES
+        sealed = end - HEADER_BYTES + tag
+        count = -(-sealed // room)
+        if count == 1:
+            parity = 1
+        piece = -(-sealed // count)
+        padding = count * piece - sealed
+        if padding:
+            view[end : end + padding] = bytes(padding)
+            end += padding
+        total = end + tag
+        header = PIECE_HEADER.pack(PIECES, 0, count, parity, session.remote_index, counter)
+        if session.seal is not None:
+            session.seal.encrypt_into(nonce(counter), view[HEADER_BYTES:end], header, view[HEADER_BYTES:total])
+        pieces: list[bytes | memoryview] = [
+            view[start : start + piece] for start in range(HEADER_BYTES, total, piece)
+        ]
+        pieces += code.encode(pieces, parity)
+        session.counter = counter + len(pieces)
+        session.sent_bytes += total
+        address = partner.address
+        assert address is not None
+        buffers: list[bytes | memoryview] = []
+        for number, each in enumerate(pieces):
+            buffers.append(header[:1] + bytes((number,)) + header[2:])
+            buffers.append(each)
+        size = HEADER_BYTES + piece
+        if way.segmented:
+            at_once = max(1, SEND_MAX_BYTES // size) * 2
+            for start in range(0, len(buffers), at_once):
+                yield buffers[start : start + at_once], size, address
+        else:
+            for start in range(0, len(buffers), 2):
+                yield buffers[start : start + 2], 0, address
+
+    def _count(self, reason: str) -> None:
+        self.counters[reason] = self.counters.get(reason, 0) + 1

@@ -1,0 +1,115 @@
+"""What travels over UDP between two workers: datagrams, records, and the entries in a record.
+
+Lays out bytes; knows no keys, no sockets and no policy. The one idea: a *record* is sealed once, whatever it holds, and
+goes out as a number of datagrams that are all of one size but for the last; its counter is the sequence number of its
+first datagram, so that one number orders records, tells lost datagrams, and is the nonce of the seal.
+
+A burst: the header is on the first datagram only. It costs nothing per datagram, and arrives whole or not at all.
+
+    0        1          2          4                8                               16
+    +--------+----------+----------+----------------+-------------------------------+-------- - -
+    | 4      | datagrams| last: u16| receiver's     | counter (u64)                 | sealed
+    | (u8)   | (u8)     |          | index (u32)    |                               |
+    +--------+----------+----------+----------------+-------------------------------+-------- - -
+
+`last`: bytes of the last datagram, always fewer than of the others where there are others, so that a receiving kernel
+that joins equal datagrams (UDP_GRO) never joins two records.
+
+Pieces: the header is on each datagram, and `parity` of them may be lost. All pieces are equally long.
+
+    0        1          2        3        4                8                               16
+    +--------+----------+--------+--------+----------------+-------------------------------+-------- - -
+    | 5      | this     | data   | parity | receiver's     | counter (u64)                 | piece
+    | (u8)   | piece    | pieces | pieces | index (u32)    |                               |
+    +--------+----------+--------+--------+----------------+-------------------------------+-------- - -
+
+The seal (AES-256-GCM or ChaCha20-Poly1305, 16 bytes of tag at the end) covers the header of the first datagram as
+associated data; its nonce is four zero bytes and the counter. Without a secret nothing is sealed and there is no tag.
+Numbers are big-endian, but in a record's entries, which are laid out for the kernel's side of the worker:
+
+    0           2                                        what the length says
+    +-----------+--------------------------------- - -   10 .. 65,534: virtio_net_hdr (10 bytes) and an Ethernet frame
+    | length    | ...                                    65,535:       a note: kind (u8), size (u8), body
+    +-----------+--------------------------------- - -   0:            padding: nothing more in this record
+
+Types 1 to 3 are the handshake's (`handshake`).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from gossip.errors import ProtocolError
+
+BURST: Final = 4
+PIECES: Final = 5
+HEADER_BYTES: Final = 16
+TAG_BYTES: Final = 16
+BURST_HEADER: Final = struct.Struct("!BBHIQ")
+PIECE_HEADER: Final = struct.Struct("!BBBBIQ")
+LENGTH: Final = struct.Struct("<H")
+LENGTH_BYTES: Final = 2
+VNET_BYTES: Final = 10
+ETHERNET_BYTES: Final = 14
+FRAME_MIN_BYTES: Final = VNET_BYTES + ETHERNET_BYTES
+FRAME_MAX_BYTES: Final = 65_430
+"""With its virtio header. Leaves room for a record's header, length and tag within one send of 65,507 bytes."""
+SEND_MAX_BYTES: Final = 65_507
+"""Payload of one UDP datagram over IPv4, and so of one UDP_SEGMENT send."""
+DATAGRAMS_MAX: Final = 64
+"""In one record: what UDP_SEGMENT takes on every kernel that has it (UDP_MAX_SEGMENTS was 64 before Linux 6.0)."""
+
+NOTE: Final = 0xFFFF
+_NOTE_HEAD: Final = struct.Struct("<HBB")
+NOTE_REPORT: Final = 1
+NOTE_ASK: Final = 2
+"""Answer with NOTE_ANSWER and the same body."""
+NOTE_ANSWER: Final = 3
+NOTE_MAX_BYTES: Final = 64
+_REPORT: Final = struct.Struct("!IQQQI")
+
+
+class Report(NamedTuple):
+    """What arrived, from the one who receives to the one who sends."""
+
+    index: int
+    """The receiver's index in the records that this is about."""
+    seen: int
+    """One more than the highest datagram number seen."""
+    received: int
+    """How many datagrams below it arrived."""
+    recovered: int
+    """How many records parity saved."""
+    backlog_bytes: int
+    """What waits in the receiver's socket: it cannot keep up."""
+
+
+def encode_note(kind: int, body: bytes) -> bytes:
+    assert len(body) <= NOTE_MAX_BYTES
+    return _NOTE_HEAD.pack(NOTE, kind, len(body)) + body
+
+
+def encode_report(report: Report) -> bytes:
+    return encode_note(NOTE_REPORT, _REPORT.pack(*report))
+
+
+def decode_note_untrusted(data: memoryview, position: int) -> tuple[int, bytes, int]:
+    """The note at `position`: its kind, its body, and where the next entry begins."""
+    if position + _NOTE_HEAD.size > len(data):
+        raise ProtocolError("bad-record", "a note is cut short")
+    _, kind, size = _NOTE_HEAD.unpack_from(data, position)
+    end = position + _NOTE_HEAD.size + size
+    if size > NOTE_MAX_BYTES or end > len(data):
+        raise ProtocolError("bad-record", "a note is longer than its record")
+    return kind, bytes(data[end - size : end]), end
+
+
+def decode_report_untrusted(body: bytes) -> Report:
+    if len(body) < _REPORT.size:
+        raise ProtocolError("bad-record", "a report is cut short")
+    return Report(*_REPORT.unpack_from(body))
+
+
+def nonce(counter: int) -> bytes:
+    return counter.to_bytes(12, "big")
