@@ -185,7 +185,8 @@ def segments_within(data: Data, limit_bytes: int) -> int:
     if not segment or behind >= len(data):
         return 1
     headers = HEADER_BYTES + start + ((data[behind] >> 4) * 4 if offset == 16 else 8)
-    return max(1, (limit_bytes - headers) // segment)
+    fit: int = (limit_bytes - headers) // segment
+    return max(1, fit)
 
 
 def _ipv4_start(head: bytearray, network: int, start: int) -> tuple[int, int]:
