@@ -6,21 +6,25 @@ hub; the engine of a host is started from a thread inside its namespace, which i
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import select
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from typing import TypeVar
 
-from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment
+from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment, Via
 from dataplane.engine import Engine, Report
 from dataplane.kernel import PARTS, Kernel
 from dataplane.linux import find_namespace, open_kernel, teardown
 from dataplane.linux.host import LinuxKernel
 from dataplane.linux.netns import open_namespace, run_inside
+from dataplane.linux.tap import open_tap
 from dataplane.objects import ACCEPT, GUEST_ADDRESS, PORT, UP, expand, fits
 from gossip.names import PeerName
 
@@ -176,6 +180,59 @@ def differences(host: Host, desired: Desired) -> list[str]:
         return lacking + extra
 
     return host.inside(look)
+
+
+class Cable:
+    """A plain worker: whatever one host's TAP says, the other one's hears, header and all. `frames` are their sizes."""
+
+    def __init__(self, one: Host, other: Host, offload: bool = True) -> None:
+        ends = [host.inside(lambda: open_tap("weft-tap", offload)) for host in (one, other)]
+        self.ends = {ends[0]: ends[1], ends[1]: ends[0]}
+        self.frames: list[int] = []
+        self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._copy, name="cable", daemon=True)
+        self._thread.start()
+
+    def _copy(self) -> None:
+        poll = select.poll()
+        for descriptor in (*self.ends, self._waker):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == self._waker:
+                    return
+                try:
+                    frame = os.read(descriptor, 1 << 17)
+                    self.frames.append(len(frame))
+                    os.write(self.ends[descriptor], frame)
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    if error.errno not in (errno.EBADFD, errno.EIO):  # removed, or down
+                        raise
+                    if error.errno == errno.EBADFD:
+                        poll.unregister(descriptor)
+
+    def close(self) -> None:
+        os.eventfd_write(self._waker, 1)
+        self._thread.join()
+        for descriptor in (*self.ends, self._waker):
+            os.close(descriptor)
+
+    def __enter__(self) -> Cable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def via(desired: Desired, path: Via) -> Desired:
+    """The same with every other host by that path."""
+    return replace(
+        desired,
+        peers=tuple(replace(each, via=path) for each in desired.peers),
+        endpoints=tuple(replace(each, via=path) for each in desired.endpoints),
+    )
 
 
 class Lab:
