@@ -134,7 +134,12 @@ class Devices:
         if link is not None:
             self.names.pop(link.ifindex, None)
         self._guests.forget(name)
-        return [(Key(PORT, name), None), (Key(UP, name), None), (Key(LINK, name), None)]
+        changes: Changes = [(Key(PORT, name), None), (Key(UP, name), None), (Key(LINK, name), None)]
+        if link is not None and name == self.bridge:
+            # A bridge that is called otherwise now keeps its ports, and no event says so of each of them.
+            strays = [port for port in self._links.values() if port.master == link.ifindex]
+            changes += [(Key(PORT, port.name), links.port_flags_of(port, self._name(port.master))) for port in strays]
+        return changes
 
     def _is_ours(self, link: Link) -> bool:
         """By name, or by what we wrote on it, whatever it is called now: a renamed VXLAN device holds its port."""

@@ -62,7 +62,6 @@ MEDDLING = [
     Meddling("tap-down", "ip link set weft-tap down"),
     Meddling("tap-mtu", "ip link set weft-tap mtu 1300"),
     Meddling("tap-queue", "ip link set weft-tap txqueuelen 10"),
-    Meddling("tap-gso", "ip link set weft-tap gso_max_size 30000"),
     Meddling("tap-deleted", "ip link del weft-tap"),
     Meddling("tap-renamed", "ip link set weft-tap name foo"),
     Meddling("tap-guard-deleted", "nft delete chain netdev weft guard-weft-tap"),
