@@ -86,6 +86,10 @@ def _run(name: str, args: argparse.Namespace, facts: dict[str, object]) -> None:
     say(f"== {name}")
     start = time.monotonic()
     result = _bench(name, args)()
+    if name == "sleeve":
+        from bench.charts import write_pictures
+
+        result.pictures = write_pictures(result.figures, args.out, name)
     path = write(result, facts, args.out)
     print(f"\n{result.title}  ({time.monotonic() - start:.0f} s)\n")
     print("\n".join([*result.table(), "", *result.further()]))

@@ -23,7 +23,7 @@ PINGS_PER_SECOND = 300
 LOADED_INTERVAL_S = 0.01
 LOADED_LEAD_S = 0.3
 LOADED_TAIL_S = 0.15
-"""How long the streams run before the first ping that counts, and how long before the end the last one is sent."""
+"""How long the streams run before the first ping that counts, and what iperf3 takes to tell of them afterwards."""
 STREAMS = 4
 
 DATAGRAM_BYTES = 64
@@ -91,18 +91,16 @@ def reverse(world: World, setting: Setting) -> Sample:
 def tcp4(world: World, setting: Setting) -> Sample:
     """Four streams, and a ping every 10 ms beside them."""
     server, address = world.serve(), world.lab.address(SERVER)
-    began = time.monotonic()
     pinger = Pinger(world.lab, CLIENT, address, interval_s=LOADED_INTERVAL_S)
+    flags = ["-P", str(STREAMS), "-i", "0"]
     try:
-        stream, usage = _metered(
-            world, setting, lambda: server.stream(CLIENT, address, setting.seconds, flags=["-P", str(STREAMS), "-i", "0"])
-        )
+        stream, usage = _metered(world, setting, lambda: server.stream(CLIENT, address, setting.seconds, flags=flags))
     finally:
-        passed_s = time.monotonic() - began
+        ended_s = time.time()
         seen = pinger.stop()
     # Only those sent while the streams ran at full speed; a ping sent before or after would tell of an idle path.
-    first, last = passed_s - setting.seconds + LOADED_LEAD_S, passed_s - LOADED_TAIL_S
-    times = [ms for number, ms in seen.times_ms.items() if first <= number * LOADED_INTERVAL_S <= last]
+    first_s, last_s = ended_s - setting.seconds + LOADED_LEAD_S - LOADED_TAIL_S, ended_s - LOADED_TAIL_S
+    times = [ms for number, ms in seen.times_ms.items() if first_s <= seen.sent_s[number] <= last_s]
     figures = {"mbit_s": stream.mbit_s, "pings": float(seen.sent), "pings_lost": float(len(seen.lost))}
     return Sample(figures | _waits(times), usage.foreign)
 

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +22,7 @@ from mesh.lab import Lab
 from mesh.namespaces import CommandFailed, LabError, wait_until
 
 IPERF_PORT = 5201
-_REPLY = re.compile(r"icmp_seq=(\d+) .*time=([0-9.]+) ms( \(DUP!\))?")
+_REPLY = re.compile(r"(?:\[([0-9.]+)\] )?[0-9]+ bytes from .*icmp_seq=(\d+) .*time=([0-9.]+) ms( \(DUP!\))?")
 _SENT = re.compile(r"(\d+) packets transmitted")
 
 
@@ -34,6 +34,8 @@ class Pings:
     times_ms: dict[int, float]
     """By sequence number, from 1."""
     duplicates: int = 0
+    sent_s: dict[int, float] = field(default_factory=dict)
+    """When each answered one was sent, in seconds of `time.time`, where ping told the time (`-D`)."""
 
     @property
     def lost(self) -> list[int]:
@@ -44,16 +46,20 @@ class Pings:
 def parse_ping(output: str) -> Pings:
     """The output of `ping -n`. Raises `LabError` where there is no summary."""
     times: dict[int, float] = {}
+    sent_s: dict[int, float] = {}
     duplicates = 0
     for match in _REPLY.finditer(output):
-        if match[3]:
+        if match[4]:
             duplicates += 1
-        else:
-            times[int(match[1])] = float(match[2])
+            continue
+        number, time_ms = int(match[2]), float(match[3])
+        times[number] = time_ms
+        if match[1]:
+            sent_s[number] = float(match[1]) - time_ms / 1e3
     sent = _SENT.search(output)
     if sent is None:
         raise LabError(f"ping said nothing of what it sent: {output[-200:]!r}")
-    return Pings(int(sent[1]), times, duplicates)
+    return Pings(int(sent[1]), times, duplicates, sent_s)
 
 
 def ping(lab: Lab, node: str, address: str, *, count: int = 1, interval_s: float = 0.2, wait_s: int = 1) -> Pings:
@@ -69,7 +75,7 @@ class Pinger:
     """A ping that runs beside a test, until `stop` says what became of each packet."""
 
     def __init__(self, lab: Lab, node: str, address: str, *, interval_s: float = 0.01) -> None:
-        command = ["stdbuf", "-oL", "ping", "-n", "-i", f"{interval_s:g}", "-W", "1", address]
+        command = ["stdbuf", "-oL", "ping", "-n", "-D", "-i", f"{interval_s:g}", "-W", "1", address]
         self._what = f"ping {address} on {node}"
         self._process = lab.popen(node, command)
 
