@@ -12,8 +12,7 @@ are. Where it cannot, `split` and `finish_checksum` do the work here.
     +-------+-------+---------------+---------------+----------------+-----------------+---------- - -
 
 Little-endian; lengths and starts count from the frame's first byte, the offset from checksum start. (struct
-virtio_net_hdr: OASIS virtio 1.2, 5.1.6.) Every `data` here is such a header with its frame;
-a `frame` is without.
+virtio_net_hdr: OASIS virtio 1.2, 5.1.6.) Every `data` here is such a header with its frame; a `frame` is without.
 """
 
 from __future__ import annotations
