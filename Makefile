@@ -27,10 +27,10 @@ AS_ROOT := $(if $(SUDO),$(SUDO) env PATH="$$PATH" PYTHONDONTWRITEBYTECODE=1)
 COMPILE = $(PY) -m compileall -q gossip dataplane mesh bench labs tests
 NO_CACHE := $(if $(SUDO),-p no:cacheprovider)
 
-.PHONY: help demo test check bench soak install uninstall clean
+.PHONY: help demo test check bench bench-peers soak install uninstall clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: .tools-run $(VENV)/.ready-run ## three hosts on this machine, a daemon on each, containers that talk; leaves nothing behind
 	@$(COMPILE) && $(AS_ROOT) $(PY) -m labs.demo
@@ -44,8 +44,11 @@ check: .tools-check $(VENV)/.ready-test ## lint, types and the tests that need n
 	@echo "== mypy" && $(PY) -m mypy
 	@echo "== tests without root" && $(PY) -m pytest -q -m "not root" $(TESTS)
 
-bench: .tools-run $(VENV)/.ready-run ## the figures, with progress (BENCH=fastpath for one of them); results in bench/results/
-	@$(COMPILE) && $(AS_ROOT) $(PY) -m bench $(BENCH)
+bench: .tools-bench $(VENV)/.ready-run ## the figures, with progress; BENCH=sleeve for one, ROUNDS=9 SECONDS=3 for longer
+	@$(COMPILE) && $(AS_ROOT) $(PY) -m bench $(BENCH) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS))
+
+bench-peers: .tools-peers $(VENV)/.ready-run ## install what the bench compares with: tinc, fastd, openvpn; wireguard-go and nebula built by Go
+	@$(PY) -m bench peers
 
 soak: .tools-check $(VENV)/.ready-run ## simulated networks under a virtual clock, SEEDS=200 of them, from SEED=random
 	@$(PY) -m gossip.sim --seed $(SEED) --seeds $(SEEDS)
@@ -71,7 +74,7 @@ uninstall: ## remove what `make install` made (a running daemon first: weft rese
 	@echo "removed $(PREFIX) and $(BINDIR)/weft"
 
 clean: ## remove .venv, builds and caches
-	@rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build bench/.peers *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What has to be on the machine: commands, and the Debian packages that bring them.
@@ -79,12 +82,18 @@ clean: ## remove .venv, builds and caches
 TOOLS_CHECK := python3:python3
 TOOLS_INSTALL := $(TOOLS_CHECK) ip:iproute2 nft:nftables
 TOOLS_RUN := $(TOOLS_INSTALL) nsenter:util-linux ping:iputils-ping iperf3:iperf3
+TOOLS_BENCH := $(TOOLS_RUN) ethtool:ethtool rsvg-convert:librsvg2-bin
+# Go builds the newest of two; without it the distribution's own have to do.
+TOOLS_PEERS := tincd:tinc fastd:fastd openvpn:openvpn \
+  $(if $(shell command -v go),,wireguard-go:wireguard-go nebula:nebula)
 TOOLS_TEST := $(TOOLS_RUN) tcpdump:tcpdump ethtool:ethtool iptables:iptables sysctl:procps
 
-.PHONY: .tools-check .tools-install .tools-run .tools-test
+.PHONY: .tools-check .tools-install .tools-run .tools-bench .tools-peers .tools-test
 .tools-check: ; @$(call need,$(TOOLS_CHECK))
 .tools-install: ; @$(call need,$(TOOLS_INSTALL))
 .tools-run: ; @$(call need,$(TOOLS_RUN))
+.tools-bench: ; @$(call need,$(TOOLS_BENCH))
+.tools-peers: ; @$(call need,$(TOOLS_PEERS))
 .tools-test: ; @$(call need,$(TOOLS_TEST))
 
 define need

@@ -19,6 +19,8 @@ from mesh.namespaces import LabError, ends_in_order
 
 BENCHES = ("startup", "endpoints", "attach", "idle", "fastpath", "sleeve")
 """In the order of `all`: the quick ones first."""
+SHORT = {"rounds": 4, "seconds": 1}
+"""What `all` spends on fastpath where nothing else is asked: with all benches it is to end within minutes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "names", nargs="+", metavar="NAME", choices=[*BENCHES, "all"], help=f"{', '.join(BENCHES)}, all"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="interleaved rounds (fastpath, sleeve)")
-    parser.add_argument("--seconds", type=int, metavar="S", help="of each run (fastpath, sleeve)")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="interleaved rounds (fastpath, sleeve)")
+    parser.add_argument("--seconds", type=_count, metavar="S", help="of each run (fastpath, sleeve)")
     parser.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="default bench/results")
     ours = parser.add_argument_group("of the bench sleeve")
     ours.add_argument("--only", type=_words, default=[], metavar="A,B", help="these contestants and no others")
@@ -64,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     ours.add_argument("--measures", type=_words, default=[], metavar="A,B", help="tcp1, reverse, tcp4, ping, udp, loss")
     ours.add_argument("--losses", type=_words, default=[], metavar="P,P", help="in percent, default 0.01,0.1,1,5")
     return parser
+
+
+def _count(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value}: at least 1")
+    return number
 
 
 def _words(value: str) -> list[str]:
@@ -77,8 +86,9 @@ def _bench(name: str, args: argparse.Namespace) -> Callable[[], Result]:
         plan = module.Plan.asked(args)
         return lambda: found(plan)
     if name == "fastpath":
-        given = {"rounds": args.rounds, "seconds": args.seconds}
-        return lambda: found(**{key: value for key, value in given.items() if value is not None})
+        short = SHORT if "all" in args.names else {}
+        given = {key: value for key in ("rounds", "seconds") if (value := getattr(args, key)) is not None}
+        return lambda: found(**{**short, **given})
     return found
 
 

@@ -26,6 +26,8 @@ from bench.underlay import UNDERLAYS, WIRE
 FONT = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif"
 INK, FAINT, GRID = "#1f2933", "#6b7785", "#e3e8ee"
 WEFT, KERNEL, PEER = "#0b6e99", "#8a94a0", "#c0692b"
+WEFT_BESIDE = {"weft-sleeve-clear": "#4fa3c7", "weft-vxlan": "#93b9cc"}
+"""Paler than the encrypted one, which is what all this is about."""
 LINES = ("#c0692b", "#7d5ba6", "#4d8f3a", "#b8405e", "#8c6d1f", "#2f6f6f", "#555555", "#a05195")
 MARGIN, NAMES_WIDTH, VALUE_WIDTH = 24, 140, 84
 PANEL_WIDTH, ROW_HEIGHT, TITLE_HEIGHT, AXIS_HEIGHT = 470, 22, 30, 30
@@ -118,7 +120,7 @@ def _row(figures: Figures, name: str, found: Sequence[float]) -> Row:
 
 def _colour(figures: Figures, name: str) -> str:
     if name.startswith("weft"):
-        return WEFT
+        return WEFT_BESIDE.get(name, WEFT)
     return PEER if figures["contestants"][name]["is_peer"] else KERNEL
 
 

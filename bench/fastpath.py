@@ -20,7 +20,8 @@ from mesh.namespaces import LabError, ip_batch
 
 ROUNDS = 10
 TCP_SECONDS = 3
-PINGS = 2000
+PINGS_PER_SECOND = 500
+"""For as long as a stream takes."""
 PING_INTERVAL_S = 0.002
 
 THROUGHPUT_RATIO_MIN = 0.97
@@ -37,7 +38,7 @@ def run(rounds: int = ROUNDS, seconds: int = TCP_SECONDS) -> Result:
         "fastpath",
         "Container to container: Weft, the same by hand, a bare veth pair",
         f"{rounds} interleaved rounds after one warm-up, all shapes up throughout: iperf3 TCP with cubic for "
-        f"{seconds:g} s, then {PINGS} pings at {PING_INTERVAL_S * 1e3:g} ms. Both ends share the machine's cores. "
+        f"{seconds} s, then {PINGS_PER_SECOND * seconds} pings at {PING_INTERVAL_S * 1e3:g} ms. Both ends share the machine's cores. "
         "A ratio is the median of the rounds' ratios.",
         ["shape", "TCP Mbit/s, low .. median .. high", "x by hand", "ping median ms", "x by hand", "ping p99 ms"],
     )
@@ -60,7 +61,7 @@ def run(rounds: int = ROUNDS, seconds: int = TCP_SECONDS) -> Result:
             if ping(lab, client, address, count=3).lost == [1, 2, 3]:
                 raise LabError(f"the shape {name!r} carries no ping, so there is nothing to compare")
         tcp = _measure_tcp(ends, rounds, seconds)
-        medians, worst = _measure_pings(ends, rounds)
+        medians, worst = _measure_pings(ends, rounds, PINGS_PER_SECOND * seconds)
     result.figures = {"path": path, "tcp_mbit_s": tcp, "ping_median_ms": medians, "ping_p99_ms": worst}
     for name in ends:
         result.rows.append(
@@ -93,9 +94,9 @@ def _measure_tcp(ends: Ends, rounds: int, seconds: int) -> dict[str, list[float]
         return interleave(shapes, rounds, lambda line: say(f"TCP {line}"))
 
 
-def _measure_pings(ends: Ends, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def _measure_pings(ends: Ends, rounds: int, count: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     shapes = {
-        name: partial(ping, lab, client, address, count=PINGS, interval_s=PING_INTERVAL_S)
+        name: partial(ping, lab, client, address, count=count, interval_s=PING_INTERVAL_S)
         for name, (lab, client, _, address) in ends.items()
     }
     taken = interleave(shapes, rounds, lambda line: say(f"ping {line}"))

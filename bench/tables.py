@@ -24,7 +24,7 @@ def method(plan: Plan) -> str:
     return (
         f"All contestants of one underlay stand at the same time, each between two hosts and two containers of its own "
         f"(network namespaces of one machine, which share its cores), and take turns: {plan.rounds} rounds of "
-        f"{plan.seconds:g} s. Figures are medians over rounds; a ratio is the median of the rounds' ratios. TCP is "
+        f"{plan.seconds} s. Figures are medians over rounds; a ratio is the median of the rounds' ratios. TCP is "
         "iperf3 with cubic, as received. On the wire a third namespace is the switch, segmentation offloads are off "
         "on every device of the underlay, GRO is off in the switch and on at the hosts; losses are dropped in the "
         "switch, packet by packet, in both directions."
