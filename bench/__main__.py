@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     ours = parser.add_argument_group("of the bench sleeve")
     ours.add_argument("--only", type=_words, default=[], metavar="A,B", help="these contestants and no others")
     ours.add_argument("--underlay", type=_words, default=[], metavar="A,B", help="pass-through, wire")
-    ours.add_argument("--measures", type=_words, default=[], metavar="A,B", help="tcp1, reverse, tcp4, ping, udp, loss")
+    measures = "tcp1, reverse, tcp4, ping, udp, loss, rekey"
+    ours.add_argument("--measures", type=_words, default=[], metavar="A,B", help=measures)
     ours.add_argument("--losses", type=_words, default=[], metavar="P,P", help="in percent, default 0.01,0.1,1,5")
     return parser
 

@@ -38,8 +38,8 @@ def run(rounds: int = ROUNDS, seconds: int = TCP_SECONDS) -> Result:
         "fastpath",
         "Container to container: Weft, the same by hand, a bare veth pair",
         f"{rounds} interleaved rounds after one warm-up, all shapes up throughout: iperf3 TCP with cubic for "
-        f"{seconds} s, then {PINGS_PER_SECOND * seconds} pings at {PING_INTERVAL_S * 1e3:g} ms. Both ends share the machine's cores. "
-        "A ratio is the median of the rounds' ratios.",
+        f"{seconds} s, then {PINGS_PER_SECOND * seconds} pings at {PING_INTERVAL_S * 1e3:g} ms. Both ends "
+        "share the machine's cores. A ratio is the median of the rounds' ratios.",
         ["shape", "TCP Mbit/s, low .. median .. high", "x by hand", "ping median ms", "x by hand", "ping p99 ms"],
     )
     with (

@@ -19,15 +19,17 @@ from typing import Any
 
 from bench import tables
 from bench.contestants import Contestant, every, need_tools
-from bench.goals import judge
+from bench.goals import US, judge
 from bench.harness import Result, say
 from bench.measures import MEASURES, Measure, Sample, Setting, memory
+from bench.rekey import RekeyWatch
 from bench.underlay import CLIENT, PASS_THROUGH, SERVER, UNDERLAYS, WIRE, World, sweep
 from mesh.namespaces import LabError, need_root_and_tools
 
 LOSSES_PERCENT = (0.01, 0.1, 1.0, 5.0)
 """Without loss it is `tcp1` on the wire."""
 LOSS = "loss"
+REKEY = "rekey"
 LOSS_SECONDS_MIN = 2
 """A stream that loses needs a while to show at which speed it goes on."""
 CHECK_SECONDS = 1
@@ -43,13 +45,13 @@ class Plan:
 
     only: Sequence[str] = ()
     underlays: Sequence[str] = UNDERLAYS
-    measures: Sequence[str] = (*MEASURES, LOSS)
+    measures: Sequence[str] = (*MEASURES, LOSS, REKEY)
     rounds: int = 3
     seconds: int = 1
     losses: Sequence[float] = LOSSES_PERCENT
 
     def __post_init__(self) -> None:
-        for given, allowed in ((self.underlays, UNDERLAYS), (self.measures, (*MEASURES, LOSS))):
+        for given, allowed in ((self.underlays, UNDERLAYS), (self.measures, (*MEASURES, LOSS, REKEY))):
             for word in given:
                 if word not in allowed:
                     raise LabError(f"{word!r} is none of {', '.join(allowed)}")
@@ -116,13 +118,29 @@ def run(plan: Plan | None = None) -> Result:
         (),
         figures={"contestants": told, "plan": _planned(plan), "underlays": {}},
     )
-    for underlay in plan.underlays:
-        started = time.monotonic()
-        result.figures["underlays"][underlay] = _measure_all(underlay, present, plan, told)
-        say(f"{underlay}: {time.monotonic() - started:.0f} s")
+    with ExitStack() as stack:
+        watch = _watch(stack) if REKEY in plan.measures and any(c.name == US for c in present) else None
+        for underlay in plan.underlays:
+            if plan.measures != [REKEY]:
+                started = time.monotonic()
+                result.figures["underlays"][underlay] = _measure_all(underlay, present, plan, told)
+                say(f"{underlay}: {time.monotonic() - started:.0f} s")
+        if watch is not None:
+            if watch.left_s > 0:
+                say(f"[rekey] {watch.left_s:.0f} s more, until a key has rolled")
+                time.sleep(watch.left_s)
+            result.figures["rekey"] = watch.stop()
     result.aims, unmeasured = judge(result.figures)
     tables.fill(result, unmeasured)
     return result
+
+
+def _watch(stack: ExitStack) -> RekeyWatch | None:
+    try:
+        return stack.enter_context(RekeyWatch())
+    except LabError as error:
+        say(f"[rekey] is not watched: {error}")
+        return None
 
 
 def _told(contestant: Contestant) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def fill(result: Result, unmeasured: Sequence[str]) -> None:
         if underlay == WIRE and found["dropped"]:
             result.tables.append(_losses(figures, names, found))
         result.tables.append(_crossing(underlay, found))
+    if "rekey" in figures:
+        result.tables.append(_rekey(figures["rekey"]))
     result.tables.append(_goals(result, unmeasured))
 
 
@@ -164,6 +166,15 @@ def _crossing(underlay: str, found: Mapping[str, Any]) -> Table:
     what = "packets handed on by the veth" if underlay == PASS_THROUGH else "packets that crossed the switch"
     note = "Counted during a short stream, to show that the underlay is what it is called."
     return Table(f"Sizes on the underlay, {underlay}", ("", what, "mean bytes", "above the MTU"), rows, note)
+
+
+def _rekey(watched: Mapping[str, Any]) -> Table:
+    note = (
+        f"A slow ping between two hosts of its own beside all other measures, for {watched['seconds']:.0f} s; a key in "
+        f"use rolls after {watched['rolls_after_s']:.0f} s."
+    )
+    rows = [("`weft-sleeve`", f"{watched['pings']:,}", f"{watched['lost']:,}")]
+    return Table("Frames lost while keys roll", ("", "pings", "lost"), rows, note)
 
 
 def _goals(result: Result, unmeasured: Sequence[str]) -> Table:

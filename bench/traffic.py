@@ -10,6 +10,7 @@ import json
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -77,16 +78,28 @@ class Pinger:
     def __init__(self, lab: Lab, node: str, address: str, *, interval_s: float = 0.01) -> None:
         command = ["stdbuf", "-oL", "ping", "-n", "-D", "-i", f"{interval_s:g}", "-W", "1", address]
         self._what = f"ping {address} on {node}"
-        self._process = lab.popen(node, command)
+        # Into a file: a pipe that nobody reads stops ping after some eight hundred answers.
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - `stop` closes it
+        self._process = subprocess.Popen(
+            lab.argv(node, command),
+            env=lab.environment(node),
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def stop(self) -> Pings:
         """End it. The very last packet may still be on its way: unanswered, it was never sent."""
         self._process.send_signal(signal.SIGINT)
         try:
-            stdout, stderr = self._process.communicate(timeout=10)
+            _, stderr = self._process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise LabError(f"{self._what} did not end") from None
+        self._output.seek(0)
+        stdout = self._output.read()
+        self._output.close()
         if not stdout:
             raise CommandFailed(self._what, self._process.returncode, stdout, stderr)
         seen = parse_ping(stdout)
