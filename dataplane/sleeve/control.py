@@ -1,7 +1,7 @@
 """What the daemon and the sleeve worker say to each other: values, and their bytes on the unix socket between them.
 
 Knows neither sockets nor what the values are good for. The one idea: the daemon says what should be (a configuration
-once, then whole peers, each time it changes), and the worker says what is (a status of the whole, as often as it likes);
+once, then whole peers, each time one changes), and the worker says what is (a status of the whole, now and then);
 either side may be a later life of the other, so a connection always begins with everything.
 
     0               4
@@ -31,7 +31,7 @@ TAP: Final = "tap"
 UDP_SEGMENT: Final = "udp-segment"
 UDP_GRO: Final = "udp-gro"
 OFFLOADS: Final = (TAP, UDP_SEGMENT, UDP_GRO)
-"""What can be switched off: super-frames and unfinished checksums at the TAP, one send or receive for many datagrams."""
+"""What can be switched off: super-frames and unfinished checksums at the TAP, many datagrams in one call."""
 
 IDLE: Final = "idle"
 """Nothing wanted to go there lately, so there are no keys; the first frame makes some."""

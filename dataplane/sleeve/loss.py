@@ -53,7 +53,7 @@ class LossMeter:
         return min(1.0, self._lost / max(self._sent, SAMPLE_MIN))
 
     def report(self, sent: int, lost: int, now: float) -> None:
-        """Since the last call, so many datagrams went out, of which so many did not arrive (below zero: late ones did)."""
+        """Since the last call so many datagrams went out, and so many did not arrive (negative: late ones did)."""
         keep = max(0.0, 1.0 - (now - self._at) / MEMORY_S)
         self._at = now
         self._sent = self._sent * keep + max(0, sent)

@@ -24,7 +24,7 @@ Address = tuple[object, ...]
 
 QUEUE_BYTES: Final = 2 * 1024 * 1024
 """What may wait for one peer."""
-WINDOW_MIN_BYTES: Final = 768 * 1024
+WINDOW_MIN_BYTES: Final = 1024 * 1024
 WINDOW_EXTRA_BYTES: Final = 512 * 1024
 """Above what the network holds: enough that the receiver always has something to do."""
 WINDOW_DECAY: Final = 0.98
@@ -32,7 +32,7 @@ WINDOW_DECAY: Final = 0.98
 STALL_S: Final = 0.03
 """Without a report for so long the window is open again: reports can be lost."""
 MARKS_MAX: Final = 8192
-REPORT_BYTES: Final = 256 * 1024
+REPORT_BYTES: Final = 192 * 1024
 """Received without a word to the sender at most; a quarter of the smallest window."""
 REPORT_RIDE_BYTES: Final = 96 * 1024
 """From so much on a report rides along in a record that goes there anyway."""
@@ -57,18 +57,43 @@ class Partner:
     """Another host."""
 
     __slots__ = (
-        "address", "asked_s", "blocked_s", "filling", "heard_s", "marks", "meter", "network_bytes", "notes", "peer",
-        "queue", "renewed_s", "report_due_s", "reported", "rtt_ms", "sent_bytes", "limit", "sent_index", "tally", "trial",
-        "unanswered_s", "unreported_bytes", "window_bytes", "consumed_bytes", "reported_s",
+        "address",
+        "asked_s",
+        "blocked_s",
+        "consumed_bytes",
+        "direct",
+        "filling",
+        "heard_s",
+        "limit",
+        "marks",
+        "meter",
+        "network_bytes",
+        "notes",
+        "peer",
+        "queue",
+        "renewed_s",
+        "report_due_s",
+        "reported",
+        "reported_s",
+        "rtt_ms",
+        "sent_bytes",
+        "sent_index",
+        "tally",
+        "trial",
+        "unanswered_s",
+        "unreported_bytes",
+        "window_bytes",
     )  # fmt: skip
 
     def __init__(self, peer: control.Peer) -> None:
         self.peer = peer
         self.address: Address | None = None
         """Where its last record came from."""
-        self.queue: FairQueue = FairQueue(QUEUE_BYTES)
+        self.queue: FairQueue[bytes | Buffer] = FairQueue(QUEUE_BYTES)
         self.filling: Buffer | None = None
         """The record that small frames are packed into."""
+        self.direct = False
+        """Whether small frames may go straight into a record: there are keys, and room under way."""
         self.limit = 0
         """How far it may be filled."""
         self.notes: list[bytes] = []
@@ -142,7 +167,7 @@ class Partner:
     def take_report(self, report: Report, now: float) -> None:
         """What the other side says of our records. One about an older session is too late to be of use."""
         before = self.reported
-        if report.index != self.sent_index or (before is not None and report.seen < before.seen):
+        if report.session != self.sent_index or (before is not None and report.seen < before.seen):
             return
         self.reported = report
         self.reported_s = now

@@ -82,7 +82,9 @@ class Receiver:
 
     def _begins_anew(self, data: memoryview) -> bool:
         """Whether pieces with a header of a known session follow, not the rest of a burst."""
-        return data[0] == PIECES and len(data) > HEADER_BYTES and self._find(PIECE_HEADER.unpack_from(data)[4]) is not None
+        return (
+            data[0] == PIECES and len(data) > HEADER_BYTES and self._find(PIECE_HEADER.unpack_from(data)[4]) is not None
+        )
 
     def _single(self, data: memoryview, address: Address, now: float) -> Frames:
         """One datagram that is not part of a burst that came whole."""

@@ -1,15 +1,14 @@
 """From frames to datagrams: who gets a frame, what waits, what goes into one record, and how it is sealed and cut.
 
 Pure: frames come in with their buffers, lists of buffers go out. In the order in which a frame meets them: `frame`
-(which peer), the peer's queue (which flow is next), `_pack` or `_large` (which record), `_seal_burst` or `_seal_pieces`.
+(which peer), the peer's queue (which flow is next), `_pack` or `_cut` (which record), `_burst` or `seal_pieces`.
 The one idea: a large frame is sealed where the TAP wrote it, so its bytes are never copied in Python; small frames are
 copied into a record that goes out at the end of the turn, so nothing ever waits for company.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Final
 
 from dataplane.sleeve import frames
@@ -17,6 +16,7 @@ from dataplane.sleeve import parity as code
 from dataplane.sleeve.buffers import ETHERNET_AT, FRAME_AT, Buffer, Pool
 from dataplane.sleeve.partner import REPORT_RIDE_BYTES, Address, Partner
 from dataplane.sleeve.session import Session
+from dataplane.sleeve.trial import Way
 from dataplane.sleeve.wire import (
     BURST,
     BURST_HEADER,
@@ -52,7 +52,9 @@ Item = bytes | Buffer
 class Sender:
     """All that goes out."""
 
-    def __init__(self, counters: dict[str, int]) -> None:
+    def __init__(self, counters: dict[str, int], backlog_bytes: Callable[[], int]) -> None:
+        """`backlog_bytes`: what waits in our own socket, for the reports to those who sent it."""
+        self.backlog_bytes = backlog_bytes
         self.macs: dict[bytes, Partner] = {}
         self.flooded: tuple[Partner, ...] = ()
         self.counters = counters
@@ -75,7 +77,7 @@ class Sender:
             if destination[0] & 1:
                 copy = bytes(buffer.view[FRAME_AT : FRAME_AT + size])
                 for each in self.flooded:
-                    self._push(each, copy, size, 0)
+                    self._push(each, copy, size, b"")
             else:
                 self._count("tap-unknown-destination")
             return False
@@ -83,19 +85,21 @@ class Sender:
             buffer.end = FRAME_AT + size
             self._push(partner, buffer, size, frames.flow_key(buffer.view[ETHERNET_AT : buffer.end]))
             return True
-        record = partner.filling
-        if record is not None and partner not in self.backlog and record.end + LENGTH_BYTES + size <= partner.limit:
-            LENGTH.pack_into(record.view, record.end, size)
+        if partner.direct and partner not in self.backlog:
+            record = partner.filling or self._record(partner)
             start = record.end + LENGTH_BYTES
-            record.end = start + size
-            record.view[start : record.end] = buffer.view[FRAME_AT : FRAME_AT + size]
-            return False
+            end = start + size
+            if end <= partner.limit:
+                LENGTH.pack_into(record.view, record.end, size)
+                record.view[start:end] = buffer.view[FRAME_AT : FRAME_AT + size]
+                record.end = end
+                return False
         end = FRAME_AT + size
         flow = frames.flow_key(buffer.view[ETHERNET_AT:end])
         self._push(partner, bytes(buffer.view[FRAME_AT:end]), size, flow)
         return False
 
-    def _push(self, partner: Partner, item: Item, size: int, flow: int) -> None:
+    def _push(self, partner: Partner, item: Item, size: int, flow: Hashable) -> None:
         for dropped in partner.queue.push(flow, item, size):
             self._drop(dropped)
         self.backlog[partner] = None
@@ -120,19 +124,27 @@ class Sender:
         """Some of what waits for it. What is yielded must be sent before the next is asked for."""
         left = SLICE_BYTES
         pop = partner.queue.pop
+        whole = HEADER_BYTES + partner.capacity() if partner.meter.shape.parity == 0 else 0
         while left > 0:
             item = pop()
             if item is None:
                 self.backlog.pop(partner, None)
                 break
-            if isinstance(item, Buffer):
-                left -= item.end
-                yield from self._large(partner, session, item, now)
-                self.pool.give(item)
-            else:
+            if isinstance(item, bytes):
                 left -= len(item)
                 yield from self._pack(partner, session, item, now)
-        yield from self.flush(partner, session, now)
+                continue
+            left -= item.end
+            if item.end > whole:
+                yield from self._cut(partner, session, item, now)
+            else:
+                if partner.filling is not None:
+                    yield from self.flush(partner, session, now)  # frames of one flow stay in order
+                LENGTH.pack_into(item.view, HEADER_BYTES, item.end - FRAME_AT)
+                yield from self._seal(partner, session, item, now)
+            self.pool.give(item)
+        if partner.filling is not None:
+            yield from self.flush(partner, session, now)
 
     def _pack(self, partner: Partner, session: Session, frame: bytes, now: float) -> Iterator[Send]:
         """A small frame, into the record that is being filled."""
@@ -145,10 +157,6 @@ class Sender:
         start = record.end + LENGTH_BYTES
         record.end = start + size
         record.view[start : record.end] = frame
-
-    def begin(self, partner: Partner) -> None:
-        """Small frames to it go straight into a record until the end of the turn."""
-        self._record(partner)
 
     def _record(self, partner: Partner) -> Buffer:
         record = partner.filling
@@ -172,16 +180,9 @@ class Sender:
             yield from self._seal(partner, session, record, now)
         self.pool.give(record)
 
-    def _large(self, partner: Partner, session: Session, buffer: Buffer, now: float) -> Iterator[Send]:
-        """A frame in its own buffer: sealed there, or cut where the path wants smaller records."""
-        size = buffer.end - FRAME_AT
+    def _cut(self, partner: Partner, session: Session, buffer: Buffer, now: float) -> Iterator[Send]:
+        """A large frame on a path that wants smaller records."""
         capacity = partner.capacity()
-        if size + LENGTH_BYTES <= capacity:
-            if partner.filling is not None:
-                yield from self.flush(partner, session, now)  # frames of one flow stay in order
-            LENGTH.pack_into(buffer.view, HEADER_BYTES, size)
-            yield from self._seal(partner, session, buffer, now)
-            return
         for part in frames.split(buffer.view[FRAME_AT : buffer.end], self._segments(buffer, capacity)):
             yield from self._pack(partner, session, part, now)
 
@@ -193,28 +194,32 @@ class Sender:
         return max(1, (capacity - LENGTH_BYTES - max(head, ETHERNET_BYTES)) // each) if each else 1
 
     def _seal(self, partner: Partner, session: Session, record: Buffer, now: float) -> Iterator[Send]:
-        if partner.unreported_bytes >= REPORT_RIDE_BYTES:
-            partner.notes.append(encode_report(partner.make_report(0)))
-        if partner.notes:
-            for note in partner.notes:
-                if record.end + len(note) + TAG_BYTES + LENGTH_BYTES <= SEND_MAX_BYTES:
-                    record.view[record.end : record.end + len(note)] = note
-                    record.end += len(note)
-            partner.notes.clear()
-        assert partner.trial is not None
-        way = partner.trial.way
-        shape = partner.meter.shape
-        size = record.end + (TAG_BYTES if session.seal is not None else 0)
-        if shape.parity and (size > way.datagram_bytes or shape.parity >= PROTECT_FROM):
-            yield from self.seal_pieces(partner, session, record, shape.parity)
+        if partner.notes or partner.unreported_bytes >= REPORT_RIDE_BYTES:
+            self._write_notes(partner, record)
+        trial = partner.trial
+        assert trial is not None
+        way = trial.way
+        parity = partner.meter.shape.parity
+        size = record.end
+        if parity and (size + TAG_BYTES > way.datagram_bytes or parity >= PROTECT_FROM):
+            yield from self.seal_pieces(partner, session, record, parity)
+        elif way.segmented:
+            yield self._burst(partner, session, record, way.datagram_bytes)
         else:
-            yield from self.seal_burst(partner, session, record, way.datagram_bytes, way.segmented)
+            yield from self.seal_burst(partner, session, record, way)
         partner.sent(session.counter, size, now)
 
-    def seal_burst(
-        self, partner: Partner, session: Session, record: Buffer, datagram_bytes: int, segmented: bool
-    ) -> Iterator[Send]:
-        """The record with one header, in as many datagrams as it needs."""
+    def _write_notes(self, partner: Partner, record: Buffer) -> None:
+        if partner.unreported_bytes >= REPORT_RIDE_BYTES:
+            partner.notes.append(encode_report(partner.make_report(self.backlog_bytes())))
+        for note in partner.notes:
+            if record.end + len(note) + TAG_BYTES + LENGTH_BYTES <= SEND_MAX_BYTES:
+                record.view[record.end : record.end + len(note)] = note
+                record.end += len(note)
+        partner.notes.clear()
+
+    def _burst(self, partner: Partner, session: Session, record: Buffer, datagram_bytes: int) -> Send:
+        """The record sealed with one header, for one send that the kernel cuts."""
         view, end, counter = record.view, record.end, session.counter
         tag = 0 if session.seal is None else TAG_BYTES
         total = end + tag
@@ -234,15 +239,18 @@ class Sender:
         view[:HEADER_BYTES] = header
         session.counter = counter + datagrams
         session.sent_bytes += total
-        address = partner.address
-        assert address is not None
-        if datagrams == 1:
-            yield (view[:total],), 0, address
-        elif segmented:
-            yield (view[:total],), datagram_bytes, address
-        else:
-            for start in range(0, total, datagram_bytes):
-                yield (view[start : min(start + datagram_bytes, total)],), 0, address
+        assert partner.address is not None
+        return (view[:total],), datagram_bytes if datagrams > 1 else 0, partner.address
+
+    def seal_burst(self, partner: Partner, session: Session, record: Buffer, way: Way) -> Iterator[Send]:
+        """The same, sent in the way that is asked for."""
+        send = self._burst(partner, session, record, way.datagram_bytes)
+        (whole,), segment, address = send
+        if way.segmented or not segment:
+            yield send
+            return
+        for start in range(0, len(whole), segment):
+            yield (whole[start : start + segment],), 0, address
 
     def seal_pieces(self, partner: Partner, session: Session, record: Buffer, parity: int) -> Iterator[Send]:
         """The record in pieces, each with its header, and with parity pieces."""
@@ -264,9 +272,7 @@ class Sender:
         header = PIECE_HEADER.pack(PIECES, 0, count, parity, session.remote_index, counter)
         if session.seal is not None:
             session.seal.encrypt_into(nonce(counter), view[HEADER_BYTES:end], header, view[HEADER_BYTES:total])
-        pieces: list[bytes | memoryview] = [
-            view[start : start + piece] for start in range(HEADER_BYTES, total, piece)
-        ]
+        pieces: list[bytes | memoryview] = [view[start : start + piece] for start in range(HEADER_BYTES, total, piece)]
         pieces += code.encode(pieces, parity)
         session.counter = counter + len(pieces)
         session.sent_bytes += total

@@ -19,7 +19,7 @@ from dataplane.sleeve.partner import REPORT_BYTES, Address, Partner
 from dataplane.sleeve.receiver import Frames, Receiver
 from dataplane.sleeve.sender import Send, Sender
 from dataplane.sleeve.session import Session
-from dataplane.sleeve.trial import DATAGRAM_BYTES, DATAGRAMS, Trial
+from dataplane.sleeve.trial import DATAGRAM_BYTES, DATAGRAMS, Trial, Way
 from dataplane.sleeve.wire import (
     HEADER_BYTES,
     NOTE_ANSWER,
@@ -48,7 +48,7 @@ IDLE_S: Final = 1.0
 OUTBOX_MAX: Final = 4096
 KEEPALIVE_S: Final = 25.0
 """Towards peers that see us behind a NAT; its mapping is gone after 30 s where it is short."""
-DATAGRAM_MIN_BYTES: Final = DATAGRAM_BYTES[-1]
+_SAFE: Final = Way(DATAGRAM_BYTES[-1], False)
 _STAMP: Final = struct.Struct("!d")
 _TRIAL: Final = b"t"
 _RTT: Final = b"r"
@@ -66,13 +66,15 @@ class Sleeve:
         datagram_bytes: Callable[[Address], int],
         pack_address: Callable[[Address], bytes],
         own_address: Callable[[Address], bytes],
+        backlog_bytes: Callable[[], int],
     ) -> None:
         """`resolve`: an address as the socket gives and takes it, None where it cannot be used here. `datagram_bytes`:
         the UDP payload that this host's underlay takes towards it. `pack_address`: 16 + 2 bytes for the handshake.
-        `own_address`: the same of ours, as the routing table gives it, towards that one."""
+        `own_address`: the same of ours, as the routing table gives it, towards that one. `backlog_bytes`: what waits in
+        our sockets, for the reports to those who sent it."""
         self.counters: dict[str, int] = {}
         self.partners: dict[PeerName, Partner] = {}
-        self.sender = Sender(self.counters)
+        self.sender = Sender(self.counters, backlog_bytes)
         self.receiver = Receiver(
             self.counters, self._find, self._authenticated, self._note, self._handshake, self._stranger
         )
@@ -213,10 +215,8 @@ class Sleeve:
 
     # To the socket.
 
-    def outgoing(self, now: float, backlog_bytes: int) -> Iterator[Send]:
-        """What is to be sent now, in order. Each must be sent, or given up, before the next is asked for.
-
-        `backlog_bytes`: what waits in our socket still, for the reports to those who send it."""
+    def outgoing(self, now: float) -> Iterator[Send]:
+        """What is to be sent now, in order. Each must be sent, or given up, before the next is asked for."""
         sender = self.sender
         self.is_busy = False
         self._look_again_s = NEVER_S
@@ -229,14 +229,17 @@ class Sleeve:
                 session = self._session(partner, now)
                 if session is not None:
                     yield from sender.flush(partner, session, now)
+                    partner.direct = not partner.is_blocked(now)
         if sender.backlog:
             for partner in list(sender.backlog):
                 session = self._session(partner, now)
                 if session is None:
                     continue
                 if partner.is_blocked(now):
+                    partner.direct = False
                     self._look_again_s = now + BLOCKED_S
                     continue
+                partner.direct = True
                 yield from sender.serve(partner, session, now)
                 self.is_busy = self.is_busy or partner in sender.backlog
         if self._answering:
@@ -246,12 +249,13 @@ class Sleeve:
                 if session is not None:
                     yield from sender.flush(partner, session, now)
         if self._reporting:
-            yield from self._report(now, backlog_bytes)
+            yield from self._report(now)
 
     def _session(self, partner: Partner, now: float) -> Session | None:
         """To send under, to an address that is known; where there is none yet, it is asked for."""
         session = self.keyring.current(partner.peer.name)
         if session is None or partner.address is None:
+            partner.direct = False
             self.keyring.want(partner.peer.name, now)
             self._timers_s = min(self._timers_s, now)
             return None
@@ -259,13 +263,13 @@ class Sleeve:
             partner.begin_sending(session.remote_index)
             if partner.trial is None:
                 self._begin_trial(partner)
-        if partner.unanswered_s is not None and now - partner.unanswered_s > UNANSWERED_S:
-            if now - partner.renewed_s >= RENEW_S:
-                partner.renewed_s = now
-                self.keyring.want(partner.peer.name, now, renew=True)
+        since = partner.unanswered_s
+        if since is not None and now - since > UNANSWERED_S and now - partner.renewed_s >= RENEW_S:
+            partner.renewed_s = now
+            self.keyring.want(partner.peer.name, now, renew=True)
         return session
 
-    def _report(self, now: float, backlog_bytes: int) -> Iterator[Send]:
+    def _report(self, now: float) -> Iterator[Send]:
         for partner in list(self._reporting):
             due = partner.report_due_s
             if due is None:
@@ -274,7 +278,7 @@ class Sleeve:
                 del self._reporting[partner]
                 session = self._session(partner, now)
                 if session is not None:
-                    partner.notes.append(encode_report(partner.make_report(backlog_bytes)))
+                    partner.notes.append(encode_report(partner.make_report(self.sender.backlog_bytes())))
                     yield from self.sender.flush(partner, session, now)
 
     def _timers(self, now: float) -> Iterator[Send]:
@@ -290,18 +294,18 @@ class Sleeve:
                 yield from self._say(partner, session, encode_note(NOTE_ASK, b""), now)
         following = now + IDLE_S
         for partner in list(self._active):
-            session = self.keyring.current(partner.peer.name)
-            if session is None or partner.address is None or partner.heard_s is None:
+            current = self.keyring.current(partner.peer.name)
+            if current is None or partner.address is None or partner.heard_s is None:
                 del self._active[partner]
                 continue
             if now - partner.heard_s < RTT_EVERY_S:
                 following = now + BUSY_S
-                yield from self._probe(partner, session, now)
-            elif not self._keep_alive(session, partner.address):
+                yield from self._probe(partner, current, now)
+            elif not self._keep_alive(current, partner.address):
                 del self._active[partner]
             elif now - max(partner.heard_s, partner.asked_s) > KEEPALIVE_S:
                 partner.asked_s = now
-                yield from self._say(partner, session, encode_note(NOTE_ASK, b""), now)
+                yield from self._say(partner, current, encode_note(NOTE_ASK, b""), now)
         due = self.keyring.next_due()
         self._timers_s = following if self._active else now + IDLE_S
         if due is not None:
@@ -312,7 +316,7 @@ class Sleeve:
         record = self.sender.pool.take()
         record.view[HEADER_BYTES : HEADER_BYTES + len(note)] = note
         record.end = HEADER_BYTES + len(note)
-        yield from self.sender.seal_burst(partner, session, record, DATAGRAM_MIN_BYTES, False)
+        yield from self.sender.seal_burst(partner, session, record, _SAFE)
         self.sender.pool.give(record)
 
     def _probe(self, partner: Partner, session: Session, now: float) -> Iterator[Send]:
@@ -326,7 +330,7 @@ class Sleeve:
             record = self.sender.pool.take()
             record.end = DATAGRAMS * way.datagram_bytes - TAG_BYTES - 8
             record.view[HEADER_BYTES : record.end] = note + bytes(record.end - HEADER_BYTES - len(note))
-            yield from self.sender.seal_burst(partner, session, record, way.datagram_bytes, way.segmented)
+            yield from self.sender.seal_burst(partner, session, record, way)
             self.sender.pool.give(record)
         if now - partner.asked_s >= RTT_EVERY_S:
             partner.asked_s = now

@@ -73,7 +73,7 @@ _REPORT: Final = struct.Struct("!IQQQI")
 class Report(NamedTuple):
     """What arrived, from the one who receives to the one who sends."""
 
-    index: int
+    session: int
     """The receiver's index in the records that this is about."""
     seen: int
     """One more than the highest datagram number seen."""

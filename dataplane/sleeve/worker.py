@@ -29,9 +29,10 @@ from dataplane.sleeve.keys import Keyring
 from dataplane.sleeve.sender import Send
 from dataplane.sleeve.sleeve import Sleeve
 
-RECEIVES_PER_TURN: Final = 16
+RECEIVES_PER_TURN: Final = 64
+RECEIVE_BYTES_PER_TURN: Final = 192 * 1024
 READS_PER_TURN: Final = 256
-READ_BYTES_PER_TURN: Final = 512 * 1024
+READ_BYTES_PER_TURN: Final = 256 * 1024
 WAIT_MAX_S: Final = 1.0
 STATUS_S: Final = 0.5
 TAP_RETRY_S: Final = 0.05
@@ -130,6 +131,7 @@ class Worker:
     def _receive(self, source: socket.socket) -> None:
         sleeve, data, write, tap = self._sleeve, self._data, os.write, self._tap
         assert sleeve is not None
+        left = RECEIVE_BYTES_PER_TURN
         for _ in range(RECEIVES_PER_TURN):
             try:
                 size, ancillary, _, address = source.recvmsg_into((data,), _ANCILLARY_BYTES)
@@ -146,6 +148,9 @@ class Worker:
                     write(tap, frame)
                 except OSError as error:
                     self._not_written(frame, error)
+            left -= size
+            if left <= 0:
+                return
 
     def _not_written(self, frame: memoryview, error: OSError) -> None:
         """The TAP did not take a frame. One that a broken kernel does not like is finished by hand."""
@@ -188,7 +193,7 @@ class Worker:
         sleeve = self._sleeve
         assert sleeve is not None
         if self._sending is None:
-            self._sending = sleeve.outgoing(now, self._backlog())
+            self._sending = sleeve.outgoing(now)
         segments = self._segments
         for item in self._sending:
             buffers, segment, address = item
@@ -334,6 +339,7 @@ class Worker:
             datagram_bytes=datagram.datagram_bytes,
             pack_address=datagram.pack_address,
             own_address=lambda address: datagram.own_address(address, wanted.port),
+            backlog_bytes=self._backlog,
         )
 
     def _open_sockets(self, hosts: tuple[str, ...], port: int, gro: bool) -> None:
@@ -403,9 +409,7 @@ def _listen(path: str) -> socket.socket:
 
 
 def _is_trusted(connection: socket.socket) -> bool:
-    _, uid, _ = _CREDENTIALS.unpack(
-        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    )
+    _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return uid in (0, os.geteuid())
 
 
