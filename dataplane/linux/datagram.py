@@ -101,7 +101,7 @@ def own_address(address: SocketAddress, port: int) -> bytes:
         return b"" if trial is None else pack_address((trial.getsockname()[0], port))
 
 
-class _towards:  # noqa: N801 - used like a function
+class _towards:
     """A socket connected there: it sends nothing and knows what the routing table says. None without a route."""
 
     def __init__(self, address: SocketAddress) -> None:

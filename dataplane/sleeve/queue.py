@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import Final, Generic, TypeVar
 
-QUANTUM_BYTES: Final = 8192
+QUANTUM_BYTES: Final = 16384
 """Small against a super-frame of 64 KiB, so that a flow of small frames that waits for its turn does not wait for a
 super-frame of each other flow; large against small frames, so that turns are few."""
 ITEM_BYTES: Final = 192
