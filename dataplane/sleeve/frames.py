@@ -217,7 +217,7 @@ def _outline(data: Data, kind: int, segment: int, start: int, offset: int) -> tu
             return "frame-gso-protocol"
         if _U16.unpack_from(data, transport + 4)[0] != size - start:
             return "frame-length"
-        if segment == 0 or size - start - 8 > segment * UDP_SEGMENTS_MAX:
+        if segment == _GSO_BY_FRAGMENTS or size - start - 8 > segment * UDP_SEGMENTS_MAX:
             return "frame-gso-size"
         return network, start + 8
     if kind & ~GSO_ECN != (GSO_TCPV4 if ethertype == _IPV4 else GSO_TCPV6):

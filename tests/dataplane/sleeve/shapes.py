@@ -51,7 +51,7 @@ def some(count: int) -> bytes:
     return Random(count).randbytes(count)
 
 
-def ones(data: bytes) -> int:
+def ones(data: bytes | bytearray) -> int:
     """The sum of 16-bit words with carries round, word by word."""
     total = 0
     for (word,) in struct.iter_unpack("!H", data + b"\0" * (len(data) % 2)):

@@ -232,6 +232,7 @@ def changed(made: Super, fields: dict[int, int] | None = None, at: int = 0, to: 
         (changed(TCP4, {SIZE: TCP_GSO_SIZE_MIN - 1}), "frame-gso-size"),
         (changed(TCP4, {SIZE: 65_535}), "frame-gso-size"),
         (changed(UDP4, {SIZE: 0}), "frame-gso-size"),
+        (changed(UDP4, {SIZE: 65_535}), "frame-gso-size"),
         (changed(UDP4, {SIZE: 5000 // UDP_SEGMENTS_MAX}), "frame-gso-size"),
     ],
 )
