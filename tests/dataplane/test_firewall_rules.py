@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dataplane.kernel import ADD, Operation
+from dataplane.kernel import ADD, DELETE, Operation
 from dataplane.linux import firewall as firewall_module
 from dataplane.linux.firewall import (
     MARK,
@@ -137,6 +137,21 @@ def test_only_chains_at_the_forward_and_input_hooks_are_asked_for_their_rules() 
     nft = Nft([chain(), chain(hook="prerouting"), chain(hook="input")], [])
     assert Firewall(nft).listing("weft", {"weft-vx": 7}, 6784) == {}
     assert len([command for command in nft.commands if "chain" in command["list"]]) == 2
+
+
+def test_a_guard_goes_alone_and_the_last_one_takes_the_table_along() -> None:
+    """Chains of the same name in other families are not counted."""
+    names = ("guard-weft-vx", "guard-weft-tap")
+    chains = [{"family": "netdev", "table": "weft", "name": name} for name in names]
+    for left, deleted in (
+        (chains, "chain"),
+        (chains[1:], "table"),
+        ([*chains[1:], {**chain(), "table": "weft"}], "table"),
+    ):
+        nft = Nft(left, [])
+        Firewall(nft).apply(Operation(DELETE, Key(GUARD, "weft-tap"), None, Guard(GUARD_RULES)), 0)
+        (what,) = [command["delete"] for command in nft.commands if "delete" in command]
+        assert list(what) == [deleted] and (deleted == "table" or what["chain"]["name"] == "guard-weft-tap")
 
 
 def test_an_nft_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

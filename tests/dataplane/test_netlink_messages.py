@@ -21,12 +21,13 @@ from dataplane.objects import (
     Key,
     Odd,
     PortFlags,
+    Tap,
     Value,
     Vxlan,
 )
 
-NAMES = {3: "weft", 4: "weft-vx", 5: "vw1"}
-OVERLAY = ("weft-vx", "weft-vx6")
+NAMES = {3: "weft", 4: "weft-vx", 5: "vw1", 6: "weft-tap"}
+VXLANS = ("weft-vx", "weft-vx6")
 MAC = bytes.fromhex("020000000002")
 V4, V6 = ip_address("10.32.0.2").packed, ip_address("fd00::2").packed
 
@@ -36,7 +37,7 @@ def entry(family: int, ifindex: int, state: int, flags: int, *parts: bytes) -> b
 
 
 def read(payload: bytes) -> tuple[Key, Value | None] | None:
-    return tables.decode(payload, 0, len(payload), NAMES, "weft", OVERLAY)
+    return tables.decode(payload, 0, len(payload), NAMES, "weft", VXLANS)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +71,13 @@ def test_an_entry_we_make_is_read_back_as_it_was_meant(key: Key, value: Value, i
          (Key(VXLAN_FDB, "weft-vx", MAC), Odd("weft-vx"))),
         (entry(7, 4, 0x42, 2, attribute(2, ZERO_MAC), attribute(1, V4), u32(7, 9)), None),
         (entry(7, 5, 0x80, 2, attribute(2, MAC)), None),
+        (entry(7, 6, 0x80, 2, attribute(2, MAC)), None),
         (entry(2, 3, 0x04, 0, attribute(1, V4), attribute(2, MAC)), (Key(NEIGHBOUR, "weft", V4), None)),
         (entry(2, 9, 0x80, 0, attribute(1, V4), attribute(2, MAC)), None),
         (entry(2, 3, 0x80, 8, attribute(1, V4)), None),
     ],
     ids=["learned", "not-sticky", "extern-learn", "foreign-port", "local", "other-bridge", "vlan", "own-port",
-         "own-vni", "unicast-list-of-a-port", "stale", "other-device", "proxy"],
+         "own-vni", "unicast-list-of-a-port", "unicast-list-of-the-tap", "stale", "other-device", "proxy"],
 )  # fmt: skip
 def test_an_entry_that_is_not_of_our_form_is_odd_or_none_of_our_business(
     payload: bytes, found: tuple[Key, Value | None] | None
@@ -119,6 +121,27 @@ def test_a_bridge_in_a_kernel_without_ipv6_has_no_fault() -> None:
     """There is nothing to set and nothing to miss."""
     found = link(attribute(1, MAC), u32(4, 1450), nested(18, text(1, "bridge"), nested(2, u32(5, 0), u8(23, 0))))
     assert links.bridge_of(found) == Bridge(MAC, 1450)
+
+
+@pytest.mark.parametrize(
+    ("option", "oddity"),
+    [
+        (u8(3, 1), "no Ethernet"),
+        (u8(4, 1), "packet information"),
+        (u8(5, 0), "no virtio header"),
+        (u8(6, 0), "not persistent"),
+        (u8(7, 1), "several queues"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_tap_with_an_option_of_its_own_is_odd(option: bytes, oddity: str) -> None:
+    """And a plain one is not; nor one whose options the kernel does not tell."""
+    limits = (u32(4, 1450), u32(13, 1000), u32(41, 65_400))
+    plain = (u8(3, 2), u8(4, 0), u8(5, 1), u8(6, 1), u8(7, 0))
+    assert links.tap_of(link(*limits, nested(18, text(1, "tun"), nested(2, *plain)))) == Tap(1450)
+    assert links.tap_of(link(*limits[:2], nested(18, text(1, "tun")))) == Tap(1450)
+    odd = links.tap_of(link(*limits, nested(18, text(1, "tun"), nested(2, *plain, option))))
+    assert odd == Tap(1450, oddity=oddity)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from dataplane.kernel import KernelError
 from dataplane.linux import TEARDOWN_PASSES, teardown
 from dataplane.memory import MemoryKernel
-from dataplane.objects import LINK, Bridge, Key, Veth, Vxlan
+from dataplane.objects import LINK, Bridge, Key, Tap, Veth, Vxlan
 
 MAC = bytes.fromhex("02aa00000001")
 
@@ -19,6 +19,7 @@ def held() -> MemoryKernel:
     kernel.objects = {
         Key(LINK, "weft"): Bridge(MAC, 1450),
         Key(LINK, "weft-vx"): Vxlan(7, 6784, 1450),
+        Key(LINK, "weft-tap"): Tap(1450),
         Key(LINK, "vw1"): Veth(1450, (0, 0)),
     }
     return kernel

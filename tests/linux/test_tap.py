@@ -258,6 +258,22 @@ def test_a_tap_of_another_kind_is_replaced(lab: Lab, options: tuple[str, ...], i
         until(lambda: "LOWER_UP" in host.run("ip", "link", "show", "weft-tap"))
 
 
+def test_a_tap_that_would_die_with_its_process_is_replaced(lab: Lab) -> None:
+    """Of our kind in everything else."""
+    host = lab.host(1)
+    descriptor = host.inside(lambda: attach(("tap", "vnet_hdr")))
+    try:
+        before = ifindex(host)
+        host.start()
+        assert host.publish(Desired(host.segment())).faults == ()
+        assert ifindex(host) != before and differences(host, Desired(host.segment())) == []
+    finally:
+        os.close(descriptor)
+    with held(host):
+        pass
+    assert "weft-tap" in host.links()
+
+
 def attach(options: tuple[str, ...]) -> int:
     """As a stranger would, with its own idea of the device."""
     names = {"tap": 0x2, "tun": 0x1, "vnet_hdr": 0x4000, "multi_queue": 0x100}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from dataplane.desired import Desired
+from dataplane.linux.tap import open_tap
 from tests.linux.hosts import Host, Lab, Space, peer, port, remote
 
 pytestmark = pytest.mark.root
@@ -53,10 +56,31 @@ def test_teardown_finds_ports_that_lost_their_bridge(lab: Lab) -> None:
     assert host.links() == before and "ethwe" not in space.links()
 
 
+def test_teardown_takes_the_tap_from_a_process_that_has_it_open(lab: Lab) -> None:
+    """A worker that will not end; also under another name. Its descriptor is dead then."""
+    host = lab.host(1)
+    before = host.links()
+    for command in (("ip", "link", "set", "weft-tap", "mtu", "1400"), ("ip", "link", "set", "weft-tap", "name", "foo")):
+        host.start()
+        assert host.publish(Desired(host.segment())).faults == ()
+        descriptor = host.inside(lambda: open_tap("weft-tap", offload=True))
+        try:
+            host.stop()
+            host.run(*command)
+            host.tear_down()
+            assert host.links() == before
+            with pytest.raises(OSError) as ended:
+                os.read(descriptor, 100)
+            assert ended.value.errno == errno.EBADFD
+        finally:
+            os.close(descriptor)
+
+
 def test_teardown_touches_nothing_that_is_not_ours(lab: Lab) -> None:
     """Devices that look alike, and a table of the same name in another family."""
     host = lab.host(1)
     host.run("ip", "link", "add", "vwmine", "type", "veth", "peer", "vwmine2")
+    host.run("ip", "tuntap", "add", "tap0", "mode", "tap", "vnet_hdr")
     host.run("ip", "link", "add", "vx0", "type", "vxlan", "id", "9", "dstport", "4789")
     host.run("nft", "add", "table", "ip", "weft")
     before = host.links(), host.run("nft", "list", "ruleset")
