@@ -7,6 +7,7 @@ it hold much or for long. The one idea: it holds only parts for sessions that ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -90,40 +91,47 @@ class Assembly:
         self.bytes += len(data)
         self._bound()
 
-    def piece(
-        self, index: int, counter: int, number: int, count: int, parity: int, data: memoryview, now: float
-    ) -> bytearray | None:
-        """One piece. The sealed record when it was the last that was needed."""
-        if not 0 < count <= DATAGRAMS_MAX or number >= count + parity or not data or count * len(data) > SEND_MAX_BYTES:
+    def take(
+        self, index: int, counter: int, number: int, count: int, parity: int, parts: Sequence[memoryview], now: float
+    ) -> Sequence[code.Piece]:
+        """Pieces from `number` on. All the data pieces, in order, when they were the last that were needed."""
+        size = len(parts[0])
+        if not 0 < count <= DATAGRAMS_MAX or size == 0 or count * size > SEND_MAX_BYTES:
             self.dropped += 1
-            return None
-        if count == 1 and number == 0:
-            self.pieces.pop((index, counter), None)
-            return bytearray(data)
+            return ()
+        if number + len(parts) > count + parity or len(parts[-1]) != size:
+            self.dropped += 1
+            return ()
         key = (index, counter)
         found = self.pieces.get(key)
+        if number == 0 and len(parts) >= count:
+            if found is not None:
+                self._forget_pieces(key)
+            return parts[:count]
         if found is None:
             if len(self.pieces) >= PARTIALS_MAX:
                 self._give_up_pieces(next(iter(self.pieces)))
-            found = self.pieces[key] = Pieces(count, parity, len(data), now)
-        elif (found.count, found.parity, found.size) != (count, parity, len(data)):
-            return None
-        if number in found.parts:
-            return None
-        found.parts[number] = bytes(data)
-        self.bytes += found.size
-        if len(found.parts) < count:
+            found = self.pieces[key] = Pieces(count, parity, size, now)
+        elif (found.count, found.parity, found.size) != (count, parity, size):
+            return ()
+        held = found.parts
+        for part in parts:
+            if number not in held:
+                held[number] = bytes(part)
+                self.bytes += size
+            number += 1
+        if len(held) < count:
             self._bound()
-            return None
+            return ()
         self._forget_pieces(key)
-        if all(each in found.parts for each in range(count)):
-            return bytearray().join([found.parts[each] for each in range(count)])
-        whole = code.recover(found.parts, count, parity)
+        if all(each in held for each in range(count)):
+            return [held[each] for each in range(count)]
+        whole = code.recover(held, count, parity)
         if whole is None:
             self.dropped += 1
-            return None
+            return ()
         self.recovered += 1
-        return bytearray().join(whole)
+        return whole
 
     def expire(self, now: float) -> None:
         """Give up what is too old. Records begin in the order of the dictionaries."""

@@ -34,7 +34,24 @@ from dataplane.sleeve.wire import (
 from gossip.errors import ProtocolError
 
 HANDSHAKE_TYPE_MAX: Final = 3
+_NUMBERS: Final = bytes(range(256))
 Frames = list[memoryview]
+
+
+def _run(data: memoryview, start: int, segment: int) -> int:
+    """How many datagrams from `start` on are consecutive pieces of one record, as far as the low bytes of their headers
+    tell; 1 where they are no pieces. If they lie, the seal will not open."""
+    if data[start] != PIECES:
+        return 1
+    number, end = data[start + 1], start + (data[start + 2] + data[start + 3] - data[start + 1]) * segment
+    many = len(range(start, min(end, len(data) - HEADER_BYTES), segment))
+    if many < 2:
+        return 1
+    numbers = bytes(data[start + 1 : start + many * segment : segment])
+    counters = bytes(data[start + 15 : start + many * segment : segment])
+    if numbers == _NUMBERS[number : number + many] and counters == counters[:1] * many:
+        return many
+    return 1
 
 
 class Receiver:
@@ -76,8 +93,14 @@ class Receiver:
         if size <= segment:
             return self._single(data, address, now)
         out: Frames = []
-        for start in range(0, size, segment):
-            out += self._single(data[start : start + segment], address, now)
+        start = 0
+        while start < size:
+            many = _run(data, start, segment)
+            if many > 1:
+                out += self._pieces(data, start, segment, many, address, now)
+            else:
+                out += self._single(data[start : start + segment], address, now)
+            start += many * segment
         return out
 
     def _begins_anew(self, data: memoryview) -> bool:
@@ -90,7 +113,7 @@ class Receiver:
         """One datagram that is not part of a burst that came whole."""
         kind, size = data[0], len(data)
         if kind == PIECES and size > HEADER_BYTES:
-            return self._piece(data, address, now)
+            return self._pieces(data, 0, size, 1, address, now)
         if kind == BURST and size >= HEADER_BYTES:
             _, datagrams, last, index, counter = BURST_HEADER.unpack_from(data)
             found = self._find(index)
@@ -158,28 +181,33 @@ class Receiver:
 
     # Pieces.
 
-    def _piece(self, data: memoryview, address: Address, now: float) -> Frames:
-        _, number, count, parity, index, counter = PIECE_HEADER.unpack_from(data)
+    def _pieces(self, data: memoryview, start: int, segment: int, many: int, address: Address, now: float) -> Frames:
+        """Consecutive pieces of one record, as a kernel joined them: mostly all of it."""
+        _, number, count, parity, index, counter = PIECE_HEADER.unpack_from(data, start)
+        parts = [
+            data[at + HEADER_BYTES : min(at + segment, len(data))]
+            for at in range(start, start + many * segment, segment)
+        ]
         found = self._find(index)
         if found is None:
             self._count("unknown-session")
             self._stranger(address, now)
             return []
         session, partner = found
-        self._tally(session, partner).received += 1
+        self._tally(session, partner).received += many
         if not session.window.is_new(counter):
             return []  # its record is complete already, or it is a repetition: the same to us
         if address != partner.address and count > 1:
             self._count("piece-elsewhere")
             return []
         before = self.assembly.recovered
-        whole = self.assembly.piece(index, counter, number, count, parity, data[HEADER_BYTES:], now)
-        if whole is None:
+        whole = self.assembly.take(index, counter, number, count, parity, parts, now)
+        if not whole:
             return []
         self._tally(session, partner).recovered += self.assembly.recovered - before
         header = PIECE_HEADER.pack(PIECES, 0, count, parity, index, counter)
-        whole[:0] = header
-        return self._open(memoryview(whole), header, counter, count + parity, found, address, now)
+        record = memoryview(bytearray().join((header, *whole)))
+        return self._open(record, header, counter, count + parity, found, address, now)
 
     # Records.
 

@@ -278,9 +278,12 @@ class Sender:
         session.sent_bytes += total
         address = partner.address
         assert address is not None
+        headers = bytearray(header * len(pieces))
+        headers[1::HEADER_BYTES] = bytes(range(len(pieces)))
+        view = memoryview(headers)
         buffers: list[bytes | memoryview] = []
         for number, each in enumerate(pieces):
-            buffers.append(header[:1] + bytes((number,)) + header[2:])
+            buffers.append(view[number * HEADER_BYTES : (number + 1) * HEADER_BYTES])
             buffers.append(each)
         size = HEADER_BYTES + piece
         if way.segmented:
