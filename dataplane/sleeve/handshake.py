@@ -93,7 +93,7 @@ class Pair:
     peer: PeerName
     peer_key: bytes
     shared: bytes
-    """Diffie-Hellman of the static keys. It keys codes and hints only; sessions get their keys from Noise."""
+    """Made of the Diffie-Hellman result of the static keys. For codes and hints only: sessions' keys are Noise's."""
 
     @property
     def hint_in(self) -> bytes:
@@ -104,11 +104,12 @@ class Pair:
         return _hint(self.shared, self.us.name + self.peer)
 
     def code(self, kind: int, psk: bytes, names: bytes, body: bytes) -> bytes:
-        """`names` is the speaker's, then the listener's: a datagram sent back to its author does not fit."""
-        mode = _SEALED if self.us.sealed else _CLEAR
-        data = psk + names + body
+        """`names` is the speaker's, then the listener's: a datagram sent back to its author does not fit. A refusal
+        has no psk, and is understood across the border between clear and sealed as well."""
+        mode = (_SEALED if self.us.sealed else _CLEAR) if psk else b""
+        person = b"code %d" % kind
         return hashlib.blake2s(
-            data, key=self.shared, digest_size=CODE_BYTES, salt=mode, person=b"code %d" % kind
+            psk + names + body, key=self.shared, digest_size=CODE_BYTES, salt=mode, person=person
         ).digest()
 
     def code_out(self, kind: int, psk: bytes, body: bytes) -> bytes:
@@ -132,7 +133,7 @@ def make_pair_untrusted(us: Self, peer: PeerName, peer_key: bytes) -> Pair:
         shared = X25519PrivateKey.from_private_bytes(us.private_key).exchange(theirs)
     except ValueError:
         raise ProtocolError("bad-key", "the peer published a sleeve key that is none") from None
-    return Pair(us, peer, peer_key, shared)
+    return Pair(us, peer, peer_key, hashlib.blake2s(shared, person=b"pair").digest())
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,10 @@ REFUSALS_PER_PEER_BURST: Final = 4
 OPENINGS_PER_S: Final = 200.0
 OPENINGS_BURST: Final = 50
 OPENINGS_PER_CALL_MAX: Final = 8
-"""`due` stands between frames: it makes at most so many hellos at once (some milliseconds), the rest at once after."""
-OPENING_DELAY_S: Final = 0.05
+LOOKS_PER_CALL_MAX: Final = 64
+"""`due` stands between frames: it does at most so much at a time (some milliseconds), the rest when called again."""
+OPENING_DELAY_S: Final = 0.1
+"""A hello beyond the limit waits so long, or up to twice."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,11 +83,10 @@ class _Attempt:
 
     next_at_s: float
     tries: int = 0
-    turn: int = 0
-    """Which secret the next hello is under."""
+    turn: int = -1
+    """Which secret the last hello was under."""
     first_s: float = 0.0
     opening: Opening | None = None
-    opening_turn: int = 0
     refused: set[int] = field(default_factory=set)
     """The secrets that the peer says it does not have."""
     refused_s: float = 0.0
@@ -110,6 +111,7 @@ class _Peer:
     renewed_s: float = float("-inf")
     asked_s: float = float("-inf")
     """When the last hello went."""
+    looked_s: float = float("-inf")
     look_at_s: float | None = None
     state: str = IDLE
     since_s: float = 0.0
@@ -215,11 +217,15 @@ class Keyring:
         """Hellos to send now, to every address where the peer may be. Also where time passes for the keyring: call it
         when `next_due` says so, and after `want`."""
         hellos: list[tuple[PeerName, bytes]] = []
-        while self._heap and self._heap[0][0] <= now and len(hellos) < OPENINGS_PER_CALL_MAX:
+        looks = 0
+        while self._heap and self._heap[0][0] <= now:
+            if looks >= LOOKS_PER_CALL_MAX or len(hellos) >= OPENINGS_PER_CALL_MAX:
+                break
             at_s, _, peer = heappop(self._heap)
             if peer.look_at_s != at_s:
                 continue
             peer.look_at_s = None
+            looks += 1
             hello = self._look(peer, now)
             if hello is not None:
                 hellos.append((peer.name, hello))
@@ -356,8 +362,8 @@ class Keyring:
         attempt = peer.attempt
         assert attempt is not None
         attempt.refused_s = now
-        if attempt.opening_turn not in attempt.refused:
-            attempt.refused.add(attempt.opening_turn)
+        if attempt.turn not in attempt.refused:
+            attempt.refused.add(attempt.turn)
             if len(attempt.refused) < len(self._us.psks):
                 attempt.next_at_s = now
         self._tally("refused")
@@ -417,6 +423,9 @@ class Keyring:
             del self._current[peer.name]
         else:
             self._current[peer.name] = best
+            for session in peer.sessions:
+                if session.rank < best.rank:
+                    self._end_confirming(session)
 
     def _confirm(self, session: Session, now: float) -> None:
         session.confirm_at_s, session.confirm_tries = now, 0
@@ -458,6 +467,7 @@ class Keyring:
         if attempt.opening is not None:
             del self._openings[attempt.opening.index]
         psks = self._us.psks
+        attempt.turn = self._next_turn(attempt, now)
         self._count += 1
         attempt.opening = Opening(
             peer.pair,
@@ -468,16 +478,22 @@ class Keyring:
             max((session.generation for session in peer.sessions), default=0),
         )
         self._openings[attempt.opening.index] = peer
-        attempt.opening_turn = attempt.turn
-        attempt.turn = (attempt.turn + 1) % len(psks)
         if attempt.tries == 0:
             attempt.first_s = now
-        wait_s = min(RETRY_FIRST_S * 2.0 ** min(attempt.tries, 16), RETRY_MAX_S)
+        wait_s = min(RETRY_FIRST_S * 2.0 ** min(attempt.tries // len(psks), 16), RETRY_MAX_S)
         attempt.next_at_s = now + wait_s * (1.0 + RETRY_JITTER * (2.0 * self._chance() - 1.0))
         attempt.tries += 1
         peer.asked_s = now
         self._tally("hellos")
         return attempt.opening.datagram
+
+    def _next_turn(self, attempt: _Attempt, now: float) -> int:
+        """The secret to try: in turn, those first that the peer has not refused lately."""
+        if now >= attempt.refused_s + REFUSED_KEPT_S:
+            attempt.refused.clear()
+        count = len(self._us.psks)
+        turns = [(attempt.turn + step) % count for step in range(1, count + 1)]
+        return next((turn for turn in turns if turn not in attempt.refused), turns[0])
 
     # Time
 
@@ -489,14 +505,16 @@ class Keyring:
         self._select(peer, now)
         current = peer.current
         if current is not None:
-            in_use = now in (peer.used_s, peer.heard_s)
+            in_use = max(peer.used_s, peer.heard_s) > peer.looked_s
             old = now >= current.roll_at_s or current.sent_bytes >= ROLL_AFTER_BYTES
             if peer.attempt is None and in_use and old:
                 self._begin(peer, now)
             if current.is_initiator and not current.confirmed and current.confirm_at_s is None and in_use:
                 self._confirm(current, now)
+        peer.looked_s = now
         hello = None if peer.attempt is None else self._open(peer, peer.attempt, now)
         self._judge(peer, now)
+        peer.look_at_s = None
         self._schedule(peer, now)
         return hello
 
@@ -533,7 +551,7 @@ class Keyring:
             and peer.heard_s <= attempt.first_s
         ):
             state = SILENT
-        elif peer.current is not None and (not faulty or peer.heard_s > peer.since_s):
+        elif peer.current is not None and (not faulty or peer.heard_s >= peer.since_s):
             state = UP
         elif faulty and (peer.current is not None or now < peer.asked_s + FAULT_KEPT_S):
             state = peer.state

@@ -102,6 +102,25 @@ def test_each_side_learns_the_static_key_that_the_pattern_sends(vector: dict[str
         assert other.rs == (None if private is None else public_key_of(bytes.fromhex(private)))
 
 
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["protocol_name"])
+def test_the_raw_transport_keys_are_those_of_the_published_transport_messages(vector: dict[str, Any]) -> None:
+    sides = [side_of(vector, "init"), side_of(vector, "resp")]
+    protocol = parse_protocol_name(vector["protocol_name"])
+    ciphers: list[CipherState] = []
+    for index, message in enumerate(vector["messages"]):
+        payload, expected = bytes.fromhex(message["payload"]), bytes.fromhex(message["ciphertext"])
+        if not sides[0].complete:
+            sides[1 - index % 2].read_message_untrusted(sides[index % 2].write_message(payload))
+            continue
+        if not ciphers:
+            ciphers = [CipherState(protocol.cipher), CipherState(protocol.cipher)]
+            for cipher, side in zip(ciphers, sides, strict=True):
+                cipher.initialize_key(side.transport_keys()[0])
+            assert sides[0].transport_keys() == sides[1].transport_keys()[::-1]
+        assert ciphers[index % 2].encrypt_with_ad(b"", payload) == expected
+    assert ciphers
+
+
 @pytest.mark.parametrize("name", ["Noise_KK_25519_AESGCM_SHA256", "Noise_XX_448_AESGCM_SHA512", "XX", ""])
 def test_unknown_protocol_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="not a Noise protocol"):
