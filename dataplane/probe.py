@@ -2,7 +2,9 @@
 
 Sent on the bridge to the peer's bridge MAC, so it takes the path the forwarding table holds for that peer; received
 beside the bridge there, and sent back by whoever serves the socket. Padded, so that it also proves that frames of a
-given size get through. This module lays out bytes and knows nothing of sockets, peers or what a lost probe means.
+given size get through. A probe of one path is sent on that path's own device instead, past the forwarding table, and
+answered there: it has kinds of its own, since on its way it is seen on the bridge too. This module lays out bytes and
+knows nothing of sockets, peers or what a lost probe means.
 
       0               6              12      14  15  16              24      26
       +---------------+---------------+-------+---+---+---------------+-------+----- - -
@@ -10,9 +12,9 @@ given size get through. This module lays out bytes and knows nothing of sockets,
       |  bridge MAC   |  bridge MAC   |       |   |   |               |       |
       +---------------+---------------+-------+---+---+---------------+-------+----- - -
 
-V version (1), K kind (1 request, 2 reply), nonce eight bytes chosen by the asker, size the length of the whole frame
-with its Ethernet header, so that a frame cut on the way is told from a short one. 88 B5 is "local experimental
-ethertype 1" (IEEE Std 802, table of ethertypes reserved for private use).
+V version (1), K kind (1 request, 2 reply; of one path: 3 request, 4 reply), nonce eight bytes chosen by the asker, size
+the length of the whole frame with its Ethernet header, so that a frame cut on the way is told from a short one. 88 B5
+is "local experimental ethertype 1" (IEEE Std 802, table of ethertypes reserved for private use).
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ ETHERTYPE: Final = 0x88B5
 VERSION: Final = 1
 REQUEST: Final = 1
 REPLY: Final = 2
+PATH_REQUEST: Final = 3
+PATH_REPLY: Final = 4
 NONCE_BYTES: Final = 8
 ETHERNET_HEADER_BYTES: Final = 14
 _LAYOUT: Final = struct.Struct("!6s6sHBB8sH")
@@ -60,15 +64,15 @@ def encode(probe: Probe) -> bytes:
     return head + bytes(probe.size - len(head))
 
 
-def request(source: bytes, destination: bytes, nonce: bytes, packet_bytes: int) -> Probe:
+def request(source: bytes, destination: bytes, nonce: bytes, packet_bytes: int, kind: int = REQUEST) -> Probe:
     """A request that fills an overlay packet of `packet_bytes` (the MTU, for a full-size probe)."""
     size = max(MIN_FRAME_BYTES, min(packet_bytes + ETHERNET_HEADER_BYTES, MAX_FRAME_BYTES))
-    return Probe(destination=destination, source=source, kind=REQUEST, nonce=nonce, size=size)
+    return Probe(destination=destination, source=source, kind=kind, nonce=nonce, size=size)
 
 
 def reply(asked: Probe, source: bytes) -> Probe:
     """The answer: as large as the question, so that both directions are proven. `source` is our own bridge MAC."""
-    return Probe(destination=asked.source, source=source, kind=REPLY, nonce=asked.nonce, size=asked.size)
+    return Probe(destination=asked.source, source=source, kind=asked.kind + 1, nonce=asked.nonce, size=asked.size)
 
 
 def decode_untrusted(frame: bytes) -> Probe | Drop:
@@ -80,7 +84,7 @@ def decode_untrusted(frame: bytes) -> Probe | Drop:
         return Drop.FOREIGN  # answering a multicast source would send the answer to everybody
     if version != VERSION:
         return Drop.VERSION
-    if kind not in (REQUEST, REPLY):
+    if kind not in (REQUEST, REPLY, PATH_REQUEST, PATH_REPLY):
         return Drop.KIND
     if size != len(frame):
         return Drop.CUT

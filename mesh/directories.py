@@ -23,6 +23,8 @@ SOCKET_PATH_BYTES_MAX = 107
 STATE_SUFFIX = ".weft"
 PENDING_SUFFIX = ".weft.new"
 LOG_NAME = "weft.log"
+SLEEVE_LOG_NAME = "sleeve.log"
+SLEEVE_SOCKET_NAME = "sleeve.sock"
 
 
 class DirectoryError(UserError):
@@ -43,12 +45,21 @@ def socket_path(run_directory: str) -> str:
     return os.path.join(run_directory, "weft.sock")
 
 
+def sleeve_socket_path(run_directory: str) -> str:
+    """Where the sleeve worker listens for the daemon."""
+    return os.path.join(run_directory, SLEEVE_SOCKET_NAME)
+
+
 def pid_path(run_directory: str) -> str:
     return os.path.join(run_directory, "weft.pid")
 
 
 def log_path(state_directory: str) -> str:
     return os.path.join(state_directory, LOG_NAME)
+
+
+def sleeve_log_path(state_directory: str) -> str:
+    return os.path.join(state_directory, SLEEVE_LOG_NAME)
 
 
 def private_directory(path: str) -> None:
@@ -169,14 +180,15 @@ def remove_state(state_directory: str) -> None:
 
 
 def remove_run_files(run_directory: str) -> None:
-    """Remove the socket and the pid file of a daemon that is gone, and the directory where it is empty then."""
-    _remove(run_directory, ["weft.sock", "weft.pid"])
+    """Remove the sockets and the pid file of processes that are gone, and the directory where it is empty then."""
+    _remove(run_directory, ["weft.sock", "weft.pid", SLEEVE_SOCKET_NAME])
 
 
 def _is_state(name: str) -> bool:
-    if name.endswith((STATE_SUFFIX, PENDING_SUFFIX)) or name == LOG_NAME:
+    if name.endswith((STATE_SUFFIX, PENDING_SUFFIX)):
         return True
-    return name.startswith(LOG_NAME + ".") and name[len(LOG_NAME) + 1 :].isdigit()
+    log, _, number = name.rpartition(".")
+    return name in (LOG_NAME, SLEEVE_LOG_NAME) or (log in (LOG_NAME, SLEEVE_LOG_NAME) and number.isdigit())
 
 
 def _remove(directory: str, names: list[str]) -> None:

@@ -95,8 +95,10 @@ class Pinger:
             self._count("probe-stranger")
         elif frame.kind == probe.REQUEST:
             self._send(probe.reply(frame, self._own_mac))
-        elif (answered := self._waiting.get(frame.nonce)) is not None and not answered.done():
-            answered.set_result(time.monotonic())
+        elif frame.kind == probe.REPLY:  # not one of a single path, which somebody else asked for
+            answered = self._waiting.get(frame.nonce)
+            if answered is not None and not answered.done():
+                answered.set_result(time.monotonic())
 
     def _count(self, counter: str) -> None:
         self.counters[counter] = self.counters.get(counter, 0) + 1

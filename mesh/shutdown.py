@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import select
 import signal
+import struct
 import sys
 import time
+from _socket import SO_PEERCRED, SOL_SOCKET
 
 from mesh import client, directories
 from mesh.errors import UserError
@@ -156,6 +158,7 @@ def reset(*, force: bool) -> int:
         _end_daemon(process, run_directory)
     lock = _lock_state(state_directory)
     try:
+        _end_worker(run_directory)
         _remove_kernel_state()
         directories.remove_state(state_directory)
         directories.remove_run_files(run_directory)
@@ -201,6 +204,36 @@ def _kill(process: DaemonProcess) -> None:
             return
         process.kill(number)
         process.wait_gone(KILL_TIMEOUT_S)
+
+
+def _end_worker(run_directory: str) -> None:
+    """End a sleeve worker that nobody told to end: its daemon had been stopped, or was killed."""
+    path = directories.sleeve_socket_path(run_directory)
+    try:
+        connection = client.connect(path, timeout_s=1.0)
+    except (client.DaemonDown, client.DaemonSilent):
+        return
+    pid, _user, _group = struct.unpack("3i", connection.getsockopt(SOL_SOCKET, SO_PEERCRED, struct.calcsize("3i")))
+    connection.close()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    with DaemonProcess(pid, descriptor, "") as process:
+        if not is_worker(pid, path):
+            raise UserError(f"something serves {path} and is no sleeve worker; end it yourself, then reset again")
+        _kill(process)
+
+
+def is_worker(pid: int, socket_path: str) -> bool:
+    """Whether this process is the sleeve worker of that socket: so says its command line."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return False
+    name, real = os.fsencode(os.path.basename(socket_path)), os.path.realpath(os.fsencode(socket_path))
+    return any(word.endswith(name) and os.path.realpath(word) == real for word in words)
 
 
 def _lock_state(state_directory: str) -> int | None:

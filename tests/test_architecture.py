@@ -52,6 +52,8 @@ SHELLS = {
     "mesh.logs": "log lines go to a file",
     "mesh.namespaces": "makes and removes namespaces",
     "mesh.pinger": "sends and times frames",
+    "mesh.prober": "the same on the VXLAN device alone",
+    "mesh.sleeve": "starts and watches the sleeve worker's process",
     "mesh.shutdown": "ends the daemon's process",
     "mesh.verbs": "answers the API, waits for the kernel and for peers",
     "mesh.status": "views of the daemon's live parts, shells among them",

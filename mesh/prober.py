@@ -1,0 +1,177 @@
+"""Asks peers whether VXLAN reaches them, and answers those who ask, on the VXLAN device itself.
+
+What is sent here passes the forwarding table by, so a peer whose frames go by the sleeve is probed all the same. The
+shell around `VxlanHealth`: a socket, a clock and one timer. Knows nothing of what a verdict is used for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping
+from random import Random
+
+from dataplane import probe
+from dataplane.linux.packet import open_probe_socket
+from gossip.names import PeerName
+from mesh.endpoints import bridge_mac
+from mesh.vxlanhealth import Ask, VxlanHealth
+
+FRAMES_AT_ONCE = 64
+"""Frames read each time the socket is ready, so that a flood of probes never starves the loop."""
+REOPEN_INTERVAL_S = 1.0
+TIMER_SLACK_S = 0.005
+"""Probes that are due so close together share one waking."""
+
+
+class Prober:
+    """A socket on the VXLAN device, re-opened when that is made anew."""
+
+    def __init__(
+        self,
+        device: str,
+        own_mac: bytes,
+        rng: Random,
+        silent: Mapping[PeerName, str],
+        is_peer_mac: Callable[[bytes], bool],
+        on_verdict: Callable[[], None],
+    ) -> None:
+        """`silent` are the verdicts of an earlier life; `on_verdict` is called when they have changed."""
+        self.counters: dict[str, int] = {}
+        self._health = VxlanHealth(rng, silent)
+        self._device = device
+        self._own_mac = own_mac
+        self._is_peer_mac = is_peer_mac
+        self._on_verdict = on_verdict
+        self._peers: dict[bytes, PeerName] = {}
+        self._packet_bytes = 0
+        self._socket: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def verdicts(self) -> Mapping[PeerName, str]:
+        """The peers that VXLAN does not reach, and how."""
+        return self._health.verdicts
+
+    def rtt_s(self, peer: PeerName) -> float | None:
+        return self._health.rtt_s(peer)
+
+    def open(self) -> None:
+        """Listen on the device; where it is not there (yet), the next call tries again."""
+        if self._socket is not None or self._is_closed:
+            return
+        try:
+            self._socket = open_probe_socket(self._device)
+        except OSError:
+            return
+        self._loop.add_reader(self._socket, self._readable)
+        self._set_timer()
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._close_socket()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def watch(self, peers: Collection[PeerName], packet_bytes: int, known: Collection[PeerName] | None) -> None:
+        """Probe these, up to that size. `known`, once all are: what was found of any other peer is forgotten."""
+        before = self._health.verdicts
+        self._health.watch(peers, time.monotonic())
+        if known is not None:
+            self._health.keep_only(known)
+        self._peers = {bridge_mac(peer): peer for peer in peers}
+        self._packet_bytes = packet_bytes
+        self._tell(before)
+        self._set_timer()
+
+    # -- asking ------------------------------------------------------------------------------------
+
+    def _set_timer(self) -> None:
+        due_s = self._health.next_due()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due_s is not None and self._socket is not None:
+            self._timer = self._loop.call_later(max(TIMER_SLACK_S, due_s - time.monotonic()), self._turn)
+
+    def _turn(self) -> None:
+        self._timer = None
+        self._readable()  # an answer that waits behind a late timer is no miss
+        before = self._health.verdicts
+        for ask in self._health.due(time.monotonic()):
+            self._ask(ask)
+        self._tell(before)
+        self._set_timer()
+
+    def _ask(self, ask: Ask) -> None:
+        size = self._packet_bytes if ask.full_size else 0
+        asked = probe.request(self._own_mac, bridge_mac(ask.peer), ask.nonce, size, probe.PATH_REQUEST)
+        if not self._send(asked):
+            self._health.abandon(time.monotonic(), [ask.peer])
+
+    def _tell(self, before: Mapping[PeerName, str]) -> None:
+        if self._health.verdicts is not before:
+            self._on_verdict()
+
+    # -- the socket --------------------------------------------------------------------------------
+
+    def _send(self, frame: probe.Probe) -> bool:
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send(probe.encode(frame))
+        except BlockingIOError:
+            self._count("probe-queue-full")
+            return False
+        except OSError:
+            self._count("probe-send-failed")
+            self._lose_socket()
+            return False
+        return True
+
+    def _readable(self) -> None:
+        for _ in range(FRAMES_AT_ONCE):
+            if self._socket is None:
+                return
+            try:
+                frame = self._socket.recv(probe.MAX_FRAME_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:  # the device went away
+                self._lose_socket()
+                return
+            self._received(probe.decode_untrusted(frame))
+
+    def _received(self, frame: probe.Probe | probe.Drop) -> None:
+        if isinstance(frame, probe.Drop):
+            self._count(frame.value)
+        elif frame.kind not in (probe.PATH_REQUEST, probe.PATH_REPLY):
+            return  # on its way to the bridge, where somebody waits for it
+        elif frame.destination != self._own_mac or not self._is_peer_mac(frame.source):
+            self._count("probe-stranger")
+        elif frame.kind == probe.PATH_REQUEST:
+            self._send(probe.reply(frame, self._own_mac))
+        elif (peer := self._peers.get(frame.source)) is not None:
+            before = self._health.verdicts
+            self._health.answered(peer, frame.nonce, time.monotonic())
+            self._tell(before)
+            self._set_timer()
+
+    def _lose_socket(self) -> None:
+        """Nothing can be asked until the device is there again, and nobody is to blame for what is under way."""
+        self._close_socket()
+        self._health.abandon(time.monotonic())
+        self._loop.call_later(REOPEN_INTERVAL_S, self.open)
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def _count(self, counter: str) -> None:
+        self.counters[counter] = self.counters.get(counter, 0) + 1
