@@ -22,12 +22,12 @@ NOTHING = "-"
 def method(plan: Plan) -> str:
     """For a reader who doubts it."""
     return (
-        f"All contestants of one underlay stand at the same time, each between two hosts and two containers of its own "
-        f"(network namespaces of one machine, which share its cores), and take turns: {plan.rounds} rounds of "
-        f"{plan.seconds} s. Figures are medians over rounds; a ratio is the median of the rounds' ratios. TCP is "
-        "iperf3 with cubic, as received. On the wire a third namespace is the switch, segmentation offloads are off "
-        "on every device of the underlay, GRO is off in the switch and on at the hosts; losses are dropped in the "
-        "switch, packet by packet, in both directions."
+        "All contestants of one underlay stand at the same time, each between two hosts and two containers of its own "
+        "(network namespaces of one machine, which share its cores), and take turns: "
+        f"{plan.rounds} rounds of {plan.seconds} s for one stream, fewer for what takes longer. Figures are medians "
+        "over rounds; a ratio is the median of the rounds' ratios. TCP is iperf3 with cubic, as received. On the wire "
+        "a third namespace is the switch, segmentation offloads are off on every device of the underlay, GRO is off in "
+        "the switch and on at the hosts; losses are dropped in the switch, packet by packet, in both directions."
     )
 
 
