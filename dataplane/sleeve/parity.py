@@ -23,7 +23,7 @@ from typing import Final
 PIECES_MAX: Final = 64
 """Data pieces of one group."""
 PARITY_MAX: Final = 4
-_MASKS_MAX: Final = 64
+MASKS_KEPT: Final = 64
 """Sizes of pieces for which the masks of `_double` are kept."""
 
 _POLYNOMIAL: Final = 0x11D
@@ -93,7 +93,7 @@ def _weighted(pieces: Sequence[Piece], factors: Sequence[int]) -> int:
     return total
 
 
-@lru_cache(_MASKS_MAX)
+@lru_cache(MASKS_KEPT)
 def _masks(size: int) -> tuple[int, int]:
     """The lowest bit of every byte, and the lower seven."""
     return int.from_bytes(b"\x01" * size, "little"), int.from_bytes(b"\x7f" * size, "little")
@@ -142,15 +142,16 @@ def _factor(row: int, index: int) -> int:
 
 
 def _inverse(rows: Sequence[int], columns: Sequence[int]) -> list[list[int]]:
-    """The inverse of that square part of the matrix, by Gauss and Jordan: at most PARITY_MAX on a side."""
+    """The inverse of that square part of the matrix, by Gauss and Jordan: at most PARITY_MAX on a side.
+
+    No pivot is ever nought, because the smaller square parts can be inverted as well.
+    """
     size = len(rows)
     matrix = [
         [_factor(row, column) for column in columns] + [int(other == place) for other in range(size)]
         for place, row in enumerate(rows)
     ]
     for place in range(size):
-        pivot = next(line for line in range(place, size) if matrix[line][place])
-        matrix[place], matrix[pivot] = matrix[pivot], matrix[place]
         scale = _invert(matrix[place][place])
         matrix[place] = [_multiply(scale, number) for number in matrix[place]]
         for line in range(size):

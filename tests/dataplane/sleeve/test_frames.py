@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6ExtHdrFragment
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, PadN
+from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from dataplane.sleeve.frames import (
@@ -151,6 +151,20 @@ def test_a_udp_checksum_is_never_nought() -> None:
     assert finish_checksum(unfinished)[HEADER_BYTES + 40 :][:2] == b"\xff\xff"
 
 
+def finished_header(identification: int) -> bytes:
+    network = ETHER / IP(src="10.32.1.1", dst="10.32.2.1", id=identification)
+    data = super_frame(network / ANY_UDP, some(1000), 1000).data
+    (frame,) = split(data, 1)
+    assert frame[HEADER_BYTES + 14 : HEADER_BYTES + 34] == data[HEADER_BYTES + 14 : HEADER_BYTES + 34]
+    return frame[HEADER_BYTES + 14 : HEADER_BYTES + 34]
+
+
+def test_an_ip_checksum_may_be_nought() -> None:
+    """As the kernel writes it, where all ones would do as well."""
+    (checksum,) = struct.unpack_from("!H", finished_header(0), 10)
+    assert finished_header(checksum)[10:12] == bytes(2)
+
+
 @pytest.mark.parametrize("flags", [0, 2])
 def test_a_finished_frame_is_only_rid_of_its_header(flags: int) -> None:
     """Nothing of it is for the far end, the verdict of our own kernel least of all."""
@@ -171,6 +185,7 @@ TCP4 = super_frame(ETHER / IN4 / STAMPED_TCP, some(5000), 1000)
 TCP6 = super_frame(ETHER / IN6 / STAMPED_TCP, some(5000), 1000)
 UDP4 = super_frame(ETHER / IN4 / ANY_UDP, some(5000), 1000)
 EXTENDED = super_frame(NETWORKS["ipv6 with extension headers"] / BARE_TCP, some(5000), 1000)
+SHORT = super_frame(NETWORKS["ipv6 with extension headers"] / BARE_TCP, some(20), 10)
 FLAGS, GSO, LENGTH, SIZE, START, OFFSET = range(6)
 
 
@@ -221,6 +236,13 @@ def changed(made: Super, fields: dict[int, int] | None = None, at: int = 0, to: 
         (changed(TCP6, at=20, to="00"), "frame-gso-protocol"),
         (changed(EXTENDED, at=54, to="2c"), "frame-gso-protocol"),
         (changed(EXTENDED, at=55, to="ff"), "frame-gso-protocol"),
+        (changed(EXTENDED, at=63, to="01"), "frame-gso-protocol"),
+        (changed(SHORT, at=54, to="00ff"), "frame-gso-protocol"),
+        (changed(TCP6, {START: 58}), "frame-gso-protocol"),
+        (
+            super_frame(ETHER / Dot1Q() / Dot1Q() / Dot1Q() / IN4 / BARE_TCP, some(5000), 1000).data,
+            "frame-gso-protocol",
+        ),
         (changed(TCP4, cut=1), "frame-length"),
         (changed(TCP6, cut=1), "frame-length"),
         (changed(UDP4, at=38, to="138f"), "frame-length"),
@@ -337,6 +359,22 @@ def test_options_do_not_make_another_flow() -> None:
     """Nor do extension headers: frames of one flow with and without must not overtake each other."""
     assert key(ETHER / OPTIONS4 / BARE_TCP) == key(ETHER / IN4 / BARE_TCP)
     assert key(NETWORKS["ipv6 with extension headers"] / ANY_UDP) == key(ETHER / IN6 / ANY_UDP)
+
+
+def test_the_same_addresses_in_another_vlan_are_another_flow() -> None:
+    """They may be other machines."""
+    tagged = key(ETHER / Dot1Q(vlan=5) / IN4 / BARE_TCP)
+    assert len({tagged, key(ETHER / Dot1Q(vlan=6) / IN4 / BARE_TCP), key(ETHER / IN4 / BARE_TCP)}) == 3
+
+
+def test_ports_too_deep_in_a_frame_are_not_looked_for() -> None:
+    """Behind more tags than anybody nests the MACs must do, behind kilobytes of extension headers the addresses."""
+    tags = Dot1Q(vlan=1) / Dot1Q(vlan=2) / Dot1Q(vlan=3)
+    assert key(ETHER / tags / IN4 / BARE_TCP) == ETHER.build()[:12] + b"\x81\x00"
+    options = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(250))])
+    deep = ETHER / IN6 / options / TCP(sport=1, dport=2)
+    assert key(deep) == key(ETHER / IN6 / options / TCP(sport=3, dport=4))
+    assert IN6.build()[8:40] in key(deep)
 
 
 def test_fragments_of_a_datagram_have_one_key() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.sleeve.parity import PARITY_MAX, PIECES_MAX, Piece, encode, recover
+from dataplane.sleeve.parity import MASKS_KEPT, PARITY_MAX, PIECES_MAX, Piece, encode, recover
 
 
 def times(a: int, b: int) -> int:
@@ -81,6 +81,13 @@ def test_parity_is_what_its_definition_says(count: int, size: int) -> None:
     assert encode(pieces, PARITY_MAX) == slowly(pieces, PARITY_MAX)
     assert encode(pieces, 2) == encode(pieces, PARITY_MAX)[:2]
     assert encode(pieces, 0) == []
+
+
+def test_pieces_of_many_sizes_one_after_the_other() -> None:
+    """More sizes than are remembered, and the first again."""
+    for size in [*range(1, MASKS_KEPT + 10), 1]:
+        pieces = some(3, size)
+        assert encode(pieces, 2) == slowly(pieces, 2)
 
 
 @pytest.mark.parametrize("parity", range(PARITY_MAX + 1))
