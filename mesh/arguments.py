@@ -22,6 +22,8 @@ LABEL_VALUE_MAX = 128
 HOST_NAME_MAX = 253
 HOST_LABEL_MAX = 63
 NICKNAME_MAX = 64
+OFFLOADS = ("tap", "udp-segment", "udp-gro")
+"""Those of `dataplane.sleeve.control`, which the command does not import."""
 TARGET_BYTES_MAX = 4096
 """PATH_MAX of Linux."""
 
@@ -140,6 +142,15 @@ def parse_target(text: str) -> str:
     if len(text.encode(errors="replace")) > TARGET_BYTES_MAX or not _is_plain_text(text):
         raise ValueError(f"TARGET must be at most {TARGET_BYTES_MAX} bytes of printable text")
     return text
+
+
+def parse_offloads(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in OFFLOADS:
+            raise ValueError(f"{name!r} is not an offload: there are {', '.join(OFFLOADS)}")
+    return names
 
 
 def parse_nickname(text: str) -> str:

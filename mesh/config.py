@@ -55,6 +55,8 @@ class LaunchConfig:
     """Bytes of the largest overlay packet; None: found out."""
     discovery: bool = True
     vxlan: bool = True
+    offloads_off: tuple[str, ...] = ()
+    """What the sleeve does without, of `arguments.OFFLOADS`, sorted."""
     log_level: str = "info"
     log_file: str | None = None
     """None: standard error, for systemd and containers."""
@@ -92,6 +94,7 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         mtu=chosen.get("mtu"),
         discovery=not chosen.get("no-discovery", False),
         vxlan=not chosen.get("no-vxlan", False),
+        offloads_off=tuple(sorted({name for names in chosen.get("without-offload", ()) for name in names})),
         log_level=chosen.get("log-level", "info"),
         log_file=directories.log_path(state_dir) if background else None,
     )
@@ -131,6 +134,7 @@ _SETTINGS = {
     "mtu": _Setting(int, _mtu),
     "no-discovery": _Setting(bool, _switch),
     "no-vxlan": _Setting(bool, _switch),
+    "without-offload": _Setting(str, arguments.parse_offloads, many=True),
     "log-level": _Setting(str, _log_level),
 }
 

@@ -1,8 +1,8 @@
 """The composition root: opens everything, wires it together, serves, and closes in order.
 
-Three things run: the event loop with gossip and the API, the engine's thread with the kernel, and nothing else. Events
-of the node come in, a desired state goes out to the engine, reports come back. Changes that arrive together lead to
-one desired state, so a burst of gossip costs one comparison.
+Three things run: the event loop with gossip and the API, the engine's thread with the kernel, and the sleeve worker, a
+process. Events of the node come in; a desired state goes out to the engine, and peers to the worker; reports come back.
+Changes that arrive together lead to one desired state, so a burst of gossip costs one comparison.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import SystemRandom
 from typing import Any
@@ -25,9 +25,10 @@ from dataplane.desired import Desired
 from dataplane.engine import Engine, Report
 from dataplane.kernel import Fault, Kernel, KernelError
 from dataplane.linux import open_kernel, teardown, underlay
+from dataplane.objects import tap_name, vxlan_name
+from dataplane.sleeve.control import Configure
 from gossip.events import Event, NameConflict, PeerChanged, Settled
-from gossip.identity import Identity
-from gossip.names import PeerName, format_name
+from gossip.names import PeerName, format_name, parse_name
 from gossip.node import Node, NodeConfig
 from gossip.pages import TablePager
 from gossip.peers import LIVE, PeerRecord
@@ -39,9 +40,12 @@ from mesh.config import LaunchConfig
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
 from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path
+from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
+from mesh.prober import Prober
 from mesh.router import BRIDGE, Router
+from mesh.sleeve import Supervisor
 from mesh.store import Store, StoreError
 from mesh.verbs import TARGETS, Facts, Verbs
 from mesh.version import VERSION
@@ -53,6 +57,10 @@ FIRST_REPORT_S = 15.0
 SURVEY_INTERVAL_S = 5.0
 ADDRESSES_ADVERTISED_MAX = 8
 IDENTITY = "identity"
+VXLAN_FAULTS = "vxlan"
+"""The document of the peers that VXLAN did not reach when it was last known: the next daemon does not trust it again
+before it was answered."""
+VXLAN_FAULTS_SAVE_DELAY_S = 1.0
 
 log = EventLog("daemon")
 
@@ -126,8 +134,8 @@ class Daemon:
         self._survey = survey
         self._disk = asyncio.Lock()
 
-        identity, epoch = _load_identity(store)
-        self._identity = identity
+        self._keys, epoch = _load_identity(store)
+        identity = self._keys.identity
         self._first_targets = _load_targets(store, config)
         node_config = NodeConfig(port=config.port, discovery=config.discovery)
         record = PeerRecord(config.nickname, secrets.token_bytes(16), LIVE, VERSION, (), {})
@@ -146,14 +154,24 @@ class Daemon:
                 tell=self._tell,
             )
         )
-        self._pinger = Pinger(BRIDGE, bridge_mac(identity.name), lambda mac: mac in self._router.peer_macs)
+        own_mac, is_peer_mac = bridge_mac(identity.name), lambda mac: mac in self._router.peer_macs
+        self._pinger = Pinger(BRIDGE, own_mac, is_peer_mac)
+        self._saved_faults: Mapping[PeerName, str] = _load_vxlan_faults(store)
+        self._prober = Prober(
+            vxlan_name(BRIDGE), own_mac, SystemRandom(), self._saved_faults, is_peer_mac, self._on_verdict
+        )
+        self._saving_faults: asyncio.Task[None] | None = None
+        self._sleeve = Supervisor(config.run_dir, config.state_dir, self._sleeve_settings(), epoch)
 
     # -- life --------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Take the port, then the kernel, then dial. What fails undoes itself in `close`. Raises `UserError`."""
+        """Take the port, then the kernel, then dial. What fails undoes itself in `close`. Raises `UserError`.
+
+        A worker under another configuration has ended, and a VXLAN device that must not be is gone, before a worker of
+        ours starts: what was in clear has stopped when the first sealed record goes out."""
         transport = Transport(
-            self.node, self._identity.link_private, self._psks, self._config.port, self._config.host or None,
+            self.node, self._keys.identity.link_private, self._psks, self._config.port, self._config.host or None,
             self._on_event, self._store_epoch,
         )  # fmt: skip
         for attachment in self._attachments.all():
@@ -166,13 +184,18 @@ class Daemon:
         self._transport = transport
         if self._config.peers is not None:  # they replace those of the last launch
             await self._write(TARGETS, {"targets": self._first_targets})
+        await self._sleeve.prepare()
         await self._start_kernel()
-        self._pinger.open()
+        await self._sleeve.start()
+        self._open_probe_sockets()
         self._spawn(self._survey_forever())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
             self.node, self._router, self._attachments, transport, self._pinger,
-            Facts(self._started, bool(self._config.passwords), self._weak_password, lambda: self._report),
+            Facts(
+                self._started, bool(self._config.passwords), self._weak_password, lambda: self._report,
+                self._sleeve_view,
+            ),
             self._write, self._end,
         )  # fmt: skip
         self._has_started = True
@@ -216,8 +239,10 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pinger.close()
+        self._prober.close()
         if self._transport is not None:
             await self._transport.stop()
+        await self._sleeve.close(end=self._gone or (not self._has_started and self._sleeve.started > 0))
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop)
         if self._kernel is not None:
@@ -232,10 +257,11 @@ class Daemon:
         except KernelError as error:
             log.error("teardown-failed", error=error.text)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -284,7 +310,11 @@ class Daemon:
         )
         ports = tuple(attachment.port for attachment in self._attachments.all())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
-        desired = self._router.refresh(local, ports, self._config.mtu, now, time.time(), settled, self._log_path)
+        desired = self._router.refresh(
+            local, ports, self._config.mtu, now, time.time(), settled, self._prober.verdicts, self._log_path
+        )
+        self._prober.watch(self._router.probed, self._router.mtu, self._router.paths if settled else None)
+        self._sleeve.tell(self._router.sleeve_peers, settled)
         lost = frozenset(endpoint.mac for endpoint in self._router.lost_macs(now))
         if lost and not self._closed:
             self._spawn(self._attachments.give_way(lost))
@@ -336,10 +366,55 @@ class Daemon:
                 self._waiting.append((generation, done))
         if self._closed:
             return
-        self._pinger.open()
+        self._open_probe_sockets()
         vanished = frozenset(name for name, fault in report.port_faults.items() if fault.code == "namespace-gone")
         if vanished:
             self._spawn(self._attachments.drop_vanished(vanished))
+
+    # -- the sleeve, and whether VXLAN gets through ------------------------------------------------
+
+    def _sleeve_settings(self) -> Configure:
+        """What the worker is configured with, but for its epoch."""
+        return Configure(
+            version=VERSION,
+            name=self._keys.identity.name,
+            private_key=self._keys.sleeve_private,
+            psks=tuple(self._psks) if self._config.passwords else (),
+            tap=tap_name(BRIDGE),
+            hosts=(self._config.host,) if self._config.host else (),
+            port=self._config.port,
+            offloads_off=self._config.offloads_off,
+        )
+
+    def _sleeve_view(self) -> status.SleeveView:
+        rtts_s = {name: self._prober.rtt_s(name) for name in self._router.probed}
+        return status.SleeveView(
+            self._sleeve.peers, self._sleeve.status, self._sleeve.started, self._sleeve.trouble(time.monotonic()),
+            {name: rtt_s for name, rtt_s in rtts_s.items() if rtt_s is not None}, self._prober.counters,
+        )  # fmt: skip
+
+    def _open_probe_sockets(self) -> None:
+        self._pinger.open()
+        if self._config.vxlan and not self._config.passwords:
+            self._prober.open()
+
+    def _on_verdict(self) -> None:
+        self._refresh_soon()
+        if self._saving_faults is None and not self._closed:
+            self._saving_faults = self._spawn(self._save_vxlan_faults())
+
+    async def _save_vxlan_faults(self) -> None:
+        while (faults := self._prober.verdicts) != self._saved_faults:
+            await asyncio.sleep(VXLAN_FAULTS_SAVE_DELAY_S)  # many may come together
+            faults = self._prober.verdicts
+            rows = {format_name(name): reason for name, reason in sorted(faults.items())}
+            try:
+                await self._write(VXLAN_FAULTS, {"faults": rows})
+            except StoreError as error:
+                log.warning("vxlan-faults-not-saved", error=error)
+                break
+            self._saved_faults = faults
+        self._saving_faults = None
 
     # -- what we say of ourselves ------------------------------------------------------------------
 
@@ -369,6 +444,7 @@ class Daemon:
             "vxlan": self._config.vxlan and not self._config.passwords,
             "vxlan_port": port + 1,
             "advertise": bool(advertised),
+            SLEEVE_KEY: self._keys.sleeve_public,
         }
         described = replace(record, addresses=addresses[:ADDRESSES_ADVERTISED_MAX], attributes=attributes)
         outcomes = self.node.describe(described, time.monotonic())
@@ -396,7 +472,7 @@ class Daemon:
                 self._surveyed(await asyncio.to_thread(underlay.survey, BRIDGE))
             except KernelError as error:
                 log.warning("survey-failed", error=error.text)
-            self._pinger.open()
+            self._open_probe_sockets()
             self._refresh_soon()
 
     def _surveyed(self, survey: underlay.Survey) -> None:
@@ -410,7 +486,8 @@ class Daemon:
         """Somebody saw a later epoch of ours: on disk first, however long that takes."""
         while True:
             try:
-                await self._write(IDENTITY, _identity_document(self._identity, epoch))
+                await self._write(IDENTITY, document_of(self._keys, epoch))
+                self._sleeve.renew(epoch)
                 return
             except StoreError as error:
                 log.error("epoch-not-saved", error=error)
@@ -441,21 +518,17 @@ class Daemon:
             await asyncio.sleep(0.02)
 
 
-def _load_identity(store: Store) -> tuple[Identity, int]:
-    """The host's keys, made at the first launch, and the epoch of this start, already on disk."""
+def _load_identity(store: Store) -> tuple[Keys, int]:
+    """The host's keys, made where they are missing, and the epoch of this start, already on disk."""
     document = store.read(IDENTITY)
-    if document is None:
-        identity, epoch = Identity(os.urandom(32), os.urandom(32)), 1
-    else:
-        identity = Identity(bytes.fromhex(document["signing_seed"]), bytes.fromhex(document["link_private"]))
-        epoch = int(document["epoch"]) + 1
-    store.write(IDENTITY, _identity_document(identity, epoch))
-    return identity, epoch
+    keys, epoch = keys_of(document, os.urandom), int(document["epoch"]) + 1 if document else 1
+    store.write(IDENTITY, document_of(keys, epoch))
+    return keys, epoch
 
 
-def _identity_document(identity: Identity, epoch: int) -> dict[str, Any]:
-    keys = {"signing_seed": identity.signing_seed.hex(), "link_private": identity.link_private.hex()}
-    return {**keys, "epoch": epoch}
+def _load_vxlan_faults(store: Store) -> dict[PeerName, str]:
+    document = store.read(VXLAN_FAULTS) or {"faults": {}}
+    return {parse_name(name): str(reason) for name, reason in document["faults"].items()}
 
 
 def _load_targets(store: Store, config: LaunchConfig) -> list[str]:

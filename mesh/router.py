@@ -7,16 +7,28 @@ documents is what must not flap: each peer's path and since when, and the networ
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dataplane.desired import Address, Desired, Port, Segment
+from dataplane.desired import SLEEVE, Address, Desired, Port, Segment
+from dataplane.sleeve.control import Peer
 from gossip.events import Event, OwnerForgotten, PageChanged
 from gossip.names import PeerName
 from gossip.node import Node
 from gossip.peers import GONE, split_address
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, EndpointTable, bridge_mac
-from mesh.forwarding import HOLD_S, Forwarding, Local, Path, Remote, choose_path, network_mtu, numeric_address
+from mesh.forwarding import (
+    HOLD_S,
+    Forwarding,
+    Local,
+    Path,
+    Remote,
+    choose_path,
+    network_mtu,
+    numeric_address,
+    sleeve_addresses,
+)
+from mesh.identity import sleeve_key_of
 
 BRIDGE = "weft"
 VNI = 0x776566
@@ -49,6 +61,10 @@ class Router:
         self.malformed_rows = 0
         self.peer_macs: frozenset[bytes] = frozenset()
         """The bridges that data-path pings may come from."""
+        self.sleeve_peers: dict[PeerName, Peer] = {}
+        """What the sleeve worker should know of other hosts, whatever their path."""
+        self.probed: frozenset[PeerName] = frozenset()
+        """Peers in reach to which VXLAN leads, or would: those whose silence there means something."""
         self._forwarding = Forwarding()
         self._started = started
         self._was_settled = False
@@ -107,9 +123,11 @@ class Router:
         now: float,
         unix_now: float,
         settled: bool,
+        vxlan_faults: Mapping[PeerName, str],
         on_path: Callable[[PeerName, Path], None],
     ) -> Desired:
-        """Decide every path and the MTU anew and build the desired state. `on_path` hears what changed."""
+        """Decide every path and the MTU anew and build the desired state, and what the worker should know beside it.
+        `vxlan_faults` is what probes say against VXLAN; `on_path` hears what changed."""
         links = {link.peer: link.remote for link in self.node.links()}
         remotes = {
             name: Remote(
@@ -117,6 +135,7 @@ class Router:
                 reachable=name in self.node.replica.reachable,
                 unreachable_s=self.unreachable_s(name, now),
                 link_address=_address_of(links.get(name)),
+                vxlan_fault=vxlan_faults.get(name, ""),
             )
             for name in self.others()
         }
@@ -141,7 +160,27 @@ class Router:
         self.mtu = fixed_mtu or network_mtu(self.own_mtu, remotes.values(), current)
         vxlan_port = local.vxlan_port if local.vxlan and not local.has_secret else None
         segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
-        return self._forwarding.desired(segment, ports, paths, self.table, local.name, self.expired(now), settled)
+        expired = self.expired(now)
+        desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled)
+        self._describe_sleeve(local, remotes, expired)
+        return desired
+
+    def _describe_sleeve(self, local: Local, remotes: Mapping[PeerName, Remote], expired: frozenset[PeerName]) -> None:
+        """Who is told to the worker, and who is probed. What did not change is the same object."""
+        before, self.sleeve_peers = self.sleeve_peers, {}
+        probed = []
+        for name, remote in remotes.items():
+            key = sleeve_key_of(remote.record.attributes)
+            if key is None or name in expired:
+                continue
+            path = self.paths[name]
+            macs = (bridge_mac(name), *self._forwarding.macs.get(name, ()))
+            peer = Peer(name, key, sleeve_addresses(local, remote), macs, flood=path.kind == SLEEVE)
+            known = before.get(name)
+            self.sleeve_peers[name] = known if known is not None and known == peer else peer
+            if path.destination is not None and remote.reachable:
+                probed.append(name)
+        self.probed = frozenset(probed)
 
 
 def _address_of(remote: str | None) -> Address | None:

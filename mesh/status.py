@@ -6,19 +6,40 @@ Views only: nothing here decides or changes anything. Scripts rely on the keys: 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dataplane.desired import SLEEVE, VXLAN
 from dataplane.engine import Report
+from dataplane.sleeve.control import SILENT, WRONG_SECRET, PeerStatus, Status
 from gossip.names import PeerName, format_name
 from gossip.peers import GONE
 from gossip.transport import Refusals
 from mesh.attach import Attachment
 from mesh.endpoints import Endpoint
-from mesh.forwarding import ENCRYPTION_UNAVAILABLE, VXLAN
+from mesh.forwarding import NONE, Path
 from mesh.router import Router
 
 Row = dict[str, Any]
+
+NAMED_MAX = 3
+"""So many peers are named in a warning about several."""
+
+
+@dataclass(frozen=True, slots=True)
+class SleeveView:
+    """What is known of the sleeve and of probes right now."""
+
+    peers: Mapping[PeerName, PeerStatus] = field(default_factory=dict)
+    """By peer, from the worker; empty while none serves."""
+    status: Status | None = None
+    started: int = 0
+    """Workers that this daemon started."""
+    trouble: str | None = None
+    """Why no worker serves, or none that stays."""
+    vxlan_rtts_s: Mapping[PeerName, float] = field(default_factory=dict)
+    vxlan_probes: Mapping[str, int] = field(default_factory=dict)
+    """Counters of the probes on the VXLAN device."""
 
 
 def peers(router: Router) -> list[Row]:
@@ -38,26 +59,60 @@ def peers(router: Router) -> list[Row]:
     ]
 
 
-def connections(router: Router) -> list[Row]:
+def shown(path: Path, sleeve: PeerStatus | None) -> tuple[str, str]:
+    """Path and reason as they are shown: none, where the sleeve carries the frames and nothing comes of it."""
+    if path.kind == SLEEVE and sleeve is not None and sleeve.state in (SILENT, WRONG_SECRET):
+        return NONE, sleeve.state
+    return path.kind, path.reason
+
+
+def connections(router: Router, encrypted: bool, view: SleeveView) -> list[Row]:
     links = {link.peer: link for link in router.node.links()}
     rows: list[Row] = []
     for name, path in sorted(router.paths.items()):
-        link = links.get(name)
+        link, sleeve = links.get(name), view.peers.get(name)
+        kind, reason = shown(path, sleeve)
+        rtts_s = (link.rtt_s if link is not None else None, view.vxlan_rtts_s.get(name))
+        rtt_ms = next((round(rtt_s * 1000, 3) for rtt_s in rtts_s if rtt_s is not None), sleeve and sleeve.rtt_ms)
         rows.append(
             {
                 "peer": format_name(name),
                 "nickname": nickname(router, name),
                 "link": link is not None,
-                "path": path.kind,
-                "reason": path.reason,
-                "encrypted": False,
+                "path": kind,
+                "reason": reason,
+                "encrypted": encrypted and kind == SLEEVE,
                 "mtu": router.mtu,
-                "rtt_ms": round(link.rtt_s * 1000, 3) if link is not None and link.rtt_s is not None else None,
+                "rtt_ms": rtt_ms,
                 "since": router.since[name],
-                "address": str(path.destination) if path.destination is not None else None,
+                "address": frames_go_to(path, sleeve),
+                "sleeve": _sleeve(sleeve),
             }
         )
     return rows
+
+
+def frames_go_to(path: Path, sleeve: PeerStatus | None) -> str | None:
+    """The underlay address, as far as it is known."""
+    if path.kind == SLEEVE:
+        return sleeve.address if sleeve is not None else None
+    return str(path.destination) if path.destination is not None else None
+
+
+def _sleeve(peer: PeerStatus | None) -> Row | None:
+    if peer is None:
+        return None
+    return {
+        "state": peer.state,
+        "address": peer.address,
+        "encrypted": peer.encrypted,
+        "cipher": peer.cipher,
+        "rtt_ms": None if peer.rtt_ms is None else round(peer.rtt_ms, 3),
+        "loss": round(peer.loss, 6),
+        "datagrams": peer.datagrams,
+        "parity": peer.parity,
+        "offloads_off": list(peer.offloads_off),
+    }
 
 
 def targets(router: Router, now: float) -> list[Row]:
@@ -124,12 +179,14 @@ def summary(
     attachments: list[Attachment],
     refusals: Mapping[str, Refusals],
     warnings: list[Row],
+    view: SleeveView,
     now: float,
 ) -> Row:
     node = router.node
     kinds: dict[str, int] = {VXLAN: 0}
-    for path in router.paths.values():
-        kinds[path.kind] = kinds.get(path.kind, 0) + 1
+    for name, path in router.paths.items():
+        kind, _ = shown(path, view.peers.get(name))
+        kinds[kind] = kinds.get(kind, 0) + 1
     expired = router.expired(now)
     return {
         "version": version,
@@ -153,7 +210,12 @@ def summary(
 
 
 def warnings(
-    router: Router, report: Report | None, attachments: list[Attachment], weak_password: str | None, now: float
+    router: Router,
+    report: Report | None,
+    attachments: list[Attachment],
+    weak_password: str | None,
+    view: SleeveView,
+    now: float,
 ) -> list[Row]:
     """Everything that is wrong or deserves a look, each with its cure."""
     rows: list[Row] = []
@@ -168,10 +230,7 @@ def warnings(
             text = f"{endpoint.id} has lost an address: {conflict}, who attached it later or at the same time"
             cure = f"detach it there, or here (weft detach ADDR {endpoint.id}) and attach another one"
             rows.append(_warning("address-conflict", text, cure))
-    if any(path.reason == ENCRYPTION_UNAVAILABLE for path in router.paths.values()):
-        text = "a password is set, so nothing is sent in clear, and this version has no encrypted path yet"
-        cure = "containers on different hosts can talk only without a password, on an underlay that you trust"
-        rows.append(_warning(ENCRYPTION_UNAVAILABLE, text, cure))
+    rows += _sleeve_warnings(router, view)
     if report is not None:
         ids = {attachment.ifname: attachment.id for attachment in attachments}
         rows += [_warning(each.code, each.text, each.cure) for each in report.warnings]
@@ -181,6 +240,32 @@ def warnings(
             for ifname, fault in sorted(report.port_faults.items())
         ]
     return rows
+
+
+def _sleeve_warnings(router: Router, view: SleeveView) -> list[Row]:
+    rows: list[Row] = []
+    if view.trouble is not None:
+        cure = "its log, sleeve.log beside the daemon's, says more; it is started again and again by itself"
+        rows.append(_warning("sleeve-down", view.trouble, cure))
+    states: dict[str, list[PeerName]] = {}
+    for name, path in sorted(router.paths.items()):
+        sleeve = view.peers.get(name)
+        if path.kind == SLEEVE and sleeve is not None and name in router.node.replica.reachable:
+            states.setdefault(sleeve.state, []).append(name)
+    if names := states.get(SILENT):
+        text = f"no answer over UDP from {_named(router, names)}, so containers there cannot be reached"
+        cure = "open the UDP port with the number of the links' TCP port (6783) between the hosts, in both directions"
+        rows.append(_warning("sleeve-silent", text, cure))
+    if names := states.get(WRONG_SECRET):
+        text = f"{_named(router, names)} answers under another password, so containers there cannot be reached"
+        rows.append(_warning(WRONG_SECRET, text, "launch with the same passwords on every host"))
+    return rows
+
+
+def _named(router: Router, names: list[PeerName]) -> str:
+    """`h2, h3 and 4 more`."""
+    first = ", ".join(nickname(router, name) for name in names[:NAMED_MAX])
+    return f"{first} and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else first
 
 
 def _warning(code: str, text: str, cure: str) -> Row:
@@ -200,13 +285,20 @@ def history(router: Router) -> list[Row]:
     ]
 
 
-def counters(router: Router, report: Report | None, probes: Mapping[str, int]) -> Row:
+def counters(router: Router, report: Report | None, probes: Mapping[str, int], view: SleeveView) -> Row:
     kernel = asdict(report.counters) if report is not None else {}
+    worker = view.status
     return {
         "gossip": dict(sorted(router.node.counters.items())),
         "endpoint_rows_malformed": router.malformed_rows,
         "kernel": kernel,
         "probes": dict(sorted(probes.items())),
+        "vxlan_probes": dict(sorted(view.vxlan_probes.items())),
+        "sleeve": {
+            "pid": worker.pid if worker is not None else None,
+            "started": view.started,
+            **(dict(sorted(worker.counters.items())) if worker is not None else {}),
+        },
     }
 
 

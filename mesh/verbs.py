@@ -42,6 +42,7 @@ class Facts:
     weak_password: str | None
     report: Callable[[], Report | None]
     """The kernel side's last one."""
+    sleeve: Callable[[], status.SleeveView]
 
 
 class Verbs:
@@ -98,7 +99,7 @@ class Verbs:
         views: dict[str, Callable[[], object]] = {
             "status": self._summary,
             "peers": lambda: status.peers(self._router),
-            "connections": lambda: status.connections(self._router),
+            "connections": lambda: status.connections(self._router, self._facts.encrypted, self._facts.sleeve()),
             "targets": lambda: status.targets(self._router, now),
             "endpoints": lambda: status.endpoints(self._router, now),
             "ps": lambda: status.ps(self._attachments.all()),
@@ -107,17 +108,22 @@ class Verbs:
             return {name: view() for name, view in views.items()} | {
                 "version": VERSION,
                 "history": status.history(self._router),
-                "counters": status.counters(self._router, self._facts.report(), self._pinger.counters),
+                "counters": status.counters(
+                    self._router, self._facts.report(), self._pinger.counters, self._facts.sleeve()
+                ),
             }
         return views[verb]()
 
     def _summary(self) -> object:
         now = time.monotonic()
         attachments = self._attachments.all()
-        warnings = status.warnings(self._router, self._facts.report(), attachments, self._facts.weak_password, now)
+        view = self._facts.sleeve()
+        warnings = status.warnings(
+            self._router, self._facts.report(), attachments, self._facts.weak_password, view, now
+        )
         return status.summary(
             self._router, VERSION, now - self._facts.started, self._facts.encrypted, attachments,
-            self._transport.refusals, warnings, now,
+            self._transport.refusals, warnings, view, now,
         )  # fmt: skip
 
     async def _connect(self, peers: list[str], replace: bool) -> object:
@@ -159,9 +165,8 @@ class Verbs:
             rtt_s = await self._pinger.ping(bridge_mac(name), self._router.mtu, PING_TIMEOUT_S)
             rtt_ms = None if rtt_s is None else round(rtt_s * 1000, 3)
             times += [] if rtt_ms is None else [rtt_ms]
-            await send_row(
-                {"seq": sequence, "path": path.kind, "rtt_ms": rtt_ms, "address": str(path.destination), "peer": who}
-            )
+            address = status.frames_go_to(path, self._facts.sleeve().peers.get(name))
+            await send_row({"seq": sequence, "path": path.kind, "rtt_ms": rtt_ms, "address": address, "peer": who})
             if sequence < request.count:
                 await asyncio.sleep(max(0.0, request.interval_s - (time.monotonic() - begun)))
         times.sort()

@@ -56,10 +56,11 @@ def test_a_wrong_password_is_counted_with_its_address(guarded: Lab) -> None:
     assert guarded.underlay(3) in guarded.weft("h1", ["status"]).stdout
 
 
-def test_members_see_that_there_is_no_path_for_frames_yet(guarded: Lab) -> None:
-    """Linked and reachable, but without encryption in this version: path none, and the reason says so."""
+def test_members_reach_each_other_by_the_encrypted_sleeve(guarded: Lab) -> None:
+    """And the reason says why not by something faster."""
     row = guarded.weft_json("h1", "status", "connections")[0]
-    assert (row["nickname"], row["path"], row["reason"]) == ("h2", "none", "encryption-unavailable")
+    assert (row["nickname"], row["path"], row["reason"]) == ("h2", "sleeve", "no-wireguard")
+    assert row["encrypted"] is True
     assert row["link"] is True
     assert guarded.weft_json("h1", "status")["encryption"] is True
 

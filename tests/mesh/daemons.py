@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import json
 import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -27,12 +28,16 @@ from dataplane.linux.netns import Namespace
 from dataplane.linux.underlay import Survey, UnderlayAddress
 from dataplane.memory import MemoryKernel
 from dataplane.objects import GUEST_ADDRESS, NEIGHBOUR, Key
+from dataplane.sleeve.control import Configure, Peer, PeerStatus, Status
+from gossip.names import PeerName
 from mesh import attach as attach_module
 from mesh import daemon as daemon_module
 from mesh import pinger as pinger_module
+from mesh import prober as prober_module
 from mesh import requests
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
+from mesh.errors import UserError
 from mesh.store import Store
 
 WAIT_LIMIT_S = 10.0
@@ -95,6 +100,7 @@ class Stage:
         monkeypatch.setattr(attach_module, "find_namespace", self._find)
         monkeypatch.setattr(attach_module, "is_there", self._is_there)
         monkeypatch.setattr(pinger_module, "open_probe_socket", self._no_bridge)
+        monkeypatch.setattr(prober_module, "open_probe_socket", self._no_bridge)
         self._monkeypatch = monkeypatch
 
     def host(self, name: str, **config: Any) -> Host:
@@ -104,6 +110,7 @@ class Stage:
         """The next daemon that starts finds this host's kernel and underlay."""
         self._monkeypatch.setattr(daemon_module, "open_kernel", lambda: host.kernel)
         self._monkeypatch.setattr(underlay, "survey", lambda bridge: host.survey)
+        self._monkeypatch.setattr(daemon_module, "Supervisor", host.supervise)
 
     def _find(self, target: str) -> Namespace:
         if target not in self.namespaces:
@@ -115,6 +122,46 @@ class Stage:
 
     def _no_bridge(self, bridge: str) -> socket.socket:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+
+class StandIn:
+    """In the supervisor's place: no process, and a record of what a worker would be told."""
+
+    def __init__(self, host: Host, settings: Configure, epoch: int) -> None:
+        self.host = host
+        self.settings, self.epoch = settings, epoch
+        self.status: Status | None = None
+        self.peers: Mapping[PeerName, PeerStatus] = {}
+        self.started = 0
+        self.trouble_text: str | None = None
+        self.told: Mapping[PeerName, Peer] = {}
+        self.settled = False
+        self.refusal = host.refusal
+        self.ended: bool | None = None
+        self.renewed: list[int] = []
+        self.did: list[str] = []
+
+    async def prepare(self) -> None:
+        """Notes whether the kernel was touched before."""
+        self.did.append(f"prepare after {len(self.host.kernel.operations)} operations")
+
+    async def start(self) -> None:
+        self.did.append("start with " + ",".join(sorted({key.device for key in self.host.kernel.objects})))
+        self.started += 1
+        if self.refusal:
+            raise UserError(self.refusal)
+
+    def tell(self, peers: Mapping[PeerName, Peer], settled: bool) -> None:
+        self.told, self.settled = dict(peers), settled
+
+    def trouble(self, now: float) -> str | None:
+        return self.trouble_text
+
+    def renew(self, epoch: int) -> None:
+        self.renewed.append(epoch)
+
+    async def close(self, *, end: bool) -> None:
+        self.ended = end
 
 
 class Host:
@@ -137,6 +184,13 @@ class Host:
         )
         self.config = replace(self.config, **config)
         self.store: Store | None = None
+        self.refusal = ""
+        """Why its worker does not come up."""
+        self.sleeves: list[StandIn] = []
+
+    def supervise(self, run_dir: str, state_dir: str, settings: Configure, epoch: int) -> StandIn:
+        self.sleeves.append(StandIn(self, settings, epoch))
+        return self.sleeves[-1]
 
     @contextlib.asynccontextmanager
     async def made(self, **config: Any) -> AsyncIterator[Daemon]:
@@ -178,6 +232,22 @@ async def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         await asyncio.sleep(0.01)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 60.0))
+
+
+def document(stage: Stage, host: str, name: str) -> Any:
+    """What is on a host's disk, read past the store."""
+    path = stage.path / host / "state" / f"{name}.weft"
+    return json.loads(path.read_text())["payload"] if path.exists() else None
+
+
+async def joined(*daemons: Any) -> None:
+    others = len(daemons) - 1
+    await until(lambda: all(len(each.node.replica.reachable) == others for each in daemons), "all are in reach")
+    await until(lambda: all(each.node.settled for each in daemons), "the state is in")
 
 
 def _free_port() -> int:

@@ -20,7 +20,9 @@ from mesh.router import Router
 
 OWN = Identity(b"\x00" * 32, b"\x00" * 32)
 X = ip_address("10.32.0.1")
-ATTRIBUTES: dict[str, Any] = {"mtu": 1450, "vxlan": True, "vxlan_port": 6784, "advertise": False}
+ATTRIBUTES: dict[str, Any] = {
+    "mtu": 1450, "vxlan": True, "vxlan_port": 6784, "advertise": False, "sleeve_key": b"\x07" * 32,
+}  # fmt: skip
 
 
 class Host:
@@ -49,6 +51,7 @@ class Here:
         self.told: list[tuple[PeerName, Path]] = []
         self.fixed_mtu: int | None = None
         self.ports: tuple[Port, ...] = ()
+        self.vxlan_faults: dict[PeerName, str] = {}
 
     def hear(self, host: Host, now: float = 0.0, age_s: int = 0) -> bool:
         """All documents of a host arrive; whether the router says that something may have changed."""
@@ -69,8 +72,9 @@ class Here:
 
     def desired(self, now: float = 1.0, settled: bool = True) -> Desired:
         return self.router.refresh(
-            self.local, self.ports, self.fixed_mtu, now, 1000.0 + now, settled, lambda *row: self.told.append(row)
-        )
+            self.local, self.ports, self.fixed_mtu, now, 1000.0 + now, settled, self.vxlan_faults,
+            lambda *row: self.told.append(row),
+        )  # fmt: skip
 
 
 def attached(host: Host, claim: int = 1, address: str = "10.32.0.1") -> Endpoint:

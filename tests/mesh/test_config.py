@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mesh import config, usage
+from dataplane.sleeve.control import OFFLOADS
+from mesh import arguments, config, usage
 from mesh.errors import UsageError, UserError
 
 
@@ -39,6 +40,10 @@ def test_defaults_need_no_file(tmp_path: Path) -> None:
     assert found.nickname
 
 
+def test_offloads_have_the_names_that_the_worker_knows() -> None:
+    assert arguments.OFFLOADS == OFFLOADS
+
+
 def test_in_the_foreground_the_log_goes_to_standard_error(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent.toml")
     assert config.load(parse("--config", absent), {}, background=False).log_file is None
@@ -48,12 +53,13 @@ def test_every_flag_has_its_place(tmp_path: Path) -> None:
     found = load(
         tmp_path, "host2", "[fd00::3]:6800", "host2", "--port", "7000", "--host", "10.0.0.1",
         "--advertise", "192.0.2.1", "--advertise=fd00::1", "--nickname", "left", "--mtu=1400",
-        "--no-discovery", "--no-vxlan", "--log-level", "debug",
+        "--no-discovery", "--no-vxlan", "--log-level", "debug", "--without-offload", "udp-gro,tap",
+        "--without-offload=tap",
     )  # fmt: skip
     assert found.peers == ("host2", "[fd00::3]:6800")
     assert (found.port, found.host, found.advertise) == (7000, "10.0.0.1", ("192.0.2.1", "fd00::1"))
     assert (found.nickname, found.mtu, found.discovery, found.vxlan) == ("left", 1400, False, False)
-    assert found.log_level == "debug"
+    assert (found.log_level, found.offloads_off) == ("debug", ("tap", "udp-gro"))
 
 
 FILE = """
@@ -66,6 +72,7 @@ mtu = 8950
 no-discovery = true
 no-vxlan = false
 log-level = "warning"
+without-offload = ["udp-segment"]
 password = "from file"
 """
 
@@ -76,6 +83,7 @@ def test_the_file_has_the_names_of_the_flags(tmp_path: Path) -> None:
     assert (found.port, found.host, found.advertise) == (7001, "10.0.0.2", ("192.0.2.2",))
     assert (found.nickname, found.mtu, found.discovery, found.vxlan) == ("from-file", 8950, False, True)
     assert (found.log_level, found.passwords) == ("warning", ("from file",))
+    assert found.offloads_off == ("udp-segment",)
 
 
 def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
@@ -127,6 +135,8 @@ def test_an_empty_environment_variable_means_no_password(tmp_path: Path) -> None
         (["--host="], "not an IP address"),
         (["--advertise=0.0.0.0"], "not the address of one host"),
         (["--nickname="], "not a nickname"),
+        (["--without-offload=tso"], "'tso' is not an offload: there are tap, udp-segment, udp-gro"),
+        (["--without-offload="], "not an offload"),
         (["--log-level=loud"], "debug, info, warning, error"),
         (["host:port"], "no valid port"),
         ([f"h{n}" for n in range(257)], "too many"),

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import socket
 import time
-from collections.abc import Coroutine
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dataplane.kernel import KernelError, Operation
 from dataplane.linux import underlay
 from dataplane.linux.underlay import Survey
-from dataplane.objects import LINK, Key, Vxlan
+from dataplane.objects import BRIDGE_FDB, LINK, Key, Vxlan
 from gossip.events import Settled
 from mesh import arguments, requests
 from mesh import daemon as daemon_module
 from mesh.daemon import Daemon
-from mesh.endpoints import derive_mac
+from mesh.endpoints import bridge_mac, derive_mac
 from mesh.errors import UserError
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
-from tests.mesh.daemons import Stage, ask, attach, read, until
+from tests.mesh.daemons import Stage, ask, attach, document, joined, read, run, until
 
 DETACH = requests.Detach("c1", ())
 
@@ -35,16 +32,6 @@ DETACH = requests.Detach("c1", ())
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(tmp_path, monkeypatch)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 60.0))
-
-
-def document(stage: Stage, host: str, name: str) -> Any:
-    """What is on a host's disk, read past the store."""
-    path = stage.path / host / "state" / f"{name}.weft"
-    return json.loads(path.read_text())["payload"] if path.exists() else None
 
 
 # A life
@@ -474,12 +461,6 @@ def test_a_ping_needs_a_peer_with_a_path(stage: Stage) -> None:
 # Two hosts
 
 
-async def joined(*daemons: Any) -> None:
-    others = len(daemons) - 1
-    await until(lambda: all(len(each.node.replica.reachable) == others for each in daemons), "all are in reach")
-    await until(lambda: all(each.node.settled for each in daemons), "the state is in")
-
-
 def test_an_address_attached_twice_at_once_is_settled_on_both(stage: Stage) -> None:
     """Neither had heard of the other: one container has it, the other's host leads there, the MACs are two."""
     first, second = stage.host("h1"), stage.host("h2")
@@ -541,7 +522,7 @@ def test_an_address_taken_while_we_were_away_stays_where_it_is(stage: Stage) -> 
 
 
 def test_with_a_password_the_kernel_gets_no_vxlan_device_and_no_destination(stage: Stage) -> None:
-    """Two hosts that know each other; containers of the other are answered for and lead nowhere."""
+    """Two hosts that know each other; containers of the other are behind the TAP."""
     first = stage.host("h1", passwords=("correct horse battery staple",))
     second = stage.host("h2", passwords=("correct horse battery staple",))
 
@@ -554,9 +535,13 @@ def test_with_a_password_the_kernel_gets_no_vxlan_device_and_no_destination(stag
                 assert not any(key.device.startswith("weft-vx") for key in host.kernel.objects)
                 assert not any(operation.key.device.startswith("weft-vx") for operation in host.kernel.operations)
             rows = await read(b, "connections")
-            assert [(row["path"], row["reason"]) for row in rows] == [("none", "encryption-unavailable")]
-            with pytest.raises(ApiError, match=r"no path to h1 \(encryption-unavailable\)"):
-                await ask(b, requests.Ping("h1", 1, 1.0))
+            assert [(row["path"], row["reason"]) for row in rows] == [("sleeve", "no-wireguard")]
+            assert rows[0]["encrypted"] is True
+            mac = derive_mac("weft", ip_address("10.32.0.1"))
+            assert second.kernel.objects[Key(BRIDGE_FDB, "weft", mac)] == "weft-tap"
+            assert second.sleeves[0].told[a.node.name].macs == (bridge_mac(a.node.name), mac)
+            assert len(second.sleeves[0].settings.psks) == 1
+            assert not b._prober.verdicts and b._router.probed == frozenset()
 
     run(scenario())
 

@@ -12,32 +12,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment
+from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired, Port, RemoteEndpoint, RemotePeer, Segment
 from dataplane.objects import BRIDGE_FDB, FLOOD, LINK, NEIGHBOUR, VXLAN_FDB, Key, Vxlan, expand
 from gossip.names import PeerName
 from gossip.pages import TablePager
 from gossip.peers import AWAY, GONE, LIVE, PeerRecord
-from mesh import forwarding
+from mesh import forwarding, vxlanhealth
 from mesh.endpoints import Binding, Endpoint, EndpointTable, bridge_mac, derive_mac, encode_row
 from mesh.forwarding import (
     BEST,
     HOLD_S,
     MTU_MIN,
     NONE,
-    VXLAN,
+    SLEEVE_ADDRESSES_MAX,
     Forwarding,
     Local,
     Path,
     Remote,
     choose_path,
     network_mtu,
+    sleeve_addresses,
 )
 
 ME, P, Q = (PeerName(bytes([number]) * 8) for number in (5, 3, 7))
 LOCAL = Local(
     ME, False, True, 6784, (ip_network("10.9.0.0/24"), ip_network("fd00:9::/64")), frozenset({ip_address("10.9.0.5")})
 )
-ATTRIBUTES: Mapping[str, Any] = {"mtu": 1450, "vxlan": True, "vxlan_port": 6784, "advertise": False}
+ATTRIBUTES: Mapping[str, Any] = {
+    "mtu": 1450, "vxlan": True, "vxlan_port": 6784, "advertise": False, "sleeve_key": b"\x07" * 32,
+}  # fmt: skip
 
 
 def remote(*addresses: str, state: str = LIVE, link: str | None = None, **attributes: Any) -> Remote:
@@ -53,28 +56,45 @@ def out_of_reach(peer: Remote, for_s: float) -> Remote:
 
 # Reasons
 
+TO_3 = ip_address("10.9.0.3")
+SECRET = replace(LOCAL, has_secret=True)
 REASONS: dict[str, tuple[Local, Remote, Path]] = {
-    "best": (LOCAL, remote("10.9.0.3"), Path(VXLAN, "best", ip_address("10.9.0.3"))),
-    "no-vxlan here": (replace(LOCAL, vxlan=False), remote("10.9.0.3"), Path(NONE, "no-vxlan")),
-    "no-vxlan there": (LOCAL, remote("10.9.0.3", vxlan=False), Path(NONE, "no-vxlan")),
-    "other-port": (LOCAL, remote("10.9.0.3", vxlan_port=7000), Path(NONE, "other-port")),
-    "no-address": (LOCAL, remote(), Path(NONE, "no-address")),
-    "no-address over IPv4": (LOCAL, remote("fd00:9::3"), Path(NONE, "no-address")),
-    "encryption-unavailable": (
-        replace(LOCAL, has_secret=True),
-        remote("10.9.0.3"),
-        Path(NONE, "encryption-unavailable"),
+    "best": (LOCAL, remote("10.9.0.3"), Path(VXLAN, "best", TO_3)),
+    "no-vxlan here": (replace(LOCAL, vxlan=False), remote("10.9.0.3"), Path(SLEEVE, "no-vxlan")),
+    "no-vxlan there": (LOCAL, remote("10.9.0.3", vxlan=False), Path(SLEEVE, "no-vxlan")),
+    "other-port": (LOCAL, remote("10.9.0.3", vxlan_port=7000), Path(SLEEVE, "other-port")),
+    "no-address": (LOCAL, remote(), Path(SLEEVE, "no-address")),
+    "no-address over IPv4": (LOCAL, remote("fd00:9::3"), Path(SLEEVE, "no-address")),
+    "vxlan-silent": (
+        LOCAL,
+        replace(remote("10.9.0.3"), vxlan_fault="vxlan-silent"),
+        Path(SLEEVE, "vxlan-silent", TO_3),
     ),
+    "vxlan-mtu": (LOCAL, replace(remote("10.9.0.3"), vxlan_fault="vxlan-mtu"), Path(SLEEVE, "vxlan-mtu", TO_3)),
+    "no-wireguard": (SECRET, remote("10.9.0.3"), Path(SLEEVE, "no-wireguard")),
+    "no-sleeve, secret": (SECRET, remote("10.9.0.3", sleeve_key=b""), Path(NONE, "no-sleeve")),
+    "no-sleeve, clear": (LOCAL, remote("10.9.0.3", vxlan=False, sleeve_key="no key"), Path(NONE, "no-sleeve")),
+    "no sleeve needed": (LOCAL, remote("10.9.0.3", sleeve_key=None), Path(VXLAN, "best", TO_3)),
     "unreachable, held": (
         LOCAL,
         out_of_reach(remote("10.9.0.3"), HOLD_S - 1),
-        Path(VXLAN, "unreachable", ip_address("10.9.0.3")),
+        Path(VXLAN, "unreachable", TO_3),
+    ),
+    "unreachable by the sleeve, held": (
+        LOCAL,
+        out_of_reach(replace(remote("10.9.0.3"), vxlan_fault="vxlan-silent"), HOLD_S - 1),
+        Path(SLEEVE, "unreachable", TO_3),
+    ),
+    "unreachable with a secret, held": (
+        SECRET,
+        out_of_reach(remote("10.9.0.3"), HOLD_S - 1),
+        Path(SLEEVE, "unreachable"),
     ),
     "unreachable for long": (LOCAL, out_of_reach(remote("10.9.0.3"), HOLD_S), Path(NONE, "unreachable")),
     "away": (
         LOCAL,
         out_of_reach(remote("10.9.0.3", state=AWAY), 1),
-        Path(VXLAN, "away", ip_address("10.9.0.3")),
+        Path(VXLAN, "away", TO_3),
     ),
     "away for long": (LOCAL, out_of_reach(remote("10.9.0.3", state=AWAY), HOLD_S), Path(NONE, "unreachable")),
 }
@@ -89,10 +109,8 @@ def test_every_path_has_its_reason(case: str) -> None:
 
 def test_every_reason_code_is_reached() -> None:
     """A code that no test reaches is one that no user can look up in good faith."""
-    codes = {
-        getattr(forwarding, name)
-        for name in ("BEST", "NO_VXLAN", "NO_ADDRESS", "OTHER_PORT", "ENCRYPTION_UNAVAILABLE", "UNREACHABLE")
-    } | {forwarding.AWAY_REASON}
+    names = ("BEST", "NO_WIREGUARD", "NO_VXLAN", "NO_ADDRESS", "OTHER_PORT", "NO_SLEEVE", "UNREACHABLE", "AWAY_REASON")
+    codes = {getattr(forwarding, name) for name in names} | {vxlanhealth.SILENT, vxlanhealth.TOO_NARROW}
     assert {path.reason for _, _, path in REASONS.values()} == codes
 
 
@@ -175,6 +193,38 @@ def test_the_destination_of_a_peer_out_of_reach_stays() -> None:
     before = choose_path(LOCAL, seen, None)
     after = choose_path(LOCAL, out_of_reach(seen, 5.0), before)
     assert after == Path(VXLAN, "unreachable", ip_address("192.0.2.7"))
+
+
+# Where the sleeve may be
+
+
+def listens(peer: Remote, local: Local = LOCAL) -> list[tuple[str, int]]:
+    return list(sleeve_addresses(local, peer))
+
+
+def test_the_sleeve_is_sought_where_the_link_ends_and_then_where_the_peer_tells() -> None:
+    """Both families; the port is the one it tells, whatever the link's is."""
+    assert listens(remote("10.9.0.3", "fd00:9::3")) == [("10.9.0.3", 6783), ("fd00:9::3", 6783)]
+    assert listens(remote("10.9.0.3", "fd00:9::3", link="fd00:9::3")) == [("fd00:9::3", 6783), ("10.9.0.3", 6783)]
+    assert listens(remote("10.9.0.3", link="192.0.2.7")) == [("192.0.2.7", 6783), ("10.9.0.3", 6783)]
+    assert listens(remote("10.9.0.3", link="192.0.2.7", advertise=True)) == [("10.9.0.3", 6783)]
+    peer = remote("10.9.0.3", link="10.9.0.3")
+    other_port = replace(peer, record=replace(peer.record, addresses=("192.0.2.7:7000", "10.9.0.3:7001")))
+    assert listens(other_port) == [("10.9.0.3", 7001), ("192.0.2.7", 7000)]
+
+
+@pytest.mark.parametrize(
+    "nowhere", ["127.0.0.1", "::1", "fe80::1", "fe80::1%eth0", "::ffff:10.9.0.3", "host3", "10.9.0.5"]
+)
+def test_the_sleeve_is_not_sought_where_nothing_can_be(nowhere: str) -> None:
+    """Names, our own addresses, and those that mean nothing on another host."""
+    assert listens(remote(nowhere, "10.9.0.3")) == [("10.9.0.3", 6783)]
+    assert listens(remote(nowhere)) == []
+
+
+def test_the_sleeve_is_sought_at_a_bounded_number_of_addresses() -> None:
+    """However many a peer tells."""
+    assert len(listens(remote(*(f"10.9.1.{number}" for number in range(1, 17))))) == SLEEVE_ADDRESSES_MAX
 
 
 # The MTU of the network
@@ -263,11 +313,35 @@ def test_remote_endpoints_are_behind_their_hosts() -> None:
     assert found.peers == (RemotePeer(P, bridge_mac(P), TO_P), RemotePeer(Q, bridge_mac(Q), TO_Q))
 
 
+@pytest.mark.parametrize("secret", [False, True])
+def test_what_is_behind_the_sleeve_is_behind_the_tap(secret: bool) -> None:
+    """And VXLAN still knows where it would send, but with a secret."""
+    of_p = attached(P, (X, 1), (Y, 1))
+    to = None if secret else TO_P
+    found = desired(table_of(of_p), paths={P: Path(SLEEVE, "vxlan-silent", to)})
+    assert found.endpoints == (RemoteEndpoint(of_p.mac, (X, Y), to, SLEEVE),)
+    assert found.peers == (RemotePeer(P, bridge_mac(P), to, SLEEVE),)
+    objects = expand(found).objects
+    assert {objects[Key(BRIDGE_FDB, "weft", mac)] for mac in (of_p.mac, bridge_mac(P))} == {"weft-tap"}
+    assert not any(key.kind == FLOOD for key in objects)
+
+
+def test_what_is_behind_each_host_is_known_beside_the_desired_state() -> None:
+    """For the worker: only the MACs that lead to it, each in the order of the endpoints."""
+    builder, mine = Forwarding(), attached(ME, (ip_address("10.32.0.9"), 1))
+    of_p, lost, of_q = attached(P, (Y, 1)), attached(P, (X, 1), name="c3"), attached(Q, (X, 2), name="c2")
+    assert lost.mac == of_q.mac
+    desired(table_of(of_p, lost, of_q, mine), builder=builder)
+    assert builder.macs == {P: [of_p.mac], Q: [of_q.mac]}
+    desired(table_of(of_p, of_q), builder=builder, expired=frozenset({Q}))
+    assert builder.macs == {P: [of_p.mac]}
+
+
 def test_a_host_without_a_path_keeps_its_endpoints() -> None:
     """ARP is answered, frames are dropped: a container gets silence rather than a flood."""
     of_p = attached(P, (X, 1))
     found = desired(table_of(of_p), paths={P: Path(NONE, "no-vxlan")})
-    assert found.endpoints == (RemoteEndpoint(of_p.mac, (X,), None),)
+    assert found.endpoints == (RemoteEndpoint(of_p.mac, (X,), None, NOWHERE),)
     assert found.peers == ()
     assert desired(table_of(of_p), paths={}).endpoints == found.endpoints, "its peer document is still on its way"
 
@@ -332,7 +406,10 @@ def test_an_endpoint_that_did_not_change_is_the_same_object() -> None:
     assert all(a is b for a, b in zip(first.endpoints, second.endpoints, strict=True))
     third = desired(table, builder=builder, paths=PATHS | {Q: Path(NONE, "no-vxlan")})
     assert third.endpoints[0] is first.endpoints[0]
-    assert third.endpoints[1].destination is None
+    assert (third.endpoints[1].destination, third.endpoints[1].via) == (None, NOWHERE)
+    moved = desired(table, builder=builder, paths=PATHS | {Q: Path(SLEEVE, "vxlan-silent", TO_Q)})
+    assert moved.endpoints[0] is first.endpoints[0]
+    assert (moved.endpoints[1].destination, moved.endpoints[1].via) == (TO_Q, SLEEVE)
 
 
 # Properties over random states
@@ -346,14 +423,25 @@ endpoints = st.builds(
 tables = st.lists(st.lists(endpoints, max_size=5), min_size=1, max_size=4)
 addresses = st.lists(st.sampled_from(["10.9.0.3", "10.8.0.3", "fd00:9::3", "127.0.0.1", "host"]), max_size=3)
 remotes = st.builds(
-    lambda told, link, state, reach, attributes: replace(
-        remote(*told, state=state, link=link, **attributes), reachable=reach < 0, unreachable_s=max(0.0, reach)
+    lambda told, link, state, reach, attributes, fault: replace(
+        remote(*told, state=state, link=link, **attributes),
+        reachable=reach < 0,
+        unreachable_s=max(0.0, reach),
+        vxlan_fault=fault,
     ),
     addresses,
     st.sampled_from([None, "10.9.0.3", "fd00:9::3"]),
     st.sampled_from([LIVE, AWAY]),
     st.sampled_from([-1.0, 0.0, HOLD_S - 1, HOLD_S, 1e9]),
-    st.fixed_dictionaries({}, optional={"vxlan": st.booleans(), "vxlan_port": st.sampled_from([6784, 1])}),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "vxlan": st.booleans(),
+            "vxlan_port": st.sampled_from([6784, 1]),
+            "sleeve_key": st.sampled_from([b"\x01" * 32, b"", 7]),
+        },
+    ),
+    st.sampled_from(["", vxlanhealth.SILENT, vxlanhealth.TOO_NARROW]),
 )
 locals_ = st.builds(
     Local, st.just(ME), st.booleans(), st.booleans(), st.just(6784), st.just(LOCAL.networks), st.just(frozenset())
@@ -361,13 +449,17 @@ locals_ = st.builds(
 
 
 @given(locals_, remotes, st.one_of(st.none(), remotes))
-def test_a_path_leads_somewhere_exactly_when_it_is_one(local: Local, peer: Remote, before: Remote | None) -> None:
+def test_a_path_is_one_of_three_and_vxlan_leads_somewhere(local: Local, peer: Remote, before: Remote | None) -> None:
     """And never anywhere with a secret, or without VXLAN, or after the hold, whatever came before."""
     previous = choose_path(replace(local, has_secret=False, vxlan=True), before, None) if before else None
     path = choose_path(local, peer, previous)
-    assert (path.kind == VXLAN) == (path.destination is not None)
+    assert path.kind in (VXLAN, SLEEVE, NONE)
+    if path.kind == VXLAN:
+        assert path.destination is not None and not peer.vxlan_fault
     if local.has_secret or not local.vxlan or peer.unreachable_s >= HOLD_S:
-        assert path.kind == NONE
+        assert path.kind != VXLAN and path.destination is None
+    if path.kind == SLEEVE:
+        assert len(peer.record.attributes["sleeve_key"]) == 32
     if path.destination is not None:
         assert path.destination.version == 4 and not path.destination.is_loopback
     assert choose_path(local, peer, path) == path, "a second look changes nothing"
@@ -377,7 +469,7 @@ def test_a_path_leads_somewhere_exactly_when_it_is_one(local: Local, peer: Remot
 def test_with_a_secret_nothing_can_leave_in_clear(
     states: list[list[Endpoint]], peers: list[tuple[PeerName, Remote]], expired: set[PeerName]
 ) -> None:
-    """No peer, no destination and no VXLAN device, after any history without the secret."""
+    """No destination, nothing by VXLAN and no VXLAN device, after any history without the secret."""
     secret, builder = replace(LOCAL, has_secret=True), Forwarding()
     before = {name: choose_path(LOCAL, peer, None) for name, peer in peers}
     paths = {name: choose_path(secret, peer, before[name]) for name, peer in peers}
@@ -387,8 +479,7 @@ def test_with_a_secret_nothing_can_leave_in_clear(
         builder.desired(SEGMENT, (), before, table, ME, frozenset(expired), True)
         found = builder.desired(segment, (), paths, table, ME, frozenset(expired), True)
         assert found.segment.vxlan_port is None
-        assert found.peers == ()
-        assert all(each.destination is None for each in found.endpoints)
+        assert all(each.destination is None and each.via != VXLAN for each in (*found.peers, *found.endpoints))
         objects = expand(found).objects
         assert not any(key.kind in (VXLAN_FDB, FLOOD) for key in objects)
         assert not any(isinstance(value, Vxlan) for key, value in objects.items() if key.kind == LINK)

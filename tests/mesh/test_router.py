@@ -7,14 +7,15 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from dataplane.desired import Port, RemoteEndpoint
-from dataplane.objects import VXLAN_FDB, Key, expand
+from dataplane.desired import SLEEVE, VXLAN, Port, RemoteEndpoint
+from dataplane.objects import BRIDGE_FDB, VXLAN_FDB, Key, expand
+from dataplane.sleeve.control import Peer
 from gossip.events import NameConflict, OwnerForgotten, PageChanged, PeerChanged, Settled
 from gossip.names import PeerName, format_name
 from gossip.pages import TablePager
 from gossip.peers import AWAY, GONE, PEER_TABLE
 from mesh.endpoints import ENDPOINTS_TABLE, Binding, Endpoint, bridge_mac, derive_mac, encode_row
-from mesh.forwarding import HOLD_S, NONE, VXLAN, Path
+from mesh.forwarding import HOLD_S, NONE, Path
 from mesh.router import BRIDGE, HISTORY_MAX, VNI
 from tests.mesh.hosts import ATTRIBUTES, OWN, Here, Host, X, attached
 
@@ -160,7 +161,9 @@ def test_with_a_secret_no_vxlan_device_is_wanted(host: Host) -> None:
     here.reach(host)
     found = here.desired()
     assert found.segment.vxlan_port is None
-    assert found.peers == () and found.endpoints[0].destination is None
+    assert [(each.destination, each.via) for each in (*found.peers, *found.endpoints)] == [(None, SLEEVE)] * 2
+    assert here.router.paths[host.name] == Path(SLEEVE, "no-wireguard")
+    assert here.router.probed == frozenset()
 
 
 def test_without_vxlan_no_device_is_wanted(here: Here, host: Host) -> None:
@@ -169,8 +172,60 @@ def test_without_vxlan_no_device_is_wanted(here: Here, host: Host) -> None:
     here.hear(host)
     here.reach(host)
     found = here.desired()
-    assert found.segment.vxlan_port is None and found.peers == ()
-    assert here.router.paths[host.name] == Path(NONE, "no-vxlan")
+    assert found.segment.vxlan_port is None
+    assert here.router.paths[host.name] == Path(SLEEVE, "no-vxlan")
+    assert here.router.probed == frozenset()
+
+
+def test_a_peer_that_vxlan_does_not_reach_moves_to_the_sleeve_and_back(here: Here, host: Host) -> None:
+    """In the kernel's one row and for the worker; it goes on being probed."""
+    here.hear(host)
+    here.reach(host)
+    bridge_fdb = Key(BRIDGE_FDB, "weft", host.endpoints[0].mac)
+    for fault, kind, port in (("", VXLAN, "weft-vx"), ("vxlan-silent", SLEEVE, "weft-tap"), ("", VXLAN, "weft-vx")):
+        here.vxlan_faults = {host.name: fault} if fault else {}
+        objects = expand(here.desired()).objects
+        assert here.router.paths[host.name] == Path(kind, fault or "best", ip_address("10.9.0.3"))
+        assert objects[bridge_fdb] == port
+        assert objects[Key(VXLAN_FDB, "weft-vx", host.endpoints[0].mac)] == ip_address("10.9.0.3").packed
+        assert here.router.sleeve_peers[host.name].flood == (kind == SLEEVE)
+        assert here.router.probed == {host.name}
+    assert len(here.told) == 3
+
+
+def test_a_peer_out_of_reach_keeps_its_path_and_is_not_probed(here: Here, host: Host) -> None:
+    """Its daemon does not answer, whatever its kernel does."""
+    here.hear(host)
+    here.reach(host)
+    here.vxlan_faults = {host.name: "vxlan-silent"}
+    here.desired(1.0)
+    here.node.replica.update_reach([], 2.0)
+    here.desired(3.0)
+    assert here.router.paths[host.name] == Path(SLEEVE, "unreachable", ip_address("10.9.0.3"))
+    assert (here.router.probed, set(here.router.sleeve_peers)) == (frozenset(), {host.name})
+    here.desired(2.0 + HOLD_S)
+    assert here.router.sleeve_peers == {}
+
+
+def test_the_worker_is_told_of_every_peer_whatever_its_path(here: Here, host: Host) -> None:
+    """What is behind it, where it may be; and the same object as long as nothing changes."""
+    keyless = Host(4)
+    keyless.record = replace(keyless.record, attributes={**ATTRIBUTES, "sleeve_key": b"short"})
+    for each in (host, keyless):
+        here.hear(each)
+    here.reach(host, keyless)
+    here.desired()
+    macs = (bridge_mac(host.name), host.endpoints[0].mac)
+    told = Peer(host.name, b"\x07" * 32, (("10.9.0.3", 6783),), macs, False)
+    assert here.router.sleeve_peers == {host.name: told}
+    before = here.router.sleeve_peers[host.name]
+    here.desired()
+    assert here.router.sleeve_peers[host.name] is before
+    host.endpoints.append(attached(host, address="10.32.0.7"))
+    here.hear(host)
+    here.desired()
+    assert len(here.router.sleeve_peers[host.name].macs) == 3
+    assert here.router.probed == {host.name}, "one without a sleeve could not answer, and has nowhere else to go"
 
 
 def test_peers_are_found_by_name_or_nickname(here: Here, host: Host) -> None:

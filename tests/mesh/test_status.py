@@ -12,8 +12,10 @@ import pytest
 
 from dataplane.engine import Counters, Report
 from dataplane.kernel import Fault, Warning
+from dataplane.sleeve import control
+from dataplane.sleeve.control import PeerStatus, Status
 from gossip.linkstate import LinkStatus
-from gossip.names import format_name
+from gossip.names import PeerName, format_name
 from gossip.pages import TablePager
 from gossip.peers import AWAY, GONE
 from gossip.transport import Refusals
@@ -21,6 +23,7 @@ from mesh import status
 from mesh.attach import Attachment
 from mesh.endpoints import Binding, Endpoint, derive_mac, encode_row
 from mesh.forwarding import HOLD_S
+from mesh.status import SleeveView
 from tests.mesh.hosts import OWN, Here, Host, attached
 
 CONTRACT = {
@@ -68,7 +71,7 @@ def here() -> Here:
 def views(here: Here) -> dict[str, list[dict[str, Any]]]:
     return {
         "peers": status.peers(here.router),
-        "connections": status.connections(here.router),
+        "connections": status.connections(here.router, False, SleeveView()),
         "targets": status.targets(here.router, 1.0),
         "endpoints": status.endpoints(here.router, 1.0),
         "ps": status.ps([MINE]),
@@ -76,8 +79,26 @@ def views(here: Here) -> dict[str, list[dict[str, Any]]]:
 
 
 def summary(here: Here, **more: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {"encrypted": False, "refusals": {}, "warnings": [], "now": 1.0, **more}
+    values: dict[str, Any] = {
+        "encrypted": False, "refusals": {}, "warnings": [], "view": SleeveView(), "now": 1.0, **more,
+    }  # fmt: skip
     return status.summary(here.router, "0.1", 12.345, attachments=[MINE], **values)
+
+
+def name_of(here: Here, nickname: str) -> PeerName:
+    return next(name for name, record in here.node.replica.peers.items() if record.nickname == nickname)
+
+
+def sleeve(name: PeerName, state: str = control.UP, encrypted: bool = True) -> PeerStatus:
+    return PeerStatus(
+        name, state, "10.9.0.3:6783", encrypted, "aes-256-gcm", 5.0, 0.25, 0.0123456789, 40, 1, ("udp-gro",)
+    )  # fmt: skip
+
+
+def view(*peers: PeerStatus, **more: Any) -> SleeveView:
+    return SleeveView(
+        {peer.name: peer for peer in peers}, Status(77, peers, {"replayed": 5}), started=2, **more
+    )  # fmt: skip
 
 
 # The contract
@@ -105,8 +126,9 @@ def test_everything_is_json(here: Here) -> None:
         views(here),
         summary(here, refusals=refusals),
         status.history(here.router),
-        status.counters(here.router, report, {"probe-stranger": 1}),
-        status.counters(here.router, None, {}),
+        status.counters(here.router, report, {"probe-stranger": 1}, view(sleeve(name_of(here, "h3")))),
+        status.counters(here.router, None, {}, SleeveView()),
+        status.connections(here.router, True, view(sleeve(name_of(here, "h3")))),
     ]
     assert json.loads(json.dumps(everything, allow_nan=False)) == everything
 
@@ -130,7 +152,7 @@ def test_one_connection_for_every_other_peer(here: Here, monkeypatch: pytest.Mon
     near = next(name for name, record in here.node.replica.peers.items() if record.nickname == "h3")
     link = LinkStatus(near, "10.9.0.3:6783", True, 0.0012345, 0.0, "10.9.0.1:5")
     monkeypatch.setattr(here.node, "links", lambda: [link])
-    rows = {row["nickname"]: row for row in status.connections(here.router)}
+    rows = {row["nickname"]: row for row in status.connections(here.router, False, SleeveView())}
     assert set(rows) == {"h3", "h4"}
     assert (rows["h3"]["link"], rows["h3"]["rtt_ms"], rows["h3"]["path"], rows["h3"]["reason"]) == (
         True, 1.234, "vxlan", "best",
@@ -138,6 +160,54 @@ def test_one_connection_for_every_other_peer(here: Here, monkeypatch: pytest.Mon
     assert (rows["h4"]["link"], rows["h4"]["rtt_ms"], rows["h4"]["reason"]) == (False, None, "away")
     assert rows["h3"]["address"] == "10.9.0.3"
     assert all(row["encrypted"] is False and row["mtu"] == 1450 and row["since"] == 1001.0 for row in rows.values())
+
+
+def test_a_connection_by_the_sleeve_says_how_it_does(here: Here) -> None:
+    """Encrypted with a secret, and only by the sleeve; what the worker measured; its round trip is second best."""
+    here.local = replace(here.local, has_secret=True)
+    here.desired()
+    near = name_of(here, "h3")
+    rows = {row["nickname"]: row for row in status.connections(here.router, True, view(sleeve(near)))}
+    assert (rows["h3"]["path"], rows["h3"]["reason"], rows["h3"]["encrypted"]) == ("sleeve", "no-wireguard", True)
+    assert (rows["h3"]["rtt_ms"], rows["h3"]["address"]) == (0.25, "10.9.0.3:6783")
+    assert rows["h3"]["sleeve"] == {
+        "state": "up", "address": "10.9.0.3:6783", "encrypted": True, "cipher": "aes-256-gcm", "rtt_ms": 0.25,
+        "loss": 0.012346, "datagrams": 40, "parity": 1, "offloads_off": ["udp-gro"],
+    }  # fmt: skip
+    assert (rows["h4"]["path"], rows["h4"]["sleeve"], rows["h4"]["address"]) == ("sleeve", None, None)
+
+
+@pytest.mark.parametrize("state", [control.SILENT, control.WRONG_SECRET])
+def test_a_sleeve_that_does_not_get_through_is_no_path(here: Here, state: str) -> None:
+    """In the row and in the summary; frames go on trying. Where VXLAN carries them it does not matter."""
+    near = name_of(here, "h3")
+    known = view(sleeve(near, state))
+    assert {row["path"] for row in status.connections(here.router, False, known)} == {"vxlan"}
+    here.local = replace(here.local, has_secret=True)
+    here.desired()
+    rows = {row["nickname"]: row for row in status.connections(here.router, True, known)}
+    assert (rows["h3"]["path"], rows["h3"]["reason"], rows["h3"]["encrypted"]) == ("none", state, False)
+    assert rows["h4"]["path"] == "sleeve"
+    assert summary(here, view=known)["connections"] == {"none": 1, "sleeve": 1, "vxlan": 0}
+
+
+@pytest.mark.parametrize("state", [control.IDLE, control.CONNECTING, control.UP])
+def test_a_sleeve_that_may_get_through_is_a_path(here: Here, state: str) -> None:
+    """An idle one has had nothing to do yet."""
+    here.local = replace(here.local, has_secret=True)
+    here.desired()
+    known = view(sleeve(name_of(here, "h3"), state, encrypted=False))
+    assert {(row["path"], row["encrypted"]) for row in status.connections(here.router, True, known)} == {
+        ("sleeve", True)
+    }
+
+
+def test_without_a_link_the_round_trip_is_that_of_probes(here: Here) -> None:
+    """Most pairs of a large mesh have none."""
+    near = name_of(here, "h3")
+    known = view(sleeve(near), vxlan_rtts_s={near: 0.0005})
+    rows = {row["nickname"]: row["rtt_ms"] for row in status.connections(here.router, False, known)}
+    assert rows == {"h3": 0.5, "h4": None}
 
 
 def test_targets_are_as_the_user_wrote_them(here: Here) -> None:
@@ -182,10 +252,15 @@ def test_the_summary_counts(here: Here) -> None:
 def test_counters_come_from_all_sides(here: Here) -> None:
     """Also before the first report of the kernel."""
     here.router.malformed_rows = 4
-    counters = status.counters(here.router, Report(1, counters=Counters(applied=3, repaired=1)), {"probe-cut": 2})
+    report = Report(1, counters=Counters(applied=3, repaired=1))
+    known = view(sleeve(name_of(here, "h3")), vxlan_probes={"probe-send-failed": 1})
+    counters = status.counters(here.router, report, {"probe-cut": 2}, known)
     assert (counters["kernel"]["applied"], counters["kernel"]["repaired"]) == (3, 1)
     assert (counters["endpoint_rows_malformed"], counters["probes"]) == (4, {"probe-cut": 2})
-    assert status.counters(here.router, None, {})["kernel"] == {}
+    assert counters["vxlan_probes"] == {"probe-send-failed": 1}
+    assert counters["sleeve"] == {"pid": 77, "started": 2, "replayed": 5}
+    nothing = status.counters(here.router, None, {}, SleeveView())
+    assert (nothing["kernel"], nothing["sleeve"]) == ({}, {"pid": None, "started": 0})
 
 
 def test_the_history_tells_who_took_which_path_when(here: Here) -> None:
@@ -198,8 +273,10 @@ def test_the_history_tells_who_took_which_path_when(here: Here) -> None:
 # Warnings
 
 
-def warnings(here: Here, report: Report | None = None, weak: str | None = None) -> list[dict[str, str]]:
-    return status.warnings(here.router, report, [MINE], weak, 1.0)
+def warnings(
+    here: Here, report: Report | None = None, weak: str | None = None, known: SleeveView | None = None
+) -> list[dict[str, str]]:
+    return status.warnings(here.router, report, [MINE], weak, known or SleeveView(), 1.0)
 
 
 def test_where_all_is_well_nothing_is_warned_of(here: Here) -> None:
@@ -233,11 +310,36 @@ def test_other_hosts_conflicts_are_rows_but_not_warnings(here: Here) -> None:
     assert warnings(here) == []
 
 
-def test_a_secret_without_an_encrypted_path_is_warned_of(here: Here) -> None:
-    """Once, however many peers."""
+@pytest.mark.parametrize(
+    ("state", "code"), [(control.SILENT, "sleeve-silent"), (control.WRONG_SECRET, "wrong-secret")]
+)
+def test_a_sleeve_that_does_not_get_through_is_warned_of(here: Here, state: str, code: str) -> None:
+    """Once, however many peers; of those that go by VXLAN, or are out of reach anyway, nothing is said."""
+    known = view(sleeve(name_of(here, "h3"), state), sleeve(name_of(here, "h4"), state))
+    assert warnings(here, known=known) == []
     here.local = replace(here.local, has_secret=True)
     here.desired()
-    assert [row["code"] for row in warnings(here)] == ["encryption-unavailable"]
+    (warning,) = warnings(here, known=known)
+    assert warning["code"] == code and "h3" in warning["text"] and "h4" not in warning["text"] and warning["cure"]
+
+
+def test_a_warning_about_many_peers_names_a_few(here: Here) -> None:
+    """A screenful of names helps nobody."""
+    here.local = replace(here.local, has_secret=True)
+    hosts = [Host(number) for number in range(20, 30)]
+    for host in hosts:
+        here.hear(host)
+    here.reach(*hosts)
+    here.desired()
+    (warning,) = warnings(here, known=view(*(sleeve(host.name, control.SILENT) for host in hosts)))
+    assert "and 7 more" in warning["text"]
+
+
+def test_a_worker_that_does_not_stay_is_warned_of(here: Here) -> None:
+    """With where to look."""
+    (warning,) = warnings(here, known=SleeveView(trouble="the sleeve worker died 4 times in a row"))
+    assert (warning["code"], warning["text"]) == ("sleeve-down", "the sleeve worker died 4 times in a row")
+    assert "sleeve.log" in warning["cure"]
 
 
 def test_what_the_kernel_side_reports_is_passed_on(here: Here) -> None:
