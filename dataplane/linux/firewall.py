@@ -147,10 +147,11 @@ class Firewall:
         self.warnings = (*self._found, *self._shortcomings())
 
     def _rules_of(self, chains: Sequence[Json]) -> list[Json]:
-        """One question each: nft 1.0.6 fails on several of different families in one go."""
-        return [
-            rule for chain in chains for rule in _items("rule", self._run(_commands({"list": {"chain": _name(chain)}})))
-        ]
+        """One question each, but for our own, which are a table: nft 1.0.6 fails on several chains in one go."""
+        questions: list[Json] = [{"chain": _name(chain)} for chain in chains if not _is_ours(chain)]
+        if any(map(_is_ours, chains)):
+            questions.append({"table": {"family": "netdev", "name": TABLE}})
+        return [rule for each in questions for rule in _items("rule", self._run(_commands({"list": each})))]
 
     def _remove_guard(self, device: str) -> None:
         """With the last guard the table goes too."""
