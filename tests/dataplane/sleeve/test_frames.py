@@ -151,7 +151,8 @@ def test_a_udp_checksum_is_never_nought() -> None:
     assert finish_checksum(unfinished)[HEADER_BYTES + 40 :][:2] == b"\xff\xff"
 
 
-def finished_header(identification: int) -> bytes:
+def ipv4_header(identification: int) -> bytes:
+    """After a super-frame of one segment was cut."""
     network = ETHER / IP(src="10.32.1.1", dst="10.32.2.1", id=identification)
     data = super_frame(network / ANY_UDP, some(1000), 1000).data
     (frame,) = split(data, 1)
@@ -161,8 +162,8 @@ def finished_header(identification: int) -> bytes:
 
 def test_an_ip_checksum_may_be_nought() -> None:
     """As the kernel writes it, where all ones would do as well."""
-    (checksum,) = struct.unpack_from("!H", finished_header(0), 10)
-    assert finished_header(checksum)[10:12] == bytes(2)
+    (checksum,) = struct.unpack_from("!H", ipv4_header(0), 10)
+    assert ipv4_header(checksum)[10:12] == bytes(2)
 
 
 @pytest.mark.parametrize("flags", [0, 2])
