@@ -16,8 +16,9 @@ import pytest
 
 from dataplane.desired import SLEEVE, VXLAN, Desired
 from dataplane.kernel import KernelError
-from dataplane.linux import tap
+from dataplane.linux import links, tap
 from dataplane.linux.tap import VNET_HEADER_BYTES, open_tap
+from dataplane.objects import Tap
 from tests.linux.hosts import Cable, Host, Lab, Pair, Space, differences, peer, port, remote, until, via
 
 pytestmark = pytest.mark.root
@@ -232,6 +233,32 @@ def test_what_a_daemon_that_died_while_making_it_left_behind_is_completed(lab: L
     assert host.publish(desired).faults == ()
     assert differences(host, desired) == [] and ifindex(host) == before
     assert "alias weft" in host.run("ip", "-d", "link", "show", "weft-tap")
+
+
+@pytest.mark.parametrize("failing", range(1, 4))
+def test_whichever_step_of_making_it_fails_the_next_try_completes_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Asking for the device, making it last, giving it its limits: each refused once."""
+    host, steps = lab.host(1), iter(range(1, 100))
+    ask, set_tap = tap._ask, links.set_tap
+
+    def refused(descriptor: int, name: str, request: int, argument: bytes | int) -> bytes:
+        if next(steps) == failing:
+            raise KernelError(errno.ENOMEM, None, "refused by the test")
+        return ask(descriptor, name, request, argument)
+
+    def unfit(index: int, wanted: Tap) -> bytes:
+        return set_tap(index, wanted._replace(mtu=1 << 20) if next(steps) == failing else wanted)
+
+    monkeypatch.setattr(tap, "_ask", refused)
+    monkeypatch.setattr(links, "set_tap", unfit)
+    host.start()
+    desired = Desired(host.segment(), (), (replace(peer(2), via=SLEEVE),))
+    report = host.publish(desired)
+    assert len(report.faults) <= 1 and all("TAP weft-tap" in fault.text for fault in report.faults)
+    host.wait(lambda report: not report.faults)
+    assert differences(host, desired) == [] and next(steps) > 4
 
 
 @pytest.mark.parametrize("is_held", [False, True], ids=["free", "held"])
