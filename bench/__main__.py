@@ -104,7 +104,7 @@ def _run(name: str, args: argparse.Namespace, facts: dict[str, object]) -> None:
     path = write(result, facts, args.out)
     print(f"\n{result.title}  ({time.monotonic() - start:.0f} s)\n")
     print("\n".join([*result.table(), "", *result.further()]))
-    for aim in result.aims:
+    for aim in [] if result.aims_in_table else result.aims:
         print(aim.line())
     print(f"written to {os.path.relpath(path)} and {path.with_suffix('.json').name}", flush=True)
 

@@ -90,6 +90,8 @@ class Result:
     """More than the first one, in order."""
     pictures: list[str] = field(default_factory=list)
     """Files beside the Markdown that it shows."""
+    aims_in_table: bool = False
+    """Whether a table shows them already."""
 
     def table(self) -> list[str]:
         return Table("", self.columns, self.rows).lines()
@@ -215,7 +217,7 @@ def write(result: Result, facts: Mapping[str, Any], directory: Path = RESULTS_DI
     (directory / f"{result.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
     lines = [f"# {result.title}", "", result.method, "", *result.table(), "", *result.further()]
     lines += [f"![{Path(picture).stem}]({picture})\n" for picture in result.pictures]
-    lines += [f"- {aim.line()}" for aim in result.aims]
+    lines += [] if result.aims_in_table else [f"- {aim.line()}" for aim in result.aims]
     lines += ["", f"Machine: {describe(facts)}", ""]
     path = directory / f"{result.name}.md"
     path.write_text("\n".join(lines))

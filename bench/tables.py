@@ -56,8 +56,9 @@ def fill(result: Result, unmeasured: Sequence[str]) -> None:
         result.rows.append((f"{facts['title']} (`{name}`)", said, facts["how"], "yes" if facts["encrypted"] else "no"))
     for underlay, found in figures["underlays"].items():
         names = _names(figures, found)
-        result.tables.append(_throughput(figures, underlay, names))
-        result.tables.append(_waiting(figures, underlay, names))
+        for table in (_throughput(figures, underlay, names), _waiting(figures, underlay, names)):
+            if any(cell != NOTHING for row in table.rows for cell in row[1:]):
+                result.tables.append(table)
         result.tables.append(_cost(figures, underlay, names, found))
         if underlay == WIRE and found["dropped"]:
             result.tables.append(_losses(figures, names, found))
@@ -65,6 +66,7 @@ def fill(result: Result, unmeasured: Sequence[str]) -> None:
     if "rekey" in figures:
         result.tables.append(_rekey(figures["rekey"]))
     result.tables.append(_goals(result, unmeasured))
+    result.aims_in_table = True
 
 
 def _names(figures: Figures, found: Mapping[str, Any]) -> list[str]:
@@ -131,7 +133,10 @@ def _cost(figures: Figures, underlay: str, names: Sequence[str], found: Mapping[
             )
         )
     columns = ("", "overlay CPU s/GB", "machine CPU s/GB", "RSS MB, all", "each process", "most taken by others")
-    return Table(f"What it costs, {underlay}", columns, rows)
+    note = f"{found['repeated']} of {found['runs']} runs were done once more because others had taken the processors."
+    if found["failures"]:
+        note += f" Runs that failed: {'; '.join(found['failures'])}."
+    return Table(f"What it costs, {underlay}", columns, rows, note)
 
 
 def _losses(figures: Figures, names: Sequence[str], found: Mapping[str, Any]) -> Table:

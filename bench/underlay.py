@@ -37,19 +37,6 @@ CLIENT, SERVER = "c1.1", "c2.1"
 BRIDGE = "br0"
 """Of what is built by hand; a host that runs Weft has Weft's own."""
 
-_SEGMENTATION = (
-    "tso",
-    "gso",
-    "tx-udp-segmentation",
-    "tx-udp_tnl-segmentation",
-    "tx-udp_tnl-csum-segmentation",
-    "tx-gre-segmentation",
-    "tx-gre-csum-segmentation",
-    "tx-ipxip4-segmentation",
-    "tx-ipxip6-segmentation",
-    "tx-sctp-segmentation",
-    "tx-gso-list",
-)
 _LOSS_PARTS = 100_000
 _COUNTING = f"""\
 table bridge benchcount {{
@@ -125,10 +112,17 @@ class World:
             return
         # The lab's own table can cut hosts off; here it would only cost every packet a look.
         self.lab.run("hub", ["nft", "delete", "table", "bridge", "weftlab"])
-        off = [word for feature in _SEGMENTATION for word in (feature, "off")]
         for node in self.lab.host_nodes():
-            self.lab.run("hub", ["ethtool", "-K", node, *off, "gro", "off"])
-            self.lab.run(node, ["ethtool", "-K", "eth0", *off, "gro", "on"])
+            self._cut_packets("hub", device=node, gro="off")
+            self._cut_packets(node, device="eth0", gro="on")
+
+    def _cut_packets(self, node: str, *, device: str, gro: str) -> None:
+        """Everything off by which a device takes packets above its MTU; kernels differ in what there is."""
+        shown = self.lab.run(node, ["ethtool", "-k", device]).stdout
+        features = [name for name, state in re.findall(r"^\s*(\S+): (on|off)$", shown, re.M) if state == "on"]
+        segmenting = [name for name in features if "segmentation" in name or name.startswith("tx-gso")]
+        off = [word for feature in segmenting for word in (feature, "off")]
+        self.lab.run(node, ["ethtool", "-K", device, *off, "gro", gro])
 
     # Losses and proof
 

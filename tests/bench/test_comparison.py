@@ -16,6 +16,7 @@ from bench.compare import change, compare, main
 from bench.figures import best_peer, ratio
 from bench.goals import judge
 from bench.measures import highest_rate
+from bench.peers import Nebula, Tinc
 from bench.sleeve import LOSS, Plan, _order
 from bench.traffic import Datagrams, parse_ping
 from mesh.namespaces import LabError
@@ -191,6 +192,16 @@ def test_a_chart_holds_all_its_dots() -> None:
         circles = [element for element in svg.iter() if element.tag.endswith("circle")]
         assert len(circles) == 2
         assert all(0 < float(circle.attrib["cx"]) < width for circle in circles)
+
+
+def test_a_peer_that_is_not_here_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing is a word in a table, never an error; one program of two is missing too."""
+    monkeypatch.setattr(Tinc, "programs", (("no-such-tinc",),))
+    assert Tinc().missing() == "no-such-tinc not installed: make bench-peers"
+    monkeypatch.setattr(Nebula, "programs", (("sh",), ("no-such-cert", "nor-this")))
+    assert Nebula().missing() == "nor-this not installed: make bench-peers"
+    monkeypatch.setattr(Nebula, "programs", (("sh",), ("sh",)))
+    assert Nebula().missing() is None
 
 
 def test_a_plan_refuses_what_does_not_exist() -> None:
