@@ -312,7 +312,9 @@ class Keyring:
         peer = self._hints.get(hello.hint)
         if peer is None:
             raise ProtocolError("unknown-peer", "a hello from a peer that is not known, or of another pair")
-        if hello.stamp <= peer.stamp:
+        if hello.stamp == peer.stamp:
+            raise ProtocolError("repeated-hello", "the last hello once more, perhaps by another way")
+        if hello.stamp < peer.stamp:
             raise ProtocolError("replayed-hello", f"hello {hello.stamp} after {peer.stamp}")
         assert peer.pair is not None
         psk = handshake.psk_of_untrusted(peer.pair, hello)
@@ -435,6 +437,8 @@ class Keyring:
     def _end_confirming(self, session: Session) -> None:
         session.confirm_at_s = None
         self._confirming.pop(session.local_index, None)
+        if not self._confirming:
+            self._confirm_at_s = float("inf")
 
     # Attempts
 
