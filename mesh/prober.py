@@ -165,7 +165,12 @@ class Prober:
         """Nothing can be asked until the device is there again, and nobody is to blame for what is under way."""
         self._close_socket()
         self._health.abandon(time.monotonic())
-        self._loop.call_later(REOPEN_INTERVAL_S, self.open)
+        self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
+
+    def _reopen(self) -> None:
+        self.open()
+        if self._socket is None and not self._is_closed:
+            self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
 
     def _close_socket(self) -> None:
         if self._socket is not None:

@@ -158,7 +158,7 @@ def reset(*, force: bool) -> int:
         _end_daemon(process, run_directory)
     lock = _lock_state(state_directory)
     try:
-        _end_worker(run_directory)
+        end_worker(run_directory)
         _remove_kernel_state()
         directories.remove_state(state_directory)
         directories.remove_run_files(run_directory)
@@ -206,7 +206,7 @@ def _kill(process: DaemonProcess) -> None:
         process.wait_gone(KILL_TIMEOUT_S)
 
 
-def _end_worker(run_directory: str) -> None:
+def end_worker(run_directory: str) -> None:
     """End a sleeve worker that nobody told to end: its daemon had been stopped, or was killed."""
     path = directories.sleeve_socket_path(run_directory)
     try:

@@ -85,6 +85,8 @@ class _Peer:
     """When the last verdict came."""
     is_too_narrow: bool = False
     """A full-size probe was missed while small ones were answered: a silent full-size track means the size."""
+    answered_s: float = float("-inf")
+    """When the last small probe was answered."""
     rtt_s: float | None = None
     tracks: tuple[_Track, _Track] = field(init=False)
 
@@ -122,10 +124,10 @@ class VxlanHealth:
 
     def _unwatch(self, name: PeerName, now: float) -> None:
         peer = self._peers[name]
-        if now - peer.silent_s < RECANT_S:
-            peer = self._peers[name] = _new_peer(name)
         for track in peer.tracks:
             track.asked, track.misses, track.answers, track.due_s = (), 0, 0, None
+        if now - peer.silent_s < RECANT_S:
+            peer = self._peers[name] = _new_peer(name)
         self._judge(peer, now)
 
     def keep_only(self, names: Collection[PeerName]) -> None:
@@ -176,7 +178,7 @@ class VxlanHealth:
             return
         track.asked, track.misses = (), 0
         if not track.full_size:
-            peer.rtt_s = now - track.asked_s
+            peer.rtt_s, peer.answered_s = now - track.asked_s, now
         if track.is_silent:
             track.answers += 1
             if track.answers < track.needed:
@@ -199,8 +201,11 @@ class VxlanHealth:
     def _missed(self, track: _Track, now: float) -> None:
         peer = self._peers[track.peer]
         track.asked, track.answers = (), 0
-        if track.full_size and not peer.small.is_silent and not peer.small.misses:
-            peer.is_too_narrow = True
+        if track.full_size and not peer.small.is_silent:
+            if peer.small.promoted_s <= track.asked_s <= peer.answered_s:
+                peer.is_too_narrow = True
+            elif not peer.small.asked:
+                self._rest(peer.small, now)  # is it the size, or everything?
         if not track.is_silent:
             track.misses += 1
             if track.misses < MISSES_MAX:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from dataplane.probe import (
     MAX_FRAME_BYTES,
     MIN_FRAME_BYTES,
+    PATH_REPLY,
+    PATH_REQUEST,
     REPLY,
     REQUEST,
     Drop,
@@ -40,6 +42,13 @@ def test_what_is_encoded_is_decoded(nonce: bytes, packet: int, answered: bool) -
     frame = encode(probe)
     assert len(frame) == asked.size and decode_untrusted(frame) == probe
     assert (probe.kind, probe.destination) == ((REPLY, HERE) if answered else (REQUEST, THERE))
+
+
+def test_a_probe_of_one_path_is_answered_as_one() -> None:
+    """So that whoever listens on the bridge tells it from a ping."""
+    asked = request(HERE, THERE, NONCE, 100, PATH_REQUEST)
+    assert reply(asked, THERE).kind == PATH_REPLY
+    assert decode_untrusted(encode(reply(asked, THERE))) == reply(asked, THERE)
 
 
 @pytest.mark.parametrize(

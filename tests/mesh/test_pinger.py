@@ -147,6 +147,19 @@ def test_strangers_and_garbage_are_counted_and_never_answered(
     on_bridge(monkeypatch, scenario)
 
 
+@pytest.mark.parametrize("kind", [probe.PATH_REQUEST, probe.PATH_REPLY])
+def test_probes_of_one_path_pass_by(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were answered on the device that they came by; an answer from here would prove another path."""
+
+    async def scenario(pinger: Pinger, bridge: Bridge) -> None:
+        bridge.wire.send(asked(kind=kind))
+        await turn()
+        assert bridge.received() == []
+        assert pinger.counters == {}
+
+    on_bridge(monkeypatch, scenario)
+
+
 def test_a_ping_takes_the_time_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It fills the packet size it is given."""
 

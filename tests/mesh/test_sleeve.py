@@ -413,3 +413,36 @@ def test_a_long_log_is_put_aside(place: Place) -> None:
 
     run(scenario())
     assert log.stat().st_size < sleeve.LOG_BYTES_MAX < log.with_name("sleeve.log.1").stat().st_size
+
+
+# Without a daemon
+
+
+@pytest.mark.parametrize("manner", ["", "stopped"])
+def test_reset_ends_a_worker_whose_daemon_is_down(
+    place: Place, monkeypatch: pytest.MonkeyPatch, manner: str
+) -> None:
+    """It is found by its socket, and killed where it does not end."""
+    monkeypatch.setattr(shutdown, "KILL_TIMEOUT_S", 0.3)
+
+    async def scenario() -> None:
+        supervisor = place.supervisor()
+        await supervisor.start()
+        pid = await served(supervisor)
+        await supervisor.close(end=False)
+        if manner == "stopped":
+            os.kill(pid, signal.SIGSTOP)
+        await asyncio.to_thread(shutdown.end_worker, str(place.run_dir))
+        assert not place.is_worker(pid)
+        await asyncio.to_thread(shutdown.end_worker, str(place.run_dir))
+
+    run(scenario())
+
+
+def test_reset_does_not_kill_a_stranger_on_the_socket(place: Place) -> None:
+    """This process, for one."""
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(place.socket))
+        stranger.listen()
+        with pytest.raises(UserError, match="is no sleeve worker; end it yourself, then reset again"):
+            shutdown.end_worker(str(place.run_dir))
