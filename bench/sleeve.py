@@ -266,6 +266,7 @@ def _rounds(stage: Field, measure: str, rounds: int, setting: Setting, key: str 
                 stage.failures.append(f"{name}, {key}, round {number + 1}: {error}")
                 taken[name].append(None)
                 say(f"{what}{error}")
+                stage.worlds[name].serve().restart()
                 continue
             taken[name].append(sample)
             disturbed = f"  (others took {sample.foreign:.0%})" if sample.foreign > FOREIGN_MAX else ""

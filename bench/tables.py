@@ -175,11 +175,11 @@ def _crossing(underlay: str, found: Mapping[str, Any]) -> Table:
 
 def _rekey(watched: Mapping[str, Any]) -> Table:
     note = (
-        f"A slow ping between two hosts of its own beside all other measures, for {watched['seconds']:.0f} s; a key in "
-        f"use rolls after {watched['rolls_after_s']:.0f} s."
+        f"A slow ping between two hosts of its own beside all other measures, for {watched['seconds']:.0f} s; rolls "
+        "are handshakes that the switch between them saw answered."
     )
-    rows = [("`weft-sleeve`", f"{watched['pings']:,}", f"{watched['lost']:,}")]
-    return Table("Frames lost while keys roll", ("", "pings", "lost"), rows, note)
+    rows = [("weft-sleeve", f"{watched['rolls']:,}", f"{watched['pings']:,}", f"{watched['lost']:,}")]
+    return Table("Frames lost while keys roll", ("", "rolls", "pings", "lost"), rows, note)
 
 
 def _goals(result: Result, unmeasured: Sequence[str]) -> Table:
@@ -188,7 +188,10 @@ def _goals(result: Result, unmeasured: Sequence[str]) -> Table:
         bound = f"at {'least' if aim.at_least else 'most'} {aim.bound:g}{aim.unit}"
         verdict = "met" if aim.met else f"**missed by {aim.shortfall}**"
         rows.append((aim.what, bound, f"{aim.value:.4g}{aim.unit}", verdict))
-    note = f"Not measured in this run: {'; '.join(unmeasured)}." if unmeasured else ""
+    if len(unmeasured) > len(rows):
+        note = f"{len(unmeasured)} of {len(unmeasured) + len(rows)} goals were not measured in this run."
+    else:
+        note = f"Not measured in this run: {'; '.join(unmeasured)}." if unmeasured else ""
     return Table("Goals of the encrypted sleeve", ("measure", "goal", "figure", "verdict"), rows, note)
 
 

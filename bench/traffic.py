@@ -23,6 +23,8 @@ from mesh.lab import Lab
 from mesh.namespaces import CommandFailed, LabError, wait_until
 
 IPERF_PORT = 5201
+IPERF_PATIENCE_S = 20.0
+"""On a path that loses, its control connection takes a while too."""
 _REPLY = re.compile(r"(?:\[([0-9.]+)\] )?[0-9]+ bytes from .*icmp_seq=(\d+) .*time=([0-9.]+) ms( \(DUP!\))?")
 _SENT = re.compile(r"(\d+) packets transmitted")
 
@@ -137,14 +139,25 @@ class IperfServer:
         self._node = node
 
     def __enter__(self) -> IperfServer:
+        self._start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end()
+
+    def restart(self) -> None:
+        """After a run that failed: a server serves one client at a time, and may wait for one that has gone."""
+        self._end()
+        self._start()
+
+    def _start(self) -> None:
         # What it prints nobody reads, and a pipe that nobody empties stops it after some fifty runs.
         command = ["iperf3", "-s", "-p", str(IPERF_PORT), "--logfile", "/dev/null"]
         self._process = self._lab.popen(self._node, command)
         wait_until(self._listens, 5.0, f"iperf3 listened on {self._node}")
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.terminate()
+    def _end(self) -> None:
+        self._process.kill()  # asked politely it would first wait for its client
         self._process.communicate(timeout=10)
 
     def _listens(self) -> bool:
@@ -182,7 +195,7 @@ class IperfServer:
     def _client(self, client: str, address: str, flags: Sequence[str], seconds: int, lab: Lab | None) -> Any:
         assert seconds >= 1, "iperf3 knows whole seconds only, and takes 0 for without end"
         command = ["iperf3", "-J", "-p", str(IPERF_PORT), "-c", address, *flags]
-        done = (lab or self._lab).run(client, command, check=False, timeout_s=seconds + 30)
+        done = (lab or self._lab).run(client, command, check=False, timeout_s=seconds + IPERF_PATIENCE_S)
         try:
             end = json.loads(done.stdout)["end"]
             float(end["sum_received"]["bits_per_second"])
