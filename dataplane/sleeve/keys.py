@@ -18,30 +18,23 @@ it up) and a limit for all. Nothing is sent where nothing is wanted: a pair with
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
 
 from dataplane.sleeve import handshake
 from dataplane.sleeve.bucket import Bucket
-from dataplane.sleeve.control import CONNECTING, IDLE, SILENT, UP, WRONG_SECRET
+from dataplane.sleeve.control import IDLE
 from dataplane.sleeve.handshake import Opening, Pair, Result
 from dataplane.sleeve.session import Session, make_session
+from dataplane.sleeve.standing import Attempt, Standing
 from gossip.errors import ProtocolError
 from gossip.names import PeerName
 
 ROLL_AFTER_S: Final = 120.0
 ROLL_SPREAD_S: Final = 12.0
 """Sessions that were made together do not roll together."""
-ROLL_AFTER_BYTES: Final = 2**36
 ROLL_PATIENCE_S: Final = 30.0
 """The initiator of a session rolls it; only when it has not for so long does the responder."""
-SEND_MAX_S: Final = 540.0
-SEND_MAX_BYTES: Final = 2**38
-RECEIVE_MAX_S: Final = SEND_MAX_S + 30.0
-"""A session ends; what the peer sent at the last moment may still come."""
-SUPERSEDED_KEPT_S: Final = 30.0
-"""An older session goes when it was silent for so long, counted from the first record under a better one."""
 SESSIONS_PER_PEER_MAX: Final = 4
 
 RETRY_FIRST_S: Final = 0.25
@@ -53,10 +46,6 @@ CROSSING_WAIT_S: Final = 0.5
 """A peer that has just been answered is about to confirm; only then is a hello of our own worth sending."""
 RENEW_INTERVAL_S: Final = 5.0
 """Doubts about a session that works (`want` with `renew`) cost at most one handshake in this time."""
-SILENT_AFTER_S: Final = 3.0
-REFUSED_KEPT_S: Final = 15.0
-FAULT_KEPT_S: Final = 60.0
-"""What was found wrong with a peer is still said so long after the last attempt."""
 CONFIRM_TRIES_MAX: Final = 8
 LOOK_INTERVAL_S: Final = 5.0
 """How often a session is looked at for its age, its bytes and whether it is in use."""
@@ -77,46 +66,6 @@ OPENING_DELAY_S: Final = 0.1
 """A hello beyond the limit waits so long, or up to twice."""
 
 
-@dataclass(slots=True, eq=False)
-class _Attempt:
-    """Our side of getting a new session: hellos, one after the other; only the last one may be answered."""
-
-    next_at_s: float
-    tries: int = 0
-    turn: int = -1
-    """Which secret the last hello was under."""
-    first_s: float = 0.0
-    opening: Opening | None = None
-    refused: set[int] = field(default_factory=set)
-    """The secrets that the peer says it does not have."""
-    refused_s: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class _Peer:
-    name: PeerName
-    key: bytes
-    pair: Pair | None
-    """None: the key it published is none."""
-    current: Session | None = None
-    sessions: list[Session] = field(default_factory=list)
-    attempt: _Attempt | None = None
-    stamp: tuple[int, int] = (0, 0)
-    """Of the newest hello answered."""
-    hellos: Bucket | None = None
-    refusals: Bucket | None = None
-    wanted_s: float = float("-inf")
-    used_s: float = float("-inf")
-    heard_s: float = float("-inf")
-    renewed_s: float = float("-inf")
-    asked_s: float = float("-inf")
-    """When the last hello went."""
-    looked_s: float = float("-inf")
-    look_at_s: float | None = None
-    state: str = IDLE
-    since_s: float = 0.0
-
-
 class Keyring:
     """All pairs of this host. `counters` are totals: what was done, and what was dropped by reason."""
 
@@ -135,14 +84,14 @@ class Keyring:
         self._epoch = epoch
         self._rng = rng
         self._count = 0
-        self._peers: dict[PeerName, _Peer] = {}
-        self._hints: dict[bytes, _Peer] = {}
-        self._openings: dict[int, _Peer] = {}
+        self._peers: dict[PeerName, Standing] = {}
+        self._hints: dict[bytes, Standing] = {}
+        self._openings: dict[int, Standing] = {}
         """By the index of the hello that may be answered."""
         self._current: dict[PeerName, Session] = {}
         self._confirming: dict[int, Session] = {}
         self._confirm_at_s = float("inf")
-        self._heap: list[tuple[float, int, _Peer]] = []
+        self._heap: list[tuple[float, int, Standing]] = []
         self._heap_count = 0
         self._answers: Bucket | None = None
         self._hellos_out: Bucket | None = None
@@ -167,7 +116,7 @@ class Keyring:
             pair = handshake.make_pair_untrusted(self._us, name, key)
         except ProtocolError as error:
             self._tally(error.reason)
-        peer = self._peers[name] = _Peer(name, key, pair)
+        peer = self._peers[name] = Standing(name, key, pair)
         if pair is not None:
             self._hints[pair.hint_in] = peer
 
@@ -188,8 +137,8 @@ class Keyring:
         peer = self._peers.get(name)
         if peer is None:
             return IDLE, now
-        self._observe(peer, now)
-        self._judge(peer, now)
+        peer.observe(now)
+        peer.judge(len(self._us.psks), now)
         return peer.state, peer.since_s
 
     # What the worker asks for
@@ -276,7 +225,7 @@ class Keyring:
                 self._end_attempt(peer)
         self._tally("sessions")
         self._select(peer, now)
-        self._judge(peer, now)
+        peer.judge(len(self._us.psks), now)
         self._schedule(peer, now)
 
     # What arrives
@@ -333,9 +282,8 @@ class Keyring:
             self._answers = Bucket(HELLOS_PER_S, HELLOS_BURST, now)
         if not self._answers.take(now):
             raise ProtocolError("hellos-busy", "more hellos of all peers than can be answered")
-        generation = max((session.generation for session in peer.sessions), default=0)
         result, welcome = handshake.answer_untrusted(
-            peer.pair, psk, hello, self._rng(32), self._new_index(), generation, source
+            peer.pair, psk, hello, self._rng(32), self._new_index(), peer.generation(), source
         )
         peer.stamp = hello.stamp
         self._add(peer, result, is_initiator=False, now=now)
@@ -354,7 +302,7 @@ class Keyring:
         self._confirm(session, now)
         peer.heard_s = now
         self._tally("welcomes")
-        self._judge(peer, now)
+        peer.judge(len(self._us.psks), now)
         self._schedule(peer, now)
         return peer.name
 
@@ -369,11 +317,11 @@ class Keyring:
             if len(attempt.refused) < len(self._us.psks):
                 attempt.next_at_s = now
         self._tally("refused")
-        self._judge(peer, now)
+        peer.judge(len(self._us.psks), now)
         self._schedule(peer, now)
         return peer.name
 
-    def _opening_untrusted(self, index: int) -> tuple[_Peer, Opening]:
+    def _opening_untrusted(self, index: int) -> tuple[Standing, Opening]:
         peer = self._openings.get(index)
         if peer is None or peer.attempt is None or peer.attempt.opening is None:
             raise ProtocolError("unasked", "an answer to no hello of ours, or to one that was repeated meanwhile")
@@ -387,7 +335,7 @@ class Keyring:
             if index not in self.sessions and index not in self._openings:
                 return index
 
-    def _add(self, peer: _Peer, result: Result, *, is_initiator: bool, now: float) -> Session:
+    def _add(self, peer: Standing, result: Result, *, is_initiator: bool, now: float) -> Session:
         session = make_session(
             peer.name,
             result,
@@ -406,18 +354,13 @@ class Keyring:
         self.sessions[session.local_index] = session
         return session
 
-    def _drop(self, peer: _Peer, session: Session) -> None:
+    def _drop(self, peer: Standing, session: Session) -> None:
         peer.sessions.remove(session)
         del self.sessions[session.local_index]
         self._end_confirming(session)
 
-    def _select(self, peer: _Peer, now: float) -> None:
-        """Choose what to send under: the highest rank of those that the peer has for certain."""
-        best: Session | None = None
-        for session in peer.sessions:
-            usable = (session.is_initiator or session.confirmed) and session.sent_bytes < SEND_MAX_BYTES
-            if usable and now < session.born_s + SEND_MAX_S and (best is None or session.rank > best.rank):
-                best = session
+    def _select(self, peer: Standing, now: float) -> None:
+        best = peer.best(now)
         if best is peer.current:
             return
         peer.current = best
@@ -434,6 +377,10 @@ class Keyring:
         self._confirming[session.local_index] = session
         self._confirm_at_s = min(self._confirm_at_s, now)
 
+    def _confirm_again(self, session: Session, now: float) -> None:
+        if session.confirm_at_s is None:
+            self._confirm(session, now)
+
     def _end_confirming(self, session: Session) -> None:
         session.confirm_at_s = None
         self._confirming.pop(session.local_index, None)
@@ -442,20 +389,20 @@ class Keyring:
 
     # Attempts
 
-    def _begin(self, peer: _Peer, now: float) -> None:
-        self._observe(peer, now)
+    def _begin(self, peer: Standing, now: float) -> None:
+        peer.observe(now)
         answered_s = max((s.born_s for s in peer.sessions if not s.confirmed and not s.is_initiator), default=None)
         at_s = now if answered_s is None else max(now, answered_s + CROSSING_WAIT_S)
-        peer.attempt = _Attempt(next_at_s=at_s)
-        self._judge(peer, now)
+        peer.attempt = Attempt(next_at_s=at_s)
+        peer.judge(len(self._us.psks), now)
         self._schedule(peer, now)
 
-    def _end_attempt(self, peer: _Peer) -> None:
+    def _end_attempt(self, peer: Standing) -> None:
         if peer.attempt is not None and peer.attempt.opening is not None:
             del self._openings[peer.attempt.opening.index]
         peer.attempt = None
 
-    def _open(self, peer: _Peer, attempt: _Attempt, now: float) -> bytes | None:
+    def _open(self, peer: Standing, attempt: Attempt, now: float) -> bytes | None:
         """The next hello of an attempt, or None: it is not its time yet, or nobody wants it any more."""
         assert peer.pair is not None
         if now < attempt.next_at_s:
@@ -471,7 +418,7 @@ class Keyring:
         if attempt.opening is not None:
             del self._openings[attempt.opening.index]
         psks = self._us.psks
-        attempt.turn = self._next_turn(attempt, now)
+        attempt.turn = attempt.next_turn(len(psks), now)
         self._count += 1
         attempt.opening = Opening(
             peer.pair,
@@ -479,7 +426,7 @@ class Keyring:
             self._rng(32),
             self._new_index(),
             (self._epoch, self._count),
-            max((session.generation for session in peer.sessions), default=0),
+            peer.generation(),
         )
         self._openings[attempt.opening.index] = peer
         if attempt.tries == 0:
@@ -491,83 +438,28 @@ class Keyring:
         self._tally("hellos")
         return attempt.opening.datagram
 
-    def _next_turn(self, attempt: _Attempt, now: float) -> int:
-        """The secret to try: in turn, those first that the peer has not refused lately."""
-        if now >= attempt.refused_s + REFUSED_KEPT_S:
-            attempt.refused.clear()
-        count = len(self._us.psks)
-        turns = [(attempt.turn + step) % count for step in range(1, count + 1)]
-        return next((turn for turn in turns if turn not in attempt.refused), turns[0])
-
     # Time
 
-    def _look(self, peer: _Peer, now: float) -> bytes | None:
-        self._observe(peer, now)
+    def _look(self, peer: Standing, now: float) -> bytes | None:
+        peer.observe(now)
         for session in tuple(peer.sessions):
-            if self._is_over(peer, session, now):
+            if peer.is_over(session, now):
                 self._drop(peer, session)
         self._select(peer, now)
+        if peer.attempt is None and peer.is_worn(now):
+            self._begin(peer, now)
         current = peer.current
-        if current is not None:
-            in_use = max(peer.used_s, peer.heard_s) > peer.looked_s
-            old = now >= current.roll_at_s or current.sent_bytes >= ROLL_AFTER_BYTES
-            if peer.attempt is None and in_use and old:
-                self._begin(peer, now)
-            if current.is_initiator and not current.confirmed and current.confirm_at_s is None and in_use:
-                self._confirm(current, now)
+        if current is not None and current.is_initiator and not current.confirmed and peer.in_use():
+            # All tries went unanswered, and yet there is traffic: so it is worth another.
+            self._confirm_again(current, now)
         peer.looked_s = now
         hello = None if peer.attempt is None else self._open(peer, peer.attempt, now)
-        self._judge(peer, now)
+        peer.judge(len(self._us.psks), now)
         peer.look_at_s = None
         self._schedule(peer, now)
         return hello
 
-    def _observe(self, peer: _Peer, now: float) -> None:
-        """See what the worker did with the sessions since the last look."""
-        for session in peer.sessions:
-            top = session.window.top
-            if top != session.heard_top:
-                session.heard_top = top
-                session.heard_s = peer.heard_s = now
-            if session.counter != session.used_counter:
-                session.used_counter = session.counter
-                peer.used_s = now
-
-    @staticmethod
-    def _is_over(peer: _Peer, session: Session, now: float) -> bool:
-        if now >= session.born_s + RECEIVE_MAX_S:
-            return True
-        current = peer.current
-        if current is None or not current.confirmed or session.rank >= current.rank:
-            return False
-        return now >= max(session.heard_s, current.confirmed_s) + SUPERSEDED_KEPT_S
-
-    def _judge(self, peer: _Peer, now: float) -> None:
-        """Put what is known of the peer into one word."""
-        attempt = peer.attempt
-        faulty = peer.state in (SILENT, WRONG_SECRET)
-        if attempt is not None and self._is_refused(attempt, now):
-            state = WRONG_SECRET
-        elif (
-            attempt is not None
-            and attempt.tries
-            and now >= attempt.first_s + SILENT_AFTER_S
-            and peer.heard_s <= attempt.first_s
-        ):
-            state = SILENT
-        elif peer.current is not None and (not faulty or peer.heard_s >= peer.since_s):
-            state = UP
-        elif faulty and (peer.current is not None or now < peer.asked_s + FAULT_KEPT_S):
-            state = peer.state
-        else:
-            state = CONNECTING if attempt is not None else IDLE
-        if state != peer.state:
-            peer.state, peer.since_s = state, now
-
-    def _is_refused(self, attempt: _Attempt, now: float) -> bool:
-        return len(attempt.refused) == len(self._us.psks) and now < attempt.refused_s + REFUSED_KEPT_S
-
-    def _schedule(self, peer: _Peer, now: float) -> None:
+    def _schedule(self, peer: Standing, now: float) -> None:
         at_s = float("inf")
         if peer.sessions:
             at_s = now + LOOK_INTERVAL_S * (1.0 + 0.2 * self._chance())

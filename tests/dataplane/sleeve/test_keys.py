@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.sleeve import keys
+from dataplane.sleeve import keys, standing
 from dataplane.sleeve.control import CONNECTING, IDLE, SILENT, UP
 from dataplane.sleeve.keys import Keyring
 from gossip.errors import ProtocolError
@@ -326,7 +326,7 @@ def test_the_responder_rolls_only_if_the_initiator_has_not() -> None:
 def test_many_bytes_roll_early() -> None:
     anne, bert = two()
     connect(anne, bert, 0.0)
-    when = first_roll(anne, bert, 200.0, send=True, size=keys.ROLL_AFTER_BYTES // 20)
+    when = first_roll(anne, bert, 200.0, send=True, size=standing.ROLL_AFTER_BYTES // 20)
     assert when is not None
     assert 20.0 <= when <= 20.0 + 2 * keys.LOOK_INTERVAL_S
 
@@ -352,18 +352,18 @@ def test_use_is_noticed_even_if_a_status_was_asked_for_between() -> None:
 def test_nothing_is_sent_under_an_old_session_and_what_comes_late_still_opens() -> None:
     anne, bert = two()
     _, theirs = connect(anne, bert, 0.0)
-    run(anne, 0.0, keys.SEND_MAX_S + 10.0)
+    run(anne, 0.0, standing.SEND_MAX_S + 10.0)
     assert anne.current(name_of(1)) is None
-    assert open_untrusted(anne, seal(theirs, b"late"), keys.SEND_MAX_S + 10.0) == b"late"
+    assert open_untrusted(anne, seal(theirs, b"late"), standing.SEND_MAX_S + 10.0) == b"late"
     assert anne.current(name_of(1)) is None
-    run(anne, keys.SEND_MAX_S + 10.0, keys.RECEIVE_MAX_S + 10.0)
+    run(anne, standing.SEND_MAX_S + 10.0, standing.RECEIVE_MAX_S + 10.0)
     assert anne.sessions == {}
 
 
 def test_nothing_is_sent_under_a_session_that_sealed_too_much() -> None:
     anne, bert = two()
     ours, _ = connect(anne, bert, 0.0)
-    ours.sent_bytes = keys.SEND_MAX_BYTES
+    ours.sent_bytes = standing.SEND_MAX_BYTES
     run(anne, 0.0, 10.0)
     assert anne.current(name_of(1)) is None
     assert ours.local_index in anne.sessions
