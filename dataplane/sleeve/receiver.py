@@ -41,7 +41,7 @@ Frames = list[memoryview]
 def _run(data: memoryview, start: int, segment: int) -> int:
     """How many datagrams from `start` on are consecutive pieces of one record, as far as the low bytes of their headers
     tell; 1 where they are no pieces. If they lie, the seal will not open."""
-    if data[start] != PIECES:
+    if data[start] != PIECES or min(segment, len(data) - start) <= HEADER_BYTES:
         return 1
     number, end = data[start + 1], start + (data[start + 2] + data[start + 3] - data[start + 1]) * segment
     many = len(range(start, min(end, len(data) - HEADER_BYTES), segment))
@@ -82,26 +82,42 @@ class Receiver:
         if size == 0:
             self._count("datagram-empty")
             return []
-        kind = data[0]
-        if kind == BURST and size >= HEADER_BYTES:
+        if data[0] == BURST and size >= HEADER_BYTES:
+            _, datagrams, last, index, counter = BURST_HEADER.unpack_from(data)
+            if size == (datagrams - 1) * segment + last:  # one burst, whole, as mostly
+                found = self._find(index)
+                if found is not None:
+                    return self._open_burst(data, datagrams, counter, found, address, now)
+        out: Frames = []
+        segment = min(segment, size)
+        while size:
+            used = self._first(data, min(segment, size), address, now, out)
+            data = data[used:]
+            size -= used
+        return out
+
+    def _first(self, data: memoryview, segment: int, address: Address, now: float, out: Frames) -> int:
+        """What stands first among datagrams that came joined. Equal ones are joined, whatever they are: so several
+        records of one datagram each, and the end of one burst with what follows it. Its length."""
+        if data[0] == BURST and len(data) >= HEADER_BYTES:
             _, datagrams, last, index, counter = BURST_HEADER.unpack_from(data)
             found = self._find(index)
             if found is not None:
-                return self._burst(data, min(segment, size), datagrams, last, counter, found, address, now)
-        if address in self.assembly.bursts and not self._begins_anew(data):
-            return self._continue(data, address, now)
-        if size <= segment:
-            return self._single(data, address, now)
-        out: Frames = []
-        start = 0
-        while start < size:
-            many = _run(data, start, segment)
-            if many > 1:
-                out += self._pieces(data, start, segment, many, address, now)
-            else:
-                out += self._single(data[start : start + segment], address, now)
-            start += many * segment
-        return out
+                return self._burst(data, segment, datagrams, last, counter, found, address, now, out)
+        held = self.assembly.bursts.get(address)
+        if held is not None and not self._begins_anew(data):
+            need = held.size - held.have
+            if segment == min(need, held.segment):
+                used = min(need, self._reach(data, segment, held.index))
+                out += self._continue(held, data[:used], address, now)
+                return used
+            self._give_up(address)
+        many = _run(data, 0, segment)
+        if many > 1:
+            out += self._pieces(data, 0, segment, many, address, now)
+        else:
+            out += self._single(data[:segment], address, now)
+        return min(many * segment, len(data))
 
     def _begins_anew(self, data: memoryview) -> bool:
         """Whether pieces with a header of a known session follow, not the rest of a burst."""
@@ -109,16 +125,20 @@ class Receiver:
             data[0] == PIECES and len(data) > HEADER_BYTES and self._find(PIECE_HEADER.unpack_from(data)[4]) is not None
         )
 
+    @staticmethod
+    def _reach(data: memoryview, segment: int, index: int) -> int:
+        """Where the next burst of that session begins, if the end of the first one was lost and they came joined."""
+        for start in range(segment, len(data) - HEADER_BYTES, segment):
+            if data[start] == BURST and BURST_HEADER.unpack_from(data, start)[3] == index:
+                return start
+        return len(data)
+
     def _single(self, data: memoryview, address: Address, now: float) -> Frames:
         """One datagram that is not part of a burst that came whole."""
         kind, size = data[0], len(data)
         if kind == PIECES and size > HEADER_BYTES:
             return self._pieces(data, 0, size, 1, address, now)
         if kind == BURST and size >= HEADER_BYTES:
-            _, datagrams, last, index, counter = BURST_HEADER.unpack_from(data)
-            found = self._find(index)
-            if found is not None:
-                return self._burst(data, size, datagrams, last, counter, found, address, now)
             self._count("unknown-session")
             self._stranger(address, now)
         elif 0 < kind <= HANDSHAKE_TYPE_MAX:
@@ -131,30 +151,38 @@ class Receiver:
 
     def _burst(
         self, data: memoryview, segment: int, datagrams: int, last: int, counter: int,
-        found: tuple[Session, Partner], address: Address, now: float,
-    ) -> Frames:  # fmt: skip
+        found: tuple[Session, Partner], address: Address, now: float, out: Frames,
+    ) -> int:  # fmt: skip
+        """A burst's beginning, and of the rest of `data` what belongs to it. Its length."""
         session, partner = found
-        if not session.window.is_new(counter):
-            self._count("replayed")
-            return []
         total = (datagrams - 1) * segment + last
-        size = len(data)
-        if size < total:
-            if partner.address != address or not 0 < datagrams <= DATAGRAMS_MAX or total > SEND_MAX_BYTES:
-                self._count("burst-cut")
-                return []
+        size = self._reach(data, segment, session.local_index) if datagrams > 1 else segment
+        if size == total:
+            out += self._open_burst(data[:size], datagrams, counter, found, address, now)
+        elif not session.window.is_new(counter):
+            self._count("replayed")
+        elif size > total:
+            self._count("burst-long")
+        elif partner.address != address or not 1 < datagrams <= DATAGRAMS_MAX or total > SEND_MAX_BYTES:
+            self._count("burst-cut")
+        else:
             if address in self.assembly.bursts:
                 self._give_up(address)
-            burst = Burst(bytes(data[:HEADER_BYTES]), session.local_index, counter, datagrams, total, segment, now)
-            self.assembly.begin_burst(address, burst, data)
-            return []
-        if size > total:
-            self._count("burst-long")
+            header = data[:HEADER_BYTES].tobytes()
+            burst = Burst(header, session.local_index, counter, datagrams, total, segment, now)
+            self.assembly.begin_burst(address, burst, data[:size])
+        return size
+
+    def _open_burst(
+        self, data: memoryview, datagrams: int, counter: int,
+        found: tuple[Session, Partner], address: Address, now: float,
+    ) -> Frames:  # fmt: skip
+        if not found[0].window.is_new(counter):
+            self._count("replayed")
             return []
         return self._open(data, data[:HEADER_BYTES].tobytes(), counter, datagrams, found, address, now)
 
-    def _continue(self, data: memoryview, address: Address, now: float) -> Frames:
-        held = self.assembly.bursts[address]
+    def _continue(self, held: Burst, data: memoryview, address: Address, now: float) -> Frames:
         done = self.assembly.continue_burst(address, data, now)
         if done is None:
             if address not in self.assembly.bursts:

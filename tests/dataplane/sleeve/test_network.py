@@ -1,0 +1,57 @@
+"""Sleeves wired together in memory: what a clean network must never lose, and what a bad one must never bring about."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.dataplane.sleeve.network import Card, Network
+from tests.dataplane.sleeve.traffic import BROADCAST, TCP, UDP
+
+
+def mixed(network: Network, duration: float, pairs: tuple[tuple[int, int], ...] = ((0, 1), (1, 0))) -> None:
+    """Every kind of flow both ways, plain and in super-frames."""
+    random = network.random
+    for source, target in pairs:
+        network.traffic(network.flow(source, target, TCP), 0.01, duration, lambda: (random.randrange(1, 1396), 0))
+        network.traffic(
+            network.flow(source, target, TCP), 0.03, duration, lambda: (random.randrange(20_000, 64_000), 1396)
+        )
+        network.traffic(network.flow(source, target, UDP), 0.01, duration, lambda: (100, 0))
+        network.traffic(
+            network.flow(source, target, UDP), 0.05, duration, lambda: (random.randrange(4000, 30_000), 1000)
+        )
+        network.traffic(network.flow(source, target, BROADCAST), 0.1, duration, lambda: (60, 0))
+
+
+@pytest.mark.parametrize("psks", [(b"s" * 32,), ()], ids=["sealed", "clear"])
+@pytest.mark.parametrize("gro", [True, False], ids=["joined", "single"])
+@pytest.mark.parametrize("may_segment", [True, False], ids=["segmented", "each-by-itself"])
+def test_a_clean_network_loses_and_reorders_nothing(psks: tuple[bytes, ...], gro: bool, may_segment: bool) -> None:
+    network = Network(1, psks=psks, card=Card(gro=gro, may_segment=may_segment))
+    mixed(network, 1.5)
+    network.run(2.0)
+    assert network.ledger.missing() == 0
+    assert network.counted()["queue-full"] == 0
+
+
+def test_equal_records_that_the_kernel_joined_are_told_apart() -> None:
+    network = Network(2)
+    flow = network.flow(0, 1, UDP)
+    network.send(flow, 100)
+    network.run(1.0)
+    network.weather.delay_s = (0.0, 0.01)  # one after the other, and there at the same time
+    network.traffic(flow, 0.0001, 0.5, lambda: (100, 0))
+    network.run(1.0)
+    assert network.ledger.missing() == 0
+    assert network.counts["joined"] > 100
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_joins_at_any_border_lose_nothing(seed: int) -> None:
+    network = Network(seed, hosts=3)
+    network.weather.split = 0.3
+    network.weather.delay_s = (0.0001, 0.003)
+    network.weather.stick = 0.02
+    mixed(network, 1.0, ((0, 1), (2, 1), (1, 0)))
+    network.run(2.0)
+    assert network.ledger.missing() == 0
