@@ -212,3 +212,12 @@ def test_a_plan_refuses_what_does_not_exist() -> None:
         Plan(rounds=0)
     assert Plan(rounds=3).rounds_of("tcp1") == 3
     assert Plan(rounds=1).rounds_of(LOSS) == 1
+
+
+def test_a_short_run_searches_for_packet_rates_on_one_underlay_only() -> None:
+    """Unless it is that underlay which was asked for, or time is no matter."""
+    assert not Plan().takes("udp", "wire")
+    assert Plan().takes("udp", "pass-through")
+    assert Plan(underlays=["wire"]).takes("udp", "wire")
+    assert Plan(rounds=9).takes("udp", "wire")
+    assert not Plan(measures=["tcp1"], rounds=9).takes("udp", "wire")
