@@ -94,13 +94,17 @@ def parse_protocol_name(name: str) -> Protocol:
 
 def public_key_of(private_key: bytes) -> bytes:
     """The raw X25519 public key of a raw private one."""
-    return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
+    return _public_of(X25519PrivateKey.from_private_bytes(private_key))
 
 
-def _dh_untrusted(private_key: bytes, public_key: bytes) -> bytes:
+def _public_of(private_key: X25519PrivateKey) -> bytes:
+    return private_key.public_key().public_bytes_raw()
+
+
+def _dh_untrusted(private_key: X25519PrivateKey, public_key: bytes) -> bytes:
     """X25519. A low-order public key gives zeros whatever our key is, so it proves nothing and is refused."""
     try:
-        return X25519PrivateKey.from_private_bytes(private_key).exchange(X25519PublicKey.from_public_bytes(public_key))
+        return private_key.exchange(X25519PublicKey.from_public_bytes(public_key))
     except ValueError as error:
         raise ProtocolError("bad-handshake", "the other side sent a low-order public key") from error
 
@@ -266,7 +270,9 @@ class HandshakeState:
         assert all(len(psk) == KEY_BYTES for psk in psks)
         self._pattern = protocol.pattern
         self._initiator = initiator
-        self._s, self._e = s, e
+        # Loading a raw private key multiplies by the base point, which is half of a Diffie-Hellman: once is enough.
+        self._s = None if s is None else X25519PrivateKey.from_private_bytes(s)
+        self._e = None if e is None else X25519PrivateKey.from_private_bytes(e)
         self.rs: bytes | None = rs
         """The other side's static key: proven to be its own only when the handshake is `complete`."""
         self._re: bytes | None = None
@@ -276,7 +282,7 @@ class HandshakeState:
         self._symmetric: SymmetricState | None = SymmetricState(protocol)
         self._symmetric.mix_hash(prologue)
         if self._pattern.responder_static_known:
-            known = rs if initiator else public_key_of(self._own(s))
+            known = rs if initiator else _public_of(self._own(self._s))
             assert known is not None, f"{self._pattern.name} wants the responder's static key beforehand"
             self._symmetric.mix_hash(known)
 
@@ -330,11 +336,11 @@ class HandshakeState:
             parts: list[bytes] = []
             for token in self._pattern.messages[self._message_index]:
                 if token == "e":
-                    public = public_key_of(self._own(self._e))
+                    public = _public_of(self._own(self._e))
                     parts.append(public)
                     self._mix_ephemeral(symmetric, public)
                 elif token == "s":
-                    parts.append(symmetric.encrypt_and_hash(public_key_of(self._own(self._s))))
+                    parts.append(symmetric.encrypt_and_hash(_public_of(self._own(self._s))))
                 else:
                     self._mix_token_untrusted(symmetric, token)
             parts.append(symmetric.encrypt_and_hash(payload))
@@ -413,7 +419,7 @@ class HandshakeState:
             self._transport = symmetric.split()
 
     @staticmethod
-    def _own(key: bytes | None) -> bytes:
+    def _own(key: X25519PrivateKey | None) -> X25519PrivateKey:
         assert key is not None, "the pattern needs a private key that was not given"
         return key
 

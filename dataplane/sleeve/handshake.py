@@ -33,7 +33,7 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -196,11 +196,11 @@ class Opening:
             raise ProtocolError("bad-code", "a refusal that is not from the peer that was asked")
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """A hello in its parts; nothing of it is proven until `psk_of_untrusted` found the secret of its code."""
+class Hello(NamedTuple):
+    """A hello in its parts; nothing of it is proven until `psk_of_untrusted` found the secret of its code. A tuple,
+    as floods make many."""
 
-    index: int
+    sender_index: int
     hint: bytes
     stamp: tuple[int, int]
     """(epoch, count)"""
@@ -208,9 +208,15 @@ class Hello:
     code: bytes
 
 
-def parse_hello_untrusted(datagram: bytes) -> Hello:
+def hint_of_untrusted(datagram: bytes) -> bytes:
+    """Whom a hello claims to be from; all that is looked at where nobody fits it."""
     if not HELLO_MIN_BYTES <= len(datagram) <= DATAGRAM_MAX_BYTES or datagram[:4] != b"\x01\0\0\0":
-        raise ProtocolError("bad-hello", f"{len(datagram)} bytes that are no hello")
+        raise ProtocolError("bad-hello", "no hello has this length or beginning")
+    return datagram[8:16]
+
+
+def parse_hello_untrusted(datagram: bytes) -> Hello:
+    hint_of_untrusted(datagram)
     _, index, hint, epoch, count = _HELLO_HEADER.unpack_from(datagram)
     return Hello(index, hint, (epoch, count), datagram[:-CODE_BYTES], datagram[-CODE_BYTES:])
 
@@ -239,7 +245,7 @@ def psk_of_untrusted(pair: Pair, hello: Hello) -> bytes | None:
 
 def refuse(pair: Pair, hello: Hello) -> bytes:
     """The refusal to a hello under another secret."""
-    body = _HEADER.pack(REFUSAL, hello.index)
+    body = _HEADER.pack(REFUSAL, hello.sender_index)
     return body + pair.code_out(REFUSAL, b"", body + hello.code)
 
 
@@ -265,7 +271,7 @@ def answer_untrusted(
     flags, theirs = _HELLO_PAYLOAD.unpack_from(payload)
     generation = min(max(generation, theirs) + 1, U32_MAX)
     sealed = state.write_message(_WELCOME_PAYLOAD.pack(_HAS_AES * us.has_aes, generation, index, source))
-    body = _HEADER.pack(WELCOME, hello.index) + sealed
+    body = _HEADER.pack(WELCOME, hello.sender_index) + sealed
     aes = bool(flags & _HAS_AES) and us.has_aes
-    result = Result(*state.transport_keys(), index, hello.index, generation, aes, b"")
+    result = Result(*state.transport_keys(), index, hello.sender_index, generation, aes, b"")
     return result, body + pair.code_out(WELCOME, psk, body)

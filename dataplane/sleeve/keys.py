@@ -257,14 +257,14 @@ class Keyring:
             raise
 
     def _answer_untrusted(self, datagram: bytes, source: bytes, now: float) -> tuple[PeerName | None, bytes]:
-        hello = handshake.parse_hello_untrusted(datagram)
-        peer = self._hints.get(hello.hint)
+        peer = self._hints.get(handshake.hint_of_untrusted(datagram))
         if peer is None:
             raise ProtocolError("unknown-peer", "a hello from a peer that is not known, or of another pair")
+        hello = handshake.parse_hello_untrusted(datagram)
         if hello.stamp == peer.stamp:
             raise ProtocolError("repeated-hello", "the last hello once more, perhaps by another way")
         if hello.stamp < peer.stamp:
-            raise ProtocolError("replayed-hello", f"hello {hello.stamp} after {peer.stamp}")
+            raise ProtocolError("replayed-hello", "a hello older than one that was answered")
         assert peer.pair is not None
         psk = handshake.psk_of_untrusted(peer.pair, hello)
         if psk is None:

@@ -143,7 +143,7 @@ class Network:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
         self._born: dict[tuple[int, int], tuple[int, int]] = {}
-        """(receiver, its index) to the epochs of (receiver, sender) when the session was made."""
+        """(receiver, its index) to the epochs of (receiver, sender) when the receiver made the session."""
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         self._serial += 1
@@ -211,7 +211,6 @@ class Network:
 
     def _record(self, host: Host, target: int, session: Session, data: bytes) -> None:
         self.counts["records"] += 1
-        self._born.setdefault((target, session.remote_index), (self.hosts[target].epoch, host.epoch))
         self.transmit(host.index, target, seal(session, data))
 
     def transmit(self, source: int, target: int, datagram: bytes) -> None:
@@ -242,6 +241,8 @@ class Network:
         except ProtocolError as error:
             self.counts[error.reason] += 1
             assert datagram[0] == RECORD or host.ring.counters[error.reason] == before.get(error.reason, 0) + 1
+        for index in host.ring.sessions:
+            self._born.setdefault((target, index), (host.epoch, self.hosts[source].epoch))
         self.pump(target)
 
     def _arrive_record(self, host: Host, source: int, datagram: bytes) -> None:
@@ -250,7 +251,7 @@ class Network:
             data = open_untrusted(host.ring, datagram, self.now)
         except ProtocolError as error:
             lives = (host.epoch, self.hosts[source].epoch)
-            assert self._born[host.index, index] != lives, (
+            assert self._born.get((host.index, index)) != lives, (
                 f"at {self.now:.3f} s a record {counter} from {source} to {host.index} did not open: {error.reason}"
             )
             host.ring.want(name_of(source), self.now, renew=True)

@@ -51,7 +51,7 @@ def answer(pair_of_responder: Pair, datagram: bytes, generation: int = 0) -> tup
 
 
 def fields_of(hello: Hello) -> tuple[int, tuple[int, int]]:
-    return hello.index, hello.stamp
+    return hello.sender_index, hello.stamp
 
 
 def test_both_ends_agree_on_everything() -> None:
