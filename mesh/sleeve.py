@@ -25,7 +25,18 @@ from dataclasses import replace
 from typing import Final, cast
 
 from dataplane.sleeve import control
-from dataplane.sleeve.control import Configure, Decoder, Message, Peer, PeerStatus, Refused, Status, Stop
+from dataplane.sleeve.control import (
+    SILENT,
+    WRONG_SECRET,
+    Configure,
+    Decoder,
+    Message,
+    Peer,
+    PeerStatus,
+    Refused,
+    Status,
+    Stop,
+)
 from gossip.names import PeerName, format_name
 from mesh import directories, shutdown
 from mesh.errors import UserError
@@ -193,9 +204,12 @@ class Supervisor:
     def _heard(self, status: Status) -> None:
         peers = {peer.name: peer for peer in status.peers}
         for name, peer in sorted(peers.items()):
-            before = self.peers.get(name)
-            if before is None or before.state != peer.state:
-                log.info("sleeve", peer=format_name(name), state=peer.state, address=peer.address, cipher=peer.cipher)
+            known = self.peers.get(name)
+            before = known.state if known is not None else ""
+            if before != peer.state and self._task is not None:
+                # Coming up and falling idle is how every pair lives.
+                tell = log.info if {before, peer.state} & {SILENT, WRONG_SECRET} else log.debug
+                tell("sleeve", peer=format_name(name), state=peer.state, address=peer.address, cipher=peer.cipher)
         self.status, self.peers = status, peers
 
     # -- one worker after another ------------------------------------------------------------------
@@ -207,7 +221,8 @@ class Supervisor:
                 if not first.done():
                     first.set_result("")
                 begun = self._serves_since = time.monotonic()
-                await self._converse()
+                while await self._converse() and await self._reconnect():
+                    pass
             await self._bury()
             if not first.done():
                 first.set_result(self._trouble)
@@ -266,17 +281,35 @@ class Supervisor:
         finally:
             os.close(descriptor)
 
-    async def _converse(self) -> None:
-        """Until the connection ends, or the worker hangs."""
+    async def _converse(self) -> bool:
+        """Until the connection ends. Whether another one may be of use: not where it hangs, refused or raved."""
         conversation = self._conversation
         assert conversation is not None
         while not await conversation.wait_closed(SILENCE_MAX_S / 4):
             silent_s = time.monotonic() - conversation.last_heard
             if silent_s > SILENCE_MAX_S or conversation.backlog_bytes() > BACKLOG_MAX_BYTES:
                 self._trouble = "the sleeve worker hung"
-                return
+                return False
         refused = conversation.refusal
         self._trouble = refused.text if refused else conversation.fault or "the sleeve worker died"
+        return refused is None and not conversation.fault
+
+    async def _reconnect(self) -> bool:
+        """Speak anew with a worker that has ended the connection and lives: it may have given up on a daemon that was
+        too slow to read, and its keys are worth keeping. Not again and again, and a dead one costs no time."""
+        process, begun = self._process, time.monotonic()
+        assert process is not None
+        if begun - self._serves_since < STEADY_S or await process.wait_gone(DEATH_PATIENCE_S):
+            return False
+        try:
+            conversation = self._conversation = await self._connect()
+        except OSError:
+            return False
+        self._serves_since = begun
+        self._roster.begin(adopted=False)
+        conversation.send(self._next_configuration(), *self._roster.pending())
+        log.info("worker-reconnected", pid=process.pid)
+        return await conversation.heard(ADOPT_TIMEOUT_S, statuses=2)
 
     async def _bury(self) -> None:
         """Be sure that the process has gone: its successor needs its port and its TAP."""

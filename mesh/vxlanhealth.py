@@ -45,8 +45,9 @@ ANSWERS_NEEDED_MAX: Final = 16
 CONFIRM_DELAY_S: Final = 0.2
 STEADY_S: Final = 60.0
 """After so long without silence a path is as good as new."""
-RECANT_S: Final = 10.0
-"""A peer that goes out of reach so soon after its verdict was silent because its daemon was."""
+RECANT_S: Final = 4.0
+"""A peer that goes out of reach so soon after its verdict was silent because its daemon was: gossip notices a dead
+neighbour within about the time that a verdict takes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -33,6 +34,12 @@ class Worker:
         self.listener.bind(path)
         os.umask(umask)
         self.listener.listen()
+        self.is_tired = False
+        signal.signal(signal.SIGUSR1, self.tire)
+
+    def tire(self, *_: object) -> None:
+        """End the connection at the next opportunity, and serve the next one."""
+        self.is_tired = True
 
     def write(self, text: str) -> None:
         self.heard.write(f"{os.getpid()} {text}\n")
@@ -51,6 +58,9 @@ class Worker:
             connection.sendall(control.encode(self.status()))  # before it has read what this daemon wants
         while True:
             readable, _, _ = select.select([connection], [], [], STATUS_INTERVAL_S)
+            if self.is_tired:
+                self.is_tired = False
+                return
             try:
                 data = connection.recv(65536) if readable else None
                 if data == b"":

@@ -257,6 +257,32 @@ def test_a_worker_that_stops_answering_is_replaced(place: Place, monkeypatch: py
     run(scenario())
 
 
+def test_a_worker_that_ends_the_connection_and_lives_is_kept(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gave up on a daemon that was too slow to read. One that does so at once and again is replaced."""
+    monkeypatch.setattr(sleeve, "STEADY_S", 0.5)
+
+    async def scenario() -> None:
+        supervisor = place.supervisor()
+        supervisor.tell({P: peer(P)}, settled=True)
+        await supervisor.start()
+        pid = await served(supervisor)
+        for rounds in (2, 3):
+            await asyncio.sleep(0.6)
+            os.kill(pid, signal.SIGUSR1)
+            heard = ["configure", "peer", "complete"] * rounds
+            await until(lambda heard=heard: [row.split()[0] for row in place.heard(pid)] == heard, "it heard all anew")  # type: ignore[misc]
+            await until(lambda: P in supervisor.peers, "its status is taken")
+            assert (await served(supervisor), supervisor.started) == (pid, 1)
+        os.kill(pid, signal.SIGUSR1)
+        await until(lambda: supervisor.started == 2, "it is replaced")
+        assert not place.is_worker(pid)
+        await supervisor.close(end=True)
+
+    run(scenario())
+
+
 def test_a_worker_that_leaves_what_it_is_told_unread_is_replaced(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
