@@ -348,8 +348,7 @@ class Keyring:
         if not is_initiator:
             session.roll_at_s += ROLL_PATIENCE_S
         if len(peer.sessions) >= SESSIONS_PER_PEER_MAX:
-            others = (old for old in peer.sessions if old is not peer.current)
-            self._drop(peer, min(others, key=lambda old: old.rank))
+            self._drop(peer, peer.least())
         peer.sessions.append(session)
         self.sessions[session.local_index] = session
         return session

@@ -101,6 +101,12 @@ class Standing:
                 found = session
         return found
 
+    def least(self) -> Session:
+        """What to give up for a new session: first a welcome of ours that brought nothing (it was lost, and the hello
+        repeated), so that repetitions never push out a session that is in use; then the oldest."""
+        others = [session for session in self.sessions if session is not self.current]
+        return min(others, key=lambda session: (session.confirmed or session.is_initiator, session.rank))
+
     def is_over(self, session: Session, now: float) -> bool:
         """Whether nothing more is expected under a session."""
         if now >= session.born_s + RECEIVE_MAX_S:

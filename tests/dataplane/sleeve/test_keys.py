@@ -421,6 +421,23 @@ def test_the_sessions_of_a_peer_are_few_and_the_newest() -> None:
     assert sorted(session.generation for session in bert.sessions.values()) == [17, 18, 19, 20]
 
 
+def test_welcomes_that_were_lost_do_not_push_out_the_session_that_is_still_in_use() -> None:
+    anne, bert = two()
+    old, _ = connect(anne, bert, 0.0)
+    connect(anne, bert, 10.0, renew=True)
+    anne.want(name_of(1), 20.0, renew=True)
+    now, hellos = 20.0, 0
+    while now < 30.0:
+        anne.want(name_of(1), now)
+        for _, hello in anne.due(now):
+            bert.hello_untrusted(hello, SOURCE, now)
+            hellos += 1
+        now += 0.125
+    assert hellos > keys.SESSIONS_PER_PEER_MAX
+    assert len(bert.sessions) == keys.SESSIONS_PER_PEER_MAX
+    assert open_untrusted(bert, seal(old, b"late"), now) == b"late"
+
+
 # Floods
 
 
