@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import shutil
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bench.fastpath import build_by_hand
 from bench.traffic import ping
@@ -45,6 +45,10 @@ class Contestant(ABC):
     @abstractmethod
     def build(self, world: World) -> None:
         """Make it and start it; it may still need a while before it carries anything."""
+
+    def state(self, world: World) -> dict[str, Any] | None:
+        """What it tells of itself right after a measure, for the record; most tell nothing."""
+        return None
 
     def wait(self, world: World) -> None:
         """Until the containers hear each other. Raises `LabError` where they never do."""
@@ -112,6 +116,11 @@ class Weft(Contestant):
             world.lab.attach(node)
         super().wait(world)
         self.check(world)
+
+    def state(self, world: World) -> dict[str, Any] | None:
+        """How the sender's sleeve sends: what it has adapted to."""
+        found: dict[str, Any] | None = world.lab.weft_json("h1", "status", "connections")[0].get("sleeve")
+        return found if self.path == "sleeve" else None
 
     def check(self, world: World) -> None:
         """Raises `LabError` where frames go by another path than this contestant is named for."""

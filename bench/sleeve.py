@@ -95,8 +95,11 @@ class Field:
 
     underlay: str
     worlds: dict[str, World]
+    contestants: dict[str, Contestant]
     samples: dict[str, dict[str, list[Sample | None]]] = field(default_factory=dict)
     """By measure and contestant, one a round; None where that run failed."""
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What contestants told of themselves after each measure."""
     failures: list[str] = field(default_factory=list)
     runs: int = 0
     repeated: int = 0
@@ -177,7 +180,7 @@ def _measure_all(
         worlds = _build(underlay, contestants, stack, told)
         if not worlds:
             raise LabError(f"nothing to measure on the underlay {underlay!r}: no contestant came up")
-        stage = Field(underlay, worlds)
+        stage = Field(underlay, worlds, {each.name: each for each in contestants if each.name in worlds})
         checks = _check(stage)
         ours = [world.lab.namespace(node) for world in worlds.values() for node in _nodes(world)]
         setting = Setting(plan.seconds, ours)
@@ -194,6 +197,7 @@ def _measure_all(
         "foreign": {measure: _foreign(by_name) for measure, by_name in stage.samples.items()},
         "dropped": losses,
         "memory": memories,
+        "states": stage.states,
         "failures": stage.failures,
         "runs": stage.runs,
         "repeated": stage.repeated,
@@ -279,6 +283,20 @@ def _rounds(stage: Field, measure: str, rounds: int, setting: Setting, key: str 
             taken[name].append(sample)
             disturbed = f"  (others took {sample.foreign:.0%})" if sample.foreign > FOREIGN_MAX else ""
             say(f"{what}{tables.brief(sample.figures)}{disturbed}")
+    _ask(stage, key)
+
+
+def _ask(stage: Field, key: str) -> None:
+    for name, contestant in stage.contestants.items():
+        try:
+            state = contestant.state(stage.worlds[name])
+        except LabError as error:
+            stage.failures.append(f"{name}, state after {key}: {error}")
+            continue
+        if state is not None:
+            stage.states.setdefault(key, {})[name] = state
+            told = ", ".join(f"{what} {state[what]}" for what in ("loss", "datagrams", "parity") if what in state)
+            say(f"[{stage.underlay}] {key}: {name} ended with {told}")
 
 
 def _take(stage: Field, measure: Measure, world: World, setting: Setting) -> Sample:
