@@ -35,7 +35,7 @@ ROLL_SPREAD_S: Final = 12.0
 """Sessions that were made together do not roll together."""
 ROLL_PATIENCE_S: Final = 30.0
 """The initiator of a session rolls it; only when it has not for so long does the responder."""
-SESSIONS_PER_PEER_MAX: Final = 4
+SESSIONS_PER_PEER_MAX: Final = 5
 
 RETRY_FIRST_S: Final = 0.25
 RETRY_MAX_S: Final = 5.0

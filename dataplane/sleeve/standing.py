@@ -102,10 +102,13 @@ class Standing:
         return found
 
     def least(self) -> Session:
-        """What to give up for a new session: first a welcome of ours that brought nothing (it was lost, and the hello
-        repeated), so that repetitions never push out a session that is in use; then the oldest."""
-        others = [session for session in self.sessions if session is not self.current]
-        return min(others, key=lambda session: (session.confirmed or session.is_initiator, session.rank))
+        """What to give up for a new session: never the current one nor our last welcome, which the peer may be about
+        to use; first, of welcomes before it (they were lost, and the hello repeated), so that repetitions do not push
+        out a session in use; then the oldest."""
+        unproven = [session for session in self.sessions if not (session.confirmed or session.is_initiator)]
+        kept = (self.current, unproven[-1] if unproven else None)
+        others = [session for session in self.sessions if session not in kept]
+        return min(others, key=lambda session: (session not in unproven, session.rank))
 
     def is_over(self, session: Session, now: float) -> bool:
         """Whether nothing more is expected under a session."""
