@@ -20,7 +20,6 @@ from dataplane.sleeve.trial import Way
 from dataplane.sleeve.wire import (
     BURST,
     BURST_HEADER,
-    ETHERNET_BYTES,
     FRAME_MAX_BYTES,
     FRAME_MIN_BYTES,
     HEADER_BYTES,
@@ -30,7 +29,6 @@ from dataplane.sleeve.wire import (
     PIECES,
     SEND_MAX_BYTES,
     TAG_BYTES,
-    VNET_BYTES,
     encode_report,
     nonce,
 )
@@ -101,19 +99,19 @@ class Sender:
 
     def _push(self, partner: Partner, item: Item, size: int, flow: Hashable) -> None:
         for dropped in partner.queue.push(flow, item, size):
-            self._drop(dropped)
+            self._drop(dropped, "queue-full")
         self.backlog[partner] = None
 
-    def _drop(self, item: Item) -> None:
-        self._count("queue-full")
+    def _drop(self, item: Item, reason: str) -> None:
+        self._count(reason)
         if isinstance(item, Buffer):
             self.pool.give(item)
 
-    def clear(self, partner: Partner) -> None:
+    def clear(self, partner: Partner, reason: str) -> None:
         """Whatever waits for it goes nowhere."""
         self.backlog.pop(partner, None)
         while (item := partner.queue.pop()) is not None:
-            self._drop(item)
+            self._drop(item, reason)
         if self.filling.pop(partner, ...) is None and partner.filling is not None:
             self.pool.give(partner.filling)
             partner.filling = None
@@ -182,16 +180,10 @@ class Sender:
 
     def _cut(self, partner: Partner, session: Session, buffer: Buffer, now: float) -> Iterator[Send]:
         """A large frame on a path that wants smaller records."""
-        capacity = partner.capacity()
-        for part in frames.split(buffer.view[FRAME_AT : buffer.end], self._segments(buffer, capacity)):
+        data = buffer.view[FRAME_AT : buffer.end]
+        segments = frames.segments_within(data, partner.capacity() - LENGTH_BYTES)
+        for part in frames.split(data, max(1, segments)):
             yield from self._pack(partner, session, part, now)
-
-    @staticmethod
-    def _segments(buffer: Buffer, capacity: int) -> int:
-        """How many segments of a super-frame fit into one record."""
-        head = int.from_bytes(buffer.view[FRAME_AT + 2 : FRAME_AT + 4], "little") + VNET_BYTES
-        each = int.from_bytes(buffer.view[FRAME_AT + 4 : FRAME_AT + 6], "little")
-        return max(1, (capacity - LENGTH_BYTES - max(head, ETHERNET_BYTES)) // each) if each else 1
 
     def _seal(self, partner: Partner, session: Session, record: Buffer, now: float) -> Iterator[Send]:
         if partner.notes or partner.unreported_bytes >= REPORT_RIDE_BYTES:

@@ -41,6 +41,8 @@ RENEW_S: Final = 1.0
 """Between two such askings of one peer."""
 RTT_EVERY_S: Final = 5.0
 BLOCKED_S: Final = 0.01
+WAITING_MAX_S: Final = 3.0
+"""Frames that waited so long for keys are of no use to anybody."""
 NEVER_S: Final = float("inf")
 BUSY_S: Final = 0.05
 IDLE_S: Final = 1.0
@@ -121,7 +123,7 @@ class Sleeve:
         if partner is None:
             return
         self.keyring.remove_peer(name)
-        self.sender.clear(partner)
+        self.sender.clear(partner, "peer-forgotten")
         self.sender.macs = {mac: each for mac, each in self.sender.macs.items() if each is not partner}
         self._by_address = {address: each for address, each in self._by_address.items() if each is not partner}
         for each in (self._reporting, self._answering, self._active):
@@ -227,13 +229,16 @@ class Sleeve:
         if sender.filling:
             for partner in list(sender.filling):
                 session = self._session(partner, now)
-                if session is not None:
-                    yield from sender.flush(partner, session, now)
-                    partner.direct = not partner.is_blocked(now)
+                if session is None:
+                    self._wait(partner, now)
+                    continue
+                yield from sender.flush(partner, session, now)
+                partner.direct = not partner.is_blocked(now)
         if sender.backlog:
             for partner in list(sender.backlog):
                 session = self._session(partner, now)
                 if session is None:
+                    self._wait(partner, now)
                     continue
                 if partner.is_blocked(now):
                     partner.direct = False
@@ -250,6 +255,17 @@ class Sleeve:
                     yield from sender.flush(partner, session, now)
         if self._reporting:
             yield from self._report(now)
+        # What came while the socket took no more, behind the place that we had reached.
+        if self._outbox or self._answering or any(each.direct for each in sender.filling):
+            self.is_busy = True
+
+    def _wait(self, partner: Partner, now: float) -> None:
+        """Frames wait for keys, but not for ever."""
+        if partner.waiting_s is None:
+            partner.waiting_s = now
+        elif now - partner.waiting_s > WAITING_MAX_S:
+            partner.waiting_s = None
+            self.sender.clear(partner, "peer-silent")
 
     def _session(self, partner: Partner, now: float) -> Session | None:
         """To send under, to an address that is known; where there is none yet, it is asked for."""
@@ -257,7 +273,7 @@ class Sleeve:
         if session is None or partner.address is None:
             partner.direct = False
             self.keyring.want(partner.peer.name, now)
-            self._timers_s = min(self._timers_s, now)
+            self._timers_s = min(self._timers_s, self.keyring.next_due() or NEVER_S)
             return None
         if partner.sent_index != session.remote_index:
             partner.begin_sending(session.remote_index)
@@ -273,36 +289,37 @@ class Sleeve:
         for partner in list(self._reporting):
             due = partner.report_due_s
             if due is None:
-                del self._reporting[partner]
+                self._reporting.pop(partner, None)
             elif partner.unreported_bytes >= REPORT_BYTES or now >= due:
-                del self._reporting[partner]
+                self._reporting.pop(partner, None)
                 session = self._session(partner, now)
                 if session is not None:
                     partner.notes.append(encode_report(partner.make_report(self.sender.backlog_bytes())))
                     yield from self.sender.flush(partner, session, now)
 
     def _timers(self, now: float) -> Iterator[Send]:
-        """Handshakes, trials and what else is due."""
+        """Handshakes, trials and what else is due. A peer may be forgotten while the socket takes no more."""
         self.receiver.assembly.expire(now)
         for name, hello in self.keyring.due(now):
-            for address in self._addresses(self.partners[name]):
+            asked = self.partners.get(name)
+            for address in () if asked is None else self._addresses(asked):
                 yield (hello,), 0, address
         for session in self.keyring.confirmations(now):
-            partner = self.partners[session.peer]
-            if partner.address is not None:
-                self._active[partner] = None
-                yield from self._say(partner, session, encode_note(NOTE_ASK, b""), now)
+            confirmed = self.partners.get(session.peer)
+            if confirmed is not None and confirmed.address is not None:
+                self._active[confirmed] = None
+                yield from self._say(confirmed, session, encode_note(NOTE_ASK, b""), now)
         following = now + IDLE_S
         for partner in list(self._active):
             current = self.keyring.current(partner.peer.name)
             if current is None or partner.address is None or partner.heard_s is None:
-                del self._active[partner]
+                self._active.pop(partner, None)
                 continue
             if now - partner.heard_s < RTT_EVERY_S:
                 following = now + BUSY_S
                 yield from self._probe(partner, current, now)
             elif not self._keep_alive(current, partner.address):
-                del self._active[partner]
+                self._active.pop(partner, None)
             elif now - max(partner.heard_s, partner.asked_s) > KEEPALIVE_S:
                 partner.asked_s = now
                 yield from self._say(partner, current, encode_note(NOTE_ASK, b""), now)

@@ -34,6 +34,8 @@ RECEIVE_BYTES_PER_TURN: Final = 192 * 1024
 READS_PER_TURN: Final = 256
 READ_BYTES_PER_TURN: Final = 256 * 1024
 WAIT_MAX_S: Final = 1.0
+TICK_S: Final = 0.001
+"""Nothing is due more exactly than that, so that whatever is always due costs little."""
 STATUS_S: Final = 0.5
 TAP_RETRY_S: Final = 0.05
 LISTEN_RETRY_S: Final = 0.25
@@ -124,7 +126,7 @@ class Worker:
         until = min(self._sleeve.next_due(), self._tap_retry_s if self._tap < 0 else float("inf"))
         if self._daemon is not None:
             until = min(until, self._status_s)
-        return max(0.0, min(WAIT_MAX_S, until - time.monotonic()))
+        return max(TICK_S, min(WAIT_MAX_S, until - time.monotonic()))
 
     # From the network to the TAP.
 
