@@ -82,6 +82,7 @@ class Partner:
         "trial",
         "unanswered_s",
         "unreported_bytes",
+        "waiting_s",
         "window_bytes",
     )  # fmt: skip
 
@@ -117,6 +118,8 @@ class Partner:
         self.renewed_s = 0.0
         self.asked_s = 0.0
         self.blocked_s: float | None = None
+        self.waiting_s: float | None = None
+        """Since when frames wait for keys."""
         # Receiving.
         self.tally = Tally(-1, -1)
         self.unreported_bytes = 0
@@ -138,6 +141,7 @@ class Partner:
     def begin_sending(self, index: int) -> None:
         """Records go under a new session from now on; its counters begin anew."""
         self.sent_index = index
+        self.waiting_s = None
         self.sent_bytes = self.consumed_bytes = 0
         self.marks.clear()
         self.reported = None

@@ -36,6 +36,8 @@ TURN_S = 0.00002
 IDLE_TURNS_PER_S = 250
 """More turns than that without anything to do, and a core is busy for nothing."""
 JOINED_MAX = 64
+TOLD_S = 3.0
+"""Gossip says where a host is now."""
 KEPT_MAX = 400
 """Datagrams that the attacker keeps to send them again."""
 
@@ -152,7 +154,8 @@ class Network:
 
     def peer(self, index: int) -> control.Peer:
         key = public_key_of(private_key(index))
-        return control.Peer(name_of(index), key, ((f"10.0.0.{index}", PORT),), (mac_of(index),), True)
+        host, port = self.hosts[index].address
+        return control.Peer(name_of(index), key, ((str(host), int(str(port))),), (mac_of(index),), True)
 
     # Time.
 
@@ -373,11 +376,16 @@ class Network:
         self.wake(host, self.now)
 
     def roam(self, index: int, address: Address) -> None:
-        """It is elsewhere from now on, and nobody is told."""
+        """It is elsewhere from now on, and nobody is told but some seconds later, by the daemons."""
         host = self.hosts[index]
         del self.where[host.address]
         host.address = address
         self.where[address] = index
+        self.after(TOLD_S, self._tell)
+
+    def _tell(self) -> None:
+        for host in self.hosts:
+            self.introduce(host)
 
     def roll(self, index: int) -> None:
         """All its keys have become old."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.dataplane.sleeve.network import Card, Network
+from tests.dataplane.sleeve import soak
+from tests.dataplane.sleeve.network import IDLE_TURNS_PER_S, Card, Network, name_of
 from tests.dataplane.sleeve.traffic import BROADCAST, TCP, UDP
 
 
@@ -55,3 +56,35 @@ def test_joins_at_any_border_lose_nothing(seed: int) -> None:
     mixed(network, 1.0, ((0, 1), (2, 1), (1, 0)))
     network.run(2.0)
     assert network.ledger.missing() == 0
+
+
+def test_a_peer_that_does_not_answer_costs_no_core_and_holds_no_old_frames() -> None:
+    network = Network(3)
+    network.blocked = {(0, 1), (1, 0)}
+    flow = network.flow(0, 1, TCP)
+    network.traffic(flow, 0.1, 5.0, lambda: (1000, 0))
+    network.run(20.0)
+    assert network.hosts[0].turns < 20 * IDLE_TURNS_PER_S
+    assert len(network.partner(0, 1).queue) == 0
+    assert network.counted()["peer-silent"] == 50
+    hellos = network.counted()["hellos"]
+    network.run(60.0)
+    assert network.counted()["hellos"] == hellos, "asked on although nobody wants it any more"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_peers_may_be_forgotten_while_the_socket_takes_no_more(seed: int) -> None:
+    network = Network(seed, hosts=4)
+    network.weather.stick = 0.5
+    mixed(network, 1.0, ((0, 1), (0, 2), (0, 3), (1, 0), (2, 0)))
+    for number in range(40):
+        other = 1 + number % 3
+        network.after(0.02 * number, lambda other=other: network.hosts[0].sleeve.forget(name_of(other)))  # type: ignore[misc]
+        network.after(0.02 * number + 0.013, lambda: network.introduce(network.hosts[0]))
+    network.run(3.0)
+    assert network.counted()["peer-forgotten"] > 0
+
+
+@pytest.mark.parametrize("seed", range(100, 140))
+def test_a_bad_network_breaks_no_rule_and_is_got_over(seed: int) -> None:
+    soak.run(seed)
