@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
+import pytest
 from cryptography.exceptions import InvalidTag
 
 from dataplane.sleeve.keys import Keyring
@@ -100,6 +101,19 @@ def connect(one: Keyring, other: Keyring, now: float, *, peer: int = 1, renew: b
     [theirs] = other.confirmations(now)
     open_untrusted(one, seal(theirs, b""), now)
     return ours, theirs
+
+
+def two(first: tuple[bytes, ...] = (SECRET,), second: tuple[bytes, ...] = (SECRET,)) -> tuple[Keyring, Keyring]:
+    return make_ring(0, first), make_ring(1, second)
+
+
+def refused(ring: Keyring, datagram: bytes, now: float) -> str:
+    """Why a hello is dropped; it must be counted too."""
+    before = dict(ring.counters)
+    with pytest.raises(ProtocolError) as caught:
+        ring.hello_untrusted(datagram, SOURCE, now)
+    assert ring.counters[caught.value.reason] == before.get(caught.value.reason, 0) + 1
+    return caught.value.reason
 
 
 @dataclass

@@ -272,6 +272,17 @@ def test_nonsense_under_a_good_code_fails_in_the_handshake_only(noise: bytes, se
                 answer(bert, forge(anne, 1, body))
 
 
+@pytest.mark.parametrize("position", [4, 16, 27])
+def test_the_header_is_part_of_the_handshake_itself(position: int) -> None:
+    """Index, epoch and count cannot be changed even by who can compute the code."""
+    genuine = opening(pair(ANNE, BERT)).datagram[:-CODE_BYTES]
+    changed = genuine[:position] + bytes([genuine[position] ^ 1]) + genuine[position + 1 :]
+    answer(pair(BERT, ANNE), forge(pair(ANNE, BERT), 1, genuine))
+    with pytest.raises(ProtocolError) as caught:
+        answer(pair(BERT, ANNE), forge(pair(ANNE, BERT), 1, changed))
+    assert caught.value.reason == "bad-handshake"
+
+
 @given(st.binary(min_size=75, max_size=300))
 def test_a_nonsense_welcome_under_a_good_code_ends_the_attempt_only(noise: bytes) -> None:
     first = opening(pair(ANNE, BERT))

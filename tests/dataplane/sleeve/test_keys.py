@@ -1,4 +1,4 @@
-"""The keyring by hand: when it begins, whom it answers, what it keeps, and that every limit holds."""
+"""The keyring by hand: when it begins, whom it answers, what it keeps and for how long."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dataplane.sleeve import keys, standing
 from dataplane.sleeve.control import CONNECTING, IDLE, SILENT, UP
@@ -25,21 +23,10 @@ from tests.dataplane.sleeve.rings import (
     name_of,
     open_untrusted,
     private_key,
+    refused,
     seal,
+    two,
 )
-
-
-def two(first: tuple[bytes, ...] = (SECRET,), second: tuple[bytes, ...] = (SECRET,)) -> tuple[Keyring, Keyring]:
-    return make_ring(0, first), make_ring(1, second)
-
-
-def refused(ring: Keyring, datagram: bytes, now: float) -> str:
-    """Why a hello is dropped; it must be counted too."""
-    before = dict(ring.counters)
-    with pytest.raises(ProtocolError) as caught:
-        ring.hello_untrusted(datagram, SOURCE, now)
-    assert ring.counters[caught.value.reason] == before.get(caught.value.reason, 0) + 1
-    return caught.value.reason
 
 
 def run(ring: Keyring, now: float, until: float) -> list[float]:
@@ -177,6 +164,25 @@ def test_whoever_was_just_answered_is_given_time_to_confirm() -> None:
     assert len(bert.due(keys.CROSSING_WAIT_S + 0.1)) == 1
 
 
+def test_a_hello_that_crosses_ours_puts_off_our_next_one() -> None:
+    anne, bert = two()
+    from_anne = hello_of(anne, 1, 0.0)
+    hello_of(bert, 0, 0.0)
+    bert.hello_untrusted(from_anne, SOURCE, 0.15)
+    assert bert.due(0.15 + keys.CROSSING_WAIT_S - 0.01) == []
+    assert len(bert.due(0.15 + keys.CROSSING_WAIT_S)) == 1
+
+
+def test_a_refused_secret_is_followed_by_the_next_at_once() -> None:
+    anne, bert = make_ring(0, (OTHER_SECRET, SECRET)), make_ring(1)
+    name, refusal = bert.hello_untrusted(hello_of(anne, 1, 0.0), SOURCE, 0.0)
+    assert name is None
+    assert anne.refusal_untrusted(refusal, 0.1) == name_of(1)
+    [(_, hello)] = anne.due(0.1)
+    _, welcome = bert.hello_untrusted(hello, SOURCE, 0.1)
+    assert anne.welcome_untrusted(welcome, 0.2) == name_of(1)
+
+
 def test_an_index_in_use_is_not_given_again() -> None:
     draws = [b"\x00\x00\x00\x07", b"\x00\x00\x00\x07", b"\x00\x00\x00\x08"]
     random = Random(1)
@@ -205,6 +211,32 @@ def test_a_confirmed_session_needs_no_more_confirmation() -> None:
     anne, bert = two()
     connect(anne, bert, 0.0)
     assert anne.confirmations(100.0) == bert.confirmations(100.0) == []
+
+
+def test_a_session_that_goes_unconfirmed_is_confirmed_again_while_it_is_used() -> None:
+    anne, bert = two()
+    _, welcome = bert.hello_untrusted(hello_of(anne, 1, 0.0), SOURCE, 0.0)
+    anne.welcome_untrusted(welcome, 0.0)
+    for step in range(60):
+        anne.confirmations(float(step))
+    run(anne, 60.0, 70.0)
+    assert anne.confirmations(70.0) == []
+    session = anne.current(name_of(1))
+    assert session is not None
+    session.counter += 1
+    now = 70.0
+    while not anne.confirmations(now):
+        now += 1.0
+        anne.due(now)
+        assert now < 70.0 + 2 * keys.LOOK_INTERVAL_S
+
+
+def test_nothing_more_is_said_under_a_session_once_there_is_a_better_one() -> None:
+    anne, bert = two()
+    for now in (0.0, 10.0):
+        _, welcome = bert.hello_untrusted(hello_of(anne, 1, now, renew=True), SOURCE, now)
+        anne.welcome_untrusted(welcome, now)
+    assert anne.confirmations(10.0) == [anne.current(name_of(1))]
 
 
 # Peers
@@ -438,145 +470,16 @@ def test_welcomes_that_were_lost_do_not_push_out_the_session_that_is_still_in_us
     assert open_untrusted(bert, seal(old, b"late"), now) == b"late"
 
 
-# Floods
-
-
-def hellos_from(index: int, count: int) -> list[bytes]:
-    """Of one member that means no good: all different and all true."""
-    ring = make_ring(index, hosts=1)
-    ring.set_peer(name_of(50), public_key_of(private_key(50)))
-    found, now = [], 0.0
-    while len(found) < count:
-        now += 10.0
-        ring.want(name_of(50), now)
-        found += [hello for _, hello in ring.due(now)]
-        ring.set_peer(name_of(50), bytes(32))
-        ring.set_peer(name_of(50), public_key_of(private_key(50)))
-    return found
-
-
-def server(peers: int) -> Keyring:
-    ring = make_ring(50, hosts=0)
-    for index in range(peers):
-        ring.set_peer(name_of(index), public_key_of(private_key(index)))
-    return ring
-
-
-def test_a_member_that_floods_uses_up_its_own_share_only() -> None:
-    ring = server(3)
-    answered = 0
-    for number, hello in enumerate(hellos_from(0, 60)):
-        try:
-            ring.hello_untrusted(hello, SOURCE, number / 100)
-            answered += 1
-        except ProtocolError as error:
-            assert error.reason == "hello-flood"
-    assert answered == keys.HELLOS_PER_PEER_BURST
-    assert ring.hello_untrusted(hellos_from(1, 1)[0], SOURCE, 0.6)[0] == name_of(1)
-    assert len(ring.sessions) <= keys.SESSIONS_PER_PEER_MAX + 1
-
-
-def test_all_peers_together_are_limited_and_the_limit_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "HELLOS_BURST", 3)
-    ring = server(6)
-    hellos = [hellos_from(index, 1)[0] for index in range(6)]
-    for hello in hellos[:3]:
-        ring.hello_untrusted(hello, SOURCE, 0.0)
-    assert [refused(ring, hello, 0.0) for hello in hellos[3:]] == ["hellos-busy"] * 3
-    assert ring.hello_untrusted(hellos[3], SOURCE, 1 / keys.HELLOS_PER_S)[0] == name_of(3)
-
-
-def test_refusals_are_few_and_do_not_touch_the_share_of_true_hellos() -> None:
+def test_our_last_welcome_is_not_given_up_for_a_session_of_our_own() -> None:
     anne, bert = two()
-    wrong = make_ring(0, (OTHER_SECRET,))
-    forged = hello_of(wrong, 1, 0.0)
-    answers = 0
-    for _ in range(1000):
-        try:
-            name, answer = bert.hello_untrusted(forged, SOURCE, 0.0)
-            assert name is None
-            assert len(answer) < len(forged)
-            answers += 1
-        except ProtocolError as error:
-            assert error.reason == "wrong-secret"
-    assert answers == keys.REFUSALS_PER_PEER_BURST
-    assert bert.counters["wrong-secret"] == 1000
-    assert bert.hello_untrusted(hello_of(anne, 1, 0.0), SOURCE, 0.0)[0] == name_of(0)
-    assert len(bert.sessions) == 1
-
-
-def test_many_peers_wanted_at_once_are_asked_a_few_at_a_time() -> None:
-    ring = make_ring(0, hosts=120)
-    for peer in range(1, 120):
-        ring.want(name_of(peer), 0.0)
-    at_once = 0
-    while (due := ring.next_due()) is not None and due <= 0.0:
-        hellos = ring.due(0.0)
-        assert len(hellos) <= keys.OPENINGS_PER_CALL_MAX
-        at_once += len(hellos)
-    assert at_once == keys.OPENINGS_BURST
-    asked: set[PeerName] = set()
-    now = 0.0
-    while (due := ring.next_due()) is not None and due <= 3.0:
-        now = max(now, due)
-        asked.update(name for name, _ in ring.due(now))
-    assert len(asked) == 119
-
-
-def test_looks_at_many_sessions_are_spread_over_calls() -> None:
-    ring = make_ring(0, hosts=100)
-    others = [make_ring(peer, hosts=1) for peer in range(100)]
-    for peer in range(1, 100):
-        connect(ring, others[peer], peer / 10, peer=peer)
-    now = 100.0
-    calls = 0
-    while (due := ring.next_due()) is not None and due <= now:
-        assert ring.due(now) == []
-        assert ring.confirmations(now) == []
-        calls += 1
-    assert calls >= 99 // keys.LOOKS_PER_CALL_MAX
-
-
-# Noise of the other kind
-
-
-def answered(ring: Keyring, kind: int, datagram: bytes) -> bool:
-    try:
-        if kind == 0:
-            ring.hello_untrusted(datagram, SOURCE, 1.0)
-        elif kind == 1:
-            ring.welcome_untrusted(datagram, 1.0)
-        else:
-            ring.refusal_untrusted(datagram, 1.0)
-    except ProtocolError as error:
-        assert ring.counters[error.reason] > 0
-        return False
-    return True
-
-
-@given(st.integers(0, 2), st.binary(max_size=600), st.booleans(), st.binary(min_size=4, max_size=4))
-def test_garbage_changes_nothing(kind: int, data: bytes, typed: bool, index: bytes) -> None:
-    anne, bert = two()
-    hello = hello_of(anne, 1, 0.0)
-    garbage = bytes([kind + 1, 0, 0, 0]) + (hello[4:8] if typed else index) + data
-    assert not answered(anne, kind, garbage)
-    assert not answered(anne, kind, data)
-    assert anne.sessions == {}
-    _, welcome = bert.hello_untrusted(hello, SOURCE, 1.0)
-    assert answered(anne, 1, welcome)
-
-
-@given(st.sampled_from(["hello", "welcome", "refusal"]), st.integers(0, 144), st.integers(1, 255), st.booleans())
-def test_a_damaged_handshake_datagram_brings_no_session(what: str, position: int, flip: int, cut: bool) -> None:
-    anne, bert = two()
-    hello = hello_of(anne, 1, 0.0)
-    _, welcome = bert.hello_untrusted(hello, SOURCE, 0.0)
-    _, refusal = make_ring(1, (OTHER_SECRET,)).hello_untrusted(hello, SOURCE, 0.0)
-    kind, datagram = {"hello": (0, hello), "welcome": (1, welcome), "refusal": (2, refusal)}[what]
-    position %= len(datagram)
-    damaged = datagram[:position] + (b"" if cut else bytes([datagram[position] ^ flip]) + datagram[position + 1 :])
-    ring = make_ring(1) if kind == 0 else anne
-    if answered(ring, kind, damaged):
-        assert kind == 0
-        assert ring.counters == {"wrong-secret": 1}
-    assert ring.sessions == {}
+    for number in range(keys.SESSIONS_PER_PEER_MAX - 1):
+        connect(anne, bert, 10.0 * number, renew=True)
+    now = 10.0 * keys.SESSIONS_PER_PEER_MAX
+    from_anne, from_bert = hello_of(anne, 1, now, renew=True), hello_of(bert, 0, now, renew=True)
+    _, to_anne = bert.hello_untrusted(from_anne, SOURCE, now)
+    _, to_bert = anne.hello_untrusted(from_bert, SOURCE, now)
+    bert.welcome_untrusted(to_bert, now)
+    anne.welcome_untrusted(to_anne, now)
+    session = anne.current(name_of(1))
+    assert session is not None
+    assert open_untrusted(bert, seal(session, b"new"), now) == b"new"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
+from random import Random
 
 import pytest
 
@@ -245,4 +247,47 @@ def test_repeating_everything_ever_heard_changes_nothing(seed: int) -> None:
     assert {b"0>1:%d" % number for number in range(800, 1480)} - late == set() or network.counts["lost"] > 0
     assert len(late) > 0.85 * network.counts["offered"]
     assert set(Counter(network.delivered).values()) == {1}
+    check_bounds(network)
+
+
+def history(seed: int) -> Network:
+    """Hosts, secrets, weather, traffic, restarts and breaks by chance; good weather for the last 40 s."""
+    random = Random(seed)
+    hosts = random.choice([2, 2, 3, 4])
+    secrets = [(SECRET,), (SECRET, OTHER_SECRET), (OTHER_SECRET, SECRET)]
+    network = Network(seed, hosts, tuple(random.choice(secrets) for _ in range(hosts)))
+    network.weather = Weather(
+        loss=random.choice([0, 0, 0.05, 0.3]),
+        repeat=random.choice([0, 0.2]),
+        delay_s=(0.001, random.choice([0.02, 0.3, 1.5])),
+    )
+    until = random.choice([150.0, 450.0])
+    for source in range(hosts):
+        for target in range(hosts):
+            if source != target and random.random() < 0.6:
+                network.traffic(source, target, random.choice([0.1, 0.5, 3.0, 20.0]), until + 60)
+    for _ in range(random.choice([0, 0, 3, 8])):
+        network.at(random.uniform(1, until), partial(network.restart, random.randrange(hosts)))
+    for _ in range(random.choice([0, 2, 5])):
+        begin = random.uniform(1, until)
+        way = (random.randrange(hosts), random.randrange(hosts))
+        length = random.uniform(0.5, 15)
+        network.at(begin, partial(network.blocked.add, way))
+        network.at(begin + length, partial(network.blocked.discard, way))
+    network.run(until + 20)
+    network.weather = Weather()
+    network.blocked.clear()
+    network.run(until + 40)
+    return network
+
+
+@pytest.mark.parametrize("seed", [*range(20), 204, 205, 328])
+def test_any_history_ends_with_everything_arriving(seed: int) -> None:
+    network = history(seed)
+    before, offered = len(network.delivered), network.counts["offered"]
+    network.run(network.now + 21)
+    missing = network.counts["offered"] - offered - (len(network.delivered) - before)
+    assert missing <= 2 * len(network.hosts), "more than what is under way at the end, or waits for a handshake"
+    assert set(Counter(network.delivered).values()) <= {1}
+    assert network.counts["bad-seal"] == network.counts["bad-handshake"] == network.counts["bad-code"] == 0
     check_bounds(network)
