@@ -124,7 +124,7 @@ class Supervisor:
         """Adopt the worker that is there, or end it. Raises `UserError` where it cannot be ended.
 
         One that serves under the very same configuration goes on without a pause, and is told of peers as soon as the
-        mesh's state is in. Every other one is gone when this returns.
+        mesh's state is in. With a secret, every other one is gone when this returns.
         """
         if len(os.fsencode(self._path)) > directories.SOCKET_PATH_BYTES_MAX:
             raise UserError(
@@ -140,7 +140,8 @@ class Supervisor:
             raise UserError(f"something serves {self._path} and is no sleeve worker; end it, then launch again")
         found.send(self._next_configuration())
         # One status may be on its way before the worker has read what we want of it; the second is an answer to that.
-        if await found.heard(ADOPT_TIMEOUT_S, statuses=2):
+        # With a secret that is worth waiting for. Without one, a worker that refuses a moment later is replaced then.
+        if await found.heard(ADOPT_TIMEOUT_S, statuses=2 if self._settings.psks else 1):
             log.info("worker-adopted", pid=process.pid)
             self._process, self._conversation, self._is_adopted = process, found, True
             return
