@@ -127,9 +127,8 @@ class Prober:
         except BlockingIOError:
             self._count("probe-queue-full")
             return False
-        except OSError:
+        except OSError:  # a device that went away is noticed when reading
             self._count("probe-send-failed")
-            self._lose_socket()
             return False
         return True
 

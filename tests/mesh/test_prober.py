@@ -288,12 +288,17 @@ def test_a_device_that_is_made_anew_is_listened_to_again(on_device: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("error", "counter"), [(errno.EAGAIN, "probe-queue-full"), (errno.ENXIO, "probe-send-failed")]
+    ("error", "counter"),
+    [
+        (errno.EAGAIN, "probe-queue-full"),
+        (errno.ENXIO, "probe-send-failed"),
+        (errno.EMSGSIZE, "probe-send-failed"),
+    ],
 )
 def test_what_cannot_be_sent_is_counted_and_blamed_on_nobody(
     on_device: Callable[..., None], error: int, counter: str
 ) -> None:
-    """Our own queue is full, or the device is down."""
+    """Our own queue is full, the device is down, or narrower than it should be. The socket stays."""
 
     async def scenario(prober: Prober, device: Device, verdicts: list[None]) -> None:
         device.send_error = error
@@ -302,6 +307,7 @@ def test_what_cannot_be_sent_is_counted_and_blamed_on_nobody(
         assert prober.verdicts == {}
         device.send_error = 0
         await until(lambda: answer(device), "it asks")
+        assert device.opened == 1
 
     on_device(scenario)
 
