@@ -6,24 +6,30 @@ result of their static keys. It covers the whole datagram, so that a forged, dam
 a microsecond and no Diffie-Hellman, whoever sends it and from wherever: members of the mesh cannot forge it either,
 so each peer has a share of our work that nobody else can use up. That is why there are no cookies.
 
-    0               4               8                               16
+    0   1           4               8                              16   hello, 145 bytes
     +---+-----------+---------------+-------------------------------+
-    | 1 | 0   0   0 | sender's index| hint: who speaks to whom      |  hello, 145 bytes, more in later versions
-    +---+-----------+---------------+---------------+---------------+
-    | epoch                         | count         | Noise message 1 ...   e, s, [flags u8, generation u32]
-    +-------------------------------+---------------+---- - - - - -+---------------------------------+
-                                                                   | code, 16 bytes                  |
-    +---+-----------+---------------+---- - -                      +---------------------------------+
-    | 2 | 0   0   0 | receiver's    | Noise message 2 ...   e, [flags u8, generation u32, sender's index u32,  and code:
-    +---+-----------+---------------+---- - -                  address that the hello came from: 16 + 2 bytes]   welcome
-    +---+-----------+---------------+---------------------------------+
-    | 3 | 0   0   0 | receiver's    | code over it and the hello's    |  refusal, 24 bytes: under another secret
-    +---+-----------+---------------+---------------------------------+
+    | 1 | 0   0   0 | our index     | hint                          |
+    +---+-----------+---------------+---------------+---------------+---------------- - - --+--------------+
+    | epoch                         | count         | Noise message 1: e, s, payload        | code (16)    |
+    +-------------------------------+---------------+---------------- - - ------------------+--------------+
+                                                      payload: flags u8 (1: has AES), generation u32
 
-The hint is what lets the responder find the pair without trying every key; it tells an onlooker no more than the two
-addresses do. (epoch, count) rises with every hello of a peer, over restarts too. All of the header and both names are
-Noise's prologue. The psk is in the code, so a peer with another secret is told apart from a liar, and in the keys.
-The responder goes on under the secret of the code; a sender that has several tries them in turn.
+    0   1           4               8                                   welcome, 99 bytes
+    +---+-----------+---------------+--------------------- - - ------------------+--------------+
+    | 2 | 0   0   0 | hello's index | Noise message 2: e, payload                | code (16)    |
+    +---+-----------+---------------+--------------------- - - ------------------+--------------+
+                                      payload: flags u8, generation u32, our index u32, where the hello came
+                                      from: IPv6 address (16), port u16
+    0   1           4               8                                   refusal, 24 bytes: under another secret
+    +---+-----------+---------------+--------------+
+    | 3 | 0   0   0 | hello's index | code (16)    |   covers the hello's code too
+    +---+-----------+---------------+--------------+
+
+An index is what the other side writes on its records to us. The hint lets the responder find the pair without trying
+every key; it is the same in all hellos of one host to another, so an onlooker sees when a host has moved, and no more.
+(epoch, count) rises with every hello of a host, over restarts too. The hello's header and both names are Noise's
+prologue. The secret is in the keys and in the code, by which a peer with another secret is told apart from a liar; the
+responder goes on under the secret of the code, and a sender that has several tries them in turn.
 Bytes that a payload has beyond those known here belong to later versions and are ignored.
 """
 
