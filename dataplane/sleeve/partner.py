@@ -24,15 +24,15 @@ Address = tuple[object, ...]
 
 QUEUE_BYTES: Final = 2 * 1024 * 1024
 """What may wait for one peer."""
-WINDOW_MIN_BYTES: Final = 1024 * 1024
-WINDOW_EXTRA_BYTES: Final = 512 * 1024
+WINDOW_MIN_BYTES: Final = 512 * 1024
+WINDOW_EXTRA_BYTES: Final = 256 * 1024
 """Above what the network holds: enough that the receiver always has something to do."""
 WINDOW_DECAY: Final = 0.98
 """Of the network's share, for each report: it follows a path that became shorter."""
 STALL_S: Final = 0.03
 """Without a report for so long the window is open again: reports can be lost."""
 MARKS_MAX: Final = 8192
-REPORT_BYTES: Final = 192 * 1024
+REPORT_BYTES: Final = 128 * 1024
 """Received without a word to the sender at most; a quarter of the smallest window."""
 REPORT_RIDE_BYTES: Final = 96 * 1024
 """From so much on a report rides along in a record that goes there anyway."""
@@ -60,6 +60,7 @@ class Partner:
         "address",
         "asked_s",
         "blocked_s",
+        "candidates",
         "consumed_bytes",
         "direct",
         "filling",
@@ -90,6 +91,8 @@ class Partner:
         self.peer = peer
         self.address: Address | None = None
         """Where its last record came from."""
+        self.candidates: tuple[Address, ...] = ()
+        """Where the daemon says it may be."""
         self.queue: FairQueue[bytes | Buffer] = FairQueue(QUEUE_BYTES)
         self.filling: Buffer | None = None
         """The record that small frames are packed into."""
@@ -168,15 +171,17 @@ class Partner:
             return False
         return True
 
-    def take_report(self, report: Report, now: float) -> None:
-        """What the other side says of our records. One about an older session is too late to be of use."""
+    def take_report(self, report: Report, now: float) -> int:
+        """What the other side says of our records; how many datagrams it lost since it last did. A report about an
+        older session is too late to be of use."""
         before = self.reported
         if report.session != self.sent_index or (before is not None and report.seen < before.seen):
-            return
+            return 0
         self.reported = report
         self.reported_s = now
         seen, received = (before.seen, before.received) if before is not None else (0, 0)
-        self.meter.report(report.seen - seen, (report.seen - seen) - (report.received - received), now)
+        lost = (report.seen - seen) - (report.received - received)
+        self.meter.report(report.seen - seen, lost, now)
         under_way = self.sent_bytes - self.consumed_bytes
         marks = self.marks
         while marks and marks[0][0] <= report.seen:
@@ -185,6 +190,7 @@ class Partner:
         network = max(0, under_way - report.backlog_bytes)
         self.network_bytes = max(float(network), self.network_bytes * WINDOW_DECAY)
         self.window_bytes = max(WINDOW_MIN_BYTES, 1.25 * self.network_bytes + WINDOW_EXTRA_BYTES)
+        return lost
 
     # Reports to the other side.
 

@@ -102,8 +102,9 @@ class Worker:
                     self._unstick(descriptor)
             elif descriptor == self._listener.fileno():
                 self._accept()
-            else:
+            elif self._daemon is not None and descriptor == self._daemon.fileno():
                 self._hear()
+            # Else it was closed by what happened before it.
         if self._sleeve is None:
             return
         now = time.monotonic()
