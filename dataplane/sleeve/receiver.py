@@ -245,38 +245,39 @@ class Receiver:
     ) -> Frames:  # fmt: skip
         """A whole record behind its header: opened in its place, checked for newness, taken apart."""
         session, partner = found
-        end = len(data)
+        end = len(data) - TAG_BYTES
+        if end < HEADER_BYTES:
+            self._count("record-short")
+            return []
         opener = session.open
-        if opener is not None:
-            end -= TAG_BYTES
-            if end < HEADER_BYTES:
-                self._count("record-short")
-                return []
-            try:
+        try:
+            if opener is not None:
                 opener.decrypt_into(nonce(counter), data[HEADER_BYTES:], header, data[HEADER_BYTES:end])
-            except InvalidTag:
-                self._count("bad-seal")
-                return []
+            else:
+                assert session.verify is not None
+                session.verify.decrypt(nonce(counter), data[end:], data[:end])
+        except InvalidTag:
+            self._count("bad-seal")
+            return []
         if not session.window.accept(counter):
             self._count("replayed")
             return []
         tally = self._tally(session, partner)
         if header[0] == BURST:
             tally.received += datagrams
-        if counter + datagrams > tally.seen:
+        if counter + datagrams > tally.seen and tally is partner.tally:
             tally.seen = counter + datagrams
             self._authenticated(session, partner, address, now)
         else:
             self._authenticated(session, partner, partner.address or address, now)
         return self._entries(data[:end], partner, now)
 
-    @staticmethod
-    def _tally(session: Session, partner: Partner) -> Tally:
+    def _tally(self, session: Session, partner: Partner) -> Tally:
         """What arrived under the newest session; records of an older one that are late are nobody's concern."""
         tally = partner.tally
         if tally.index != session.local_index:
             fresh = Tally(session.local_index, session.rank)
-            if session.rank < tally.rank:
+            if session.rank < tally.rank and self._find(tally.index) is not None:
                 return fresh
             tally = partner.tally = fresh
         return tally

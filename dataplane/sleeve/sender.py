@@ -213,8 +213,7 @@ class Sender:
     def _burst(self, partner: Partner, session: Session, record: Buffer, datagram_bytes: int) -> Send:
         """The record sealed with one header, for one send that the kernel cuts."""
         view, end, counter = record.view, record.end, session.counter
-        tag = 0 if session.seal is None else TAG_BYTES
-        total = end + tag
+        total = end + TAG_BYTES
         datagrams, last = 1, total
         if total > datagram_bytes:
             datagrams = -(-total // datagram_bytes)
@@ -226,9 +225,11 @@ class Sender:
                 datagrams += 1
                 last = LENGTH_BYTES
         header = BURST_HEADER.pack(BURST, datagrams, last, session.remote_index, counter)
+        view[:HEADER_BYTES] = header
         if session.seal is not None:
             session.seal.encrypt_into(nonce(counter), view[HEADER_BYTES:end], header, view[HEADER_BYTES:total])
-        view[:HEADER_BYTES] = header
+        else:
+            _sign(session, view, end)
         session.counter = counter + datagrams
         session.sent_bytes += total
         assert partner.address is not None
@@ -249,9 +250,8 @@ class Sender:
         assert partner.trial is not None
         way = partner.trial.way
         view, end, counter = record.view, record.end, session.counter
-        tag = 0 if session.seal is None else TAG_BYTES
         room = way.datagram_bytes - HEADER_BYTES
-        sealed = end - HEADER_BYTES + tag
+        sealed = end - HEADER_BYTES + TAG_BYTES
         count = -(-sealed // room)
         if count == 1:
             parity = 1
@@ -260,10 +260,13 @@ class Sender:
         if padding:
             view[end : end + padding] = bytes(padding)
             end += padding
-        total = end + tag
+        total = end + TAG_BYTES
         header = PIECE_HEADER.pack(PIECES, 0, count, parity, session.remote_index, counter)
         if session.seal is not None:
             session.seal.encrypt_into(nonce(counter), view[HEADER_BYTES:end], header, view[HEADER_BYTES:total])
+        else:
+            view[:HEADER_BYTES] = header
+            _sign(session, view, end)
         pieces: list[bytes | memoryview] = [view[start : start + piece] for start in range(HEADER_BYTES, total, piece)]
         pieces += code.encode(pieces, parity)
         session.counter = counter + len(pieces)
@@ -288,3 +291,9 @@ class Sender:
 
     def _count(self, reason: str) -> None:
         self.counters[reason] = self.counters.get(reason, 0) + 1
+
+
+def _sign(session: Session, view: memoryview, end: int) -> None:
+    """The tag of a record that travels in clear, over all before it, header included."""
+    assert session.sign is not None
+    view[end : end + TAG_BYTES] = session.sign.encrypt(nonce(session.counter), b"", view[:end])

@@ -34,6 +34,9 @@ class Session:
     """For what we send; None where records travel in clear."""
     open: Aead | None
     """For what we receive."""
+    sign: Aead | None
+    """Makes the tag of a record that travels in clear; None where records are sealed."""
+    verify: Aead | None
     cipher: str
     is_initiator: bool
     born_s: float
@@ -63,19 +66,17 @@ class Session:
 
 def make_session(peer: PeerName, result: Result, *, sealed: bool, is_initiator: bool, low: bool, now: float) -> Session:
     """`low`: our name is the lower of the two."""
-    seal: Aead | None = None
-    opener: Aead | None = None
-    cipher = CLEAR
-    if sealed:
-        kind, cipher = (AESGCM, AES_256_GCM) if result.aes else (ChaCha20Poly1305, CHACHA20_POLY1305)
-        seal, opener = kind(result.key_out), kind(result.key_in)
+    kind, cipher = (AESGCM, AES_256_GCM) if result.aes else (ChaCha20Poly1305, CHACHA20_POLY1305)
+    ours, theirs = kind(result.key_out), kind(result.key_in)
     return Session(
         peer=peer,
         local_index=result.local_index,
         remote_index=result.remote_index,
-        seal=seal,
-        open=opener,
-        cipher=cipher,
+        seal=ours if sealed else None,
+        open=theirs if sealed else None,
+        sign=None if sealed else ours,
+        verify=None if sealed else theirs,
+        cipher=cipher if sealed else CLEAR,
         is_initiator=is_initiator,
         born_s=now,
         generation=result.generation,

@@ -24,7 +24,8 @@ Pieces: the header is on each datagram, and `parity` of them may be lost. All pi
     +--------+----------+--------+--------+----------------+-------------------------------+-------- - -
 
 The seal (AES-256-GCM or ChaCha20-Poly1305, 16 bytes of tag at the end) covers the header of the first datagram as
-associated data; its nonce is four zero bytes and the counter. Without a secret nothing is sealed and there is no tag.
+associated data; its nonce is four zero bytes and the counter. Without a secret nothing is encrypted, and the tag is
+that of no text with all before it as associated data: it proves that the parts of a record belong together.
 Numbers are big-endian, but in a record's entries, which are laid out for the kernel's side of the worker:
 
     0           2                                        what the length says
