@@ -33,6 +33,9 @@ MEMORY_S: Final = 4.0
 """How long a loss counts; the older, the less."""
 SAMPLE_MIN: Final = 400
 """Fewer datagrams than that are taken for so many, or one lost ping would look like a bad path."""
+EARLY_MAX: Final = 68
+"""Pieces of a record that is not complete yet are reported as received before they are reported as sent, at most so
+many; where that is forgotten, they are lost in the next report."""
 GROW_BELOW: Final = 0.5
 """Records grow again when the loss is below half of what made them small."""
 
@@ -50,14 +53,15 @@ class LossMeter:
     @property
     def loss(self) -> float:
         """Share of datagrams lost lately, 0 to 1."""
-        return min(1.0, self._lost / max(self._sent, SAMPLE_MIN))
+        return min(1.0, max(0.0, self._lost) / max(self._sent, SAMPLE_MIN))
 
     def report(self, sent: int, lost: int, now: float) -> None:
-        """Since the last call so many datagrams went out, and so many did not arrive (negative: late ones did)."""
+        """Since the last call so many datagrams went out, and so many did not arrive (negative: late or early ones
+        did)."""
         keep = max(0.0, 1.0 - (now - self._at) / MEMORY_S)
         self._at = now
         self._sent = self._sent * keep + max(0, sent)
-        self._lost = max(0.0, self._lost * keep + lost)
+        self._lost = max(-EARLY_MAX, self._lost * keep + lost)
         loss = self.loss
         step = next(number for number, (limit, _) in enumerate(LADDER) if loss <= limit)
         while step < self._step and loss > LADDER[self._step - 1][0] * GROW_BELOW:

@@ -48,6 +48,8 @@ BUSY_S: Final = 0.05
 IDLE_S: Final = 1.0
 """Between two looks at what is due, with and without traffic."""
 OUTBOX_MAX: Final = 4096
+NOTES_MAX: Final = 16
+"""What may wait for the next record to a peer beside frames; it asks for no more at once."""
 KEEPALIVE_S: Final = 25.0
 """Towards peers that see us behind a NAT; its mapping is gone after 30 s where it is short."""
 _SAFE: Final = Way(DATAGRAM_BYTES[-1], False)
@@ -94,6 +96,8 @@ class Sleeve:
         self._answering: dict[Partner, None] = {}
         self._active: dict[Partner, None] = {}
         """Those that were heard lately, or that must go on hearing us."""
+        self._questioned: Partner | None = None
+        """To whom a question is just going out, in a way that may not be the one in use."""
         self._timers_s = 0.0
         self._look_again_s = NEVER_S
         self.is_busy = False
@@ -103,6 +107,9 @@ class Sleeve:
 
     def set_peer(self, peer: control.Peer) -> None:
         partner = self.partners.get(peer.name)
+        if partner is not None and partner.peer.key != peer.key:
+            self.forget(peer.name)  # somebody else under that name
+            partner = None
         if partner is None:
             partner = self.partners[peer.name] = Partner(peer)
         else:
@@ -113,9 +120,13 @@ class Sleeve:
         self.keyring.set_peer(peer.name, peer.key)
         for mac in peer.macs:
             self.sender.macs[mac] = partner
-        for each in peer.addresses:
-            if (address := self._resolve(each)) is not None:
-                self._by_address[address] = partner
+        for address in partner.candidates:
+            if self._by_address.get(address) is partner and address != partner.address:
+                del self._by_address[address]
+        found = (self._resolve(each) for each in peer.addresses)
+        partner.candidates = tuple(address for address in found if address is not None)
+        for address in partner.candidates:
+            self._by_address[address] = partner
         self._flood()
 
     def forget(self, name: PeerName) -> None:
@@ -169,8 +180,11 @@ class Sleeve:
 
     def _move(self, partner: Partner, address: Address) -> None:
         """Its records come from there: so ours go there."""
-        if partner.address is not None:
+        before = partner.address
+        if before is not None:
             self._count("roamed")
+            if before not in partner.candidates and self._by_address.get(before) is partner:
+                del self._by_address[before]
         partner.address = address
         self._by_address[address] = partner
         self._begin_trial(partner)
@@ -182,9 +196,11 @@ class Sleeve:
     def _note(self, partner: Partner, kind: int, body: bytes, now: float) -> None:
         """Something the other worker says of itself, under the seal."""
         if kind == NOTE_REPORT:
-            partner.take_report(decode_report_untrusted(body), now)
+            if partner.take_report(decode_report_untrusted(body), now) > 0 and partner.trial is not None:
+                partner.trial.doubt(now)
         elif kind == NOTE_ASK:
-            partner.notes.append(encode_note(NOTE_ANSWER, body))
+            if len(partner.notes) < NOTES_MAX:
+                partner.notes.append(encode_note(NOTE_ANSWER, body))
             self._answering[partner] = None
         elif kind == NOTE_ANSWER and body[:1] == _TRIAL and partner.trial is not None:
             partner.trial.answered(body[1:], now)
@@ -200,8 +216,8 @@ class Sleeve:
                 self._send((answer,), address)
             elif datagram[0] == handshake.WELCOME:
                 partner = self.partners[self.keyring.welcome_untrusted(datagram, now)]
-                partner.address = address  # it answered from there; records would move it again
-                self._by_address[address] = partner
+                if partner.address != address:
+                    self._move(partner, address)  # it answered from there; records would move it again
             else:
                 self.keyring.refusal_untrusted(datagram, now)
         except ProtocolError:
@@ -283,6 +299,8 @@ class Sleeve:
         if since is not None and now - since > UNANSWERED_S and now - partner.renewed_s >= RENEW_S:
             partner.renewed_s = now
             self.keyring.want(partner.peer.name, now, renew=True)
+            if partner.trial is not None:
+                partner.trial.doubt(now)
         return session
 
     def _report(self, now: float) -> Iterator[Send]:
@@ -347,7 +365,9 @@ class Sleeve:
             record = self.sender.pool.take()
             record.end = DATAGRAMS * way.datagram_bytes - TAG_BYTES - 8
             record.view[HEADER_BYTES : record.end] = note + bytes(record.end - HEADER_BYTES - len(note))
+            self._questioned = partner
             yield from self.sender.seal_burst(partner, session, record, way)
+            self._questioned = None
             self.sender.pool.give(record)
         if now - partner.asked_s >= RTT_EVERY_S:
             partner.asked_s = now
@@ -382,7 +402,7 @@ class Sleeve:
             return
         if self._datagram_bytes(address) < partner.trial.way.datagram_bytes:
             self._begin_trial(partner)  # it has learned of a smaller MTU
-        else:
+        elif partner is not self._questioned:
             partner.trial.refused(now)
 
     def _send(self, buffers: tuple[bytes, ...], address: Address) -> None:

@@ -3,7 +3,7 @@
 A virtual network card may claim to cut UDP_SEGMENT sends and corrupt them; a tunnel on the way may swallow datagrams
 of full size. So nothing is believed: a record that fills three datagrams is sent in each way, best first, until one is
 answered. Pure: the clock comes in, questions come out. Until the first answer the smallest way is used, which every
-path has; a way that was not the best is questioned again every minute.
+path has; a way that was not the best is questioned again every minute, and the way in use whenever datagrams are lost.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from dataplane.sleeve.wire import SEND_MAX_BYTES
+
 DATAGRAM_BYTES: Final = (1372, 1252, 548)
 """UDP payloads to fall back to: beneath another tunnel, IPv6's minimum of 1280, IPv4's of 576."""
 TRIES: Final = 4
 TRY_S: Final = 0.08
 """Between two questions of the same kind, doubling; a path with a longer round trip answers the earlier ones late."""
 AGAIN_S: Final = 60.0
+DOUBT_S: Final = 5.0
+"""Between two doubts of the way in use."""
 DATAGRAMS: Final = 3
+LARGEST_BYTES: Final = SEND_MAX_BYTES // DATAGRAMS
 _BODY: Final = struct.Struct("!BI")
 
 
@@ -37,6 +42,7 @@ class Trial:
 
     def __init__(self, datagram_bytes: int, may_segment: bool) -> None:
         """`datagram_bytes`: what fits the underlay's MTU on this host."""
+        datagram_bytes = min(datagram_bytes, LARGEST_BYTES)
         sizes = [datagram_bytes, *(size for size in DATAGRAM_BYTES if size < datagram_bytes)]
         ways = [Way(size, segmented) for size in sizes for segmented in (True, False)]
         self.ways = [way for way in ways if may_segment or not way.segmented]
@@ -47,6 +53,9 @@ class Trial:
         self._tries = 0
         self.next_s: float | None = 0.0
         self._salt = 0
+        self._doubted = False
+        """Whether the way in question is the one in use."""
+        self._doubted_s = float("-inf")
 
     @property
     def way(self) -> Way:
@@ -58,6 +67,8 @@ class Trial:
             return None
         if self._tries >= TRIES:
             self._tries = 0
+            if self._doubted:
+                self._doubted, self.proven, self._asked = False, None, -1
             better = self.proven is None or self._asked + 1 < self.proven
             if not better or self._asked + 1 >= len(self.ways):
                 self._asked = 0
@@ -74,14 +85,28 @@ class Trial:
         if len(body) != _BODY.size:
             return
         number, _ = _BODY.unpack(body)
+        if self._doubted and number == self.proven:
+            self._doubted = False
+            self._rest(now)
         if number >= len(self.ways) or (self.proven is not None and number >= self.proven):
             return
         self.proven = number
+        self._doubted = False
+        self._rest(now)
+
+    def _rest(self, now: float) -> None:
         self._asked = self._tries = 0
-        self.next_s = None if number == 0 else now + AGAIN_S
+        self.next_s = None if self.proven == 0 else now + AGAIN_S
+
+    def doubt(self, now: float) -> None:
+        """Datagrams are lost: perhaps the path takes no longer what it took. Where no answer comes, all begins anew."""
+        if self.proven is not None and not self._doubted and now - self._doubted_s >= DOUBT_S:
+            self._doubted, self._doubted_s = True, now
+            self._asked, self._tries, self.next_s = self.proven, 0, now
 
     def refused(self, now: float) -> None:
         """The kernel itself would not send in the way in use (EMSGSIZE, EINVAL, EIO): take the next one at once."""
         if self.proven is not None and self.proven + 1 < len(self.ways):
             self.proven += 1
-            self.next_s = now + AGAIN_S
+            self._doubted = False
+            self._rest(now)

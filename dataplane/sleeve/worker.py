@@ -73,6 +73,11 @@ class Worker:
         self._stuck_on = -1
         self._status_s = 0.0
         self._running = True
+        # How many to take in the next turn: to find out that there is no more costs a lone ping more than to be called
+        # again, so it is found out only as often as the number doubles.
+        self._receives = 1
+        self._reads = 1
+        self._wrote = False
         self._segments: dict[int, list[tuple[int, int, bytes]]] = {0: []}
 
     def run(self) -> None:
@@ -135,18 +140,18 @@ class Worker:
         sleeve, data, write, tap = self._sleeve, self._data, os.write, self._tap
         assert sleeve is not None
         left = RECEIVE_BYTES_PER_TURN
-        for _ in range(RECEIVES_PER_TURN):
+        for number in range(self._receives):
             try:
                 size, ancillary, _, address = source.recvmsg_into((data,), _ANCILLARY_BYTES)
-            except BlockingIOError:
+            except OSError:  # nothing more, or an ICMP error of something sent earlier
+                self._receives = max(1, number)
                 return
-            except OSError:
-                return  # an ICMP error of something sent earlier
             segment = size
             for level, kind, value in ancillary:
                 if level == datagram.SOL_UDP and kind == datagram.UDP_GRO:
                     segment = _GRO.unpack(value)[0] or size
             for frame in sleeve.datagrams(data[:size], segment, address, time.monotonic()):
+                self._wrote = True
                 try:
                     write(tap, frame)
                 except OSError as error:
@@ -154,6 +159,7 @@ class Worker:
             left -= size
             if left <= 0:
                 return
+        self._receives = min(2 * self._receives, RECEIVES_PER_TURN)
 
     def _not_written(self, frame: memoryview, error: OSError) -> None:
         """The TAP did not take a frame. One that a broken kernel does not like is finished by hand."""
@@ -177,10 +183,11 @@ class Worker:
         assert sleeve is not None
         buffer = self._buffer or sleeve.take_buffer()
         left = READ_BYTES_PER_TURN
-        for _ in range(READS_PER_TURN):
+        for number in range(self._reads):
             try:
                 size = readv(tap, buffer.for_frame)
             except BlockingIOError:
+                self._reads = max(1, number)
                 break
             except OSError:  # somebody removed it
                 self._close_tap()
@@ -190,6 +197,8 @@ class Worker:
             left -= size
             if left <= 0:
                 break
+        else:
+            self._reads = min(2 * self._reads, READS_PER_TURN)
         self._buffer = buffer
 
     def _send(self, now: float) -> None:
