@@ -45,8 +45,8 @@ from mesh.roster import Roster
 
 COMMAND: Final = (sys.executable, "-m", "dataplane.sleeve")
 """How a worker is started; the path of its socket follows."""
-START_TIMEOUT_S = 10.0
-"""From the start of a worker to its first status."""
+START_TIMEOUT_S = 20.0
+"""From the start of a worker to its first status; a fifth of a second is usual, on a machine that has time for it."""
 ADOPT_TIMEOUT_S = 2.0
 """For the first status of a worker that was there before us."""
 CONNECT_INTERVAL_S = 0.01
@@ -248,7 +248,7 @@ class Supervisor:
             self._trouble = f"cannot start the sleeve worker ({error.strerror})"
             return False
         process = self._process = _Process(child.pid, child)
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline, trouble = time.monotonic() + START_TIMEOUT_S, ""
         while not process.is_gone and time.monotonic() < deadline:
             try:
                 conversation = self._conversation = await self._connect()
@@ -261,10 +261,10 @@ class Supervisor:
             if await conversation.heard(deadline - time.monotonic()):
                 log.info("worker-started", pid=process.pid)
                 return True
-            refused = conversation.refusal
-            self._trouble = refused.text if refused else conversation.fault or "the sleeve worker died while starting"
-            return False
-        self._trouble = "the sleeve worker died while starting" if process.is_gone else "the sleeve worker hung"
+            trouble = conversation.refusal.text if conversation.refusal else conversation.fault
+            break
+        did = "hung" if time.monotonic() >= deadline else "died"
+        self._trouble = trouble or f"the sleeve worker {did} while starting"
         return False
 
     def _spawn(self) -> subprocess.Popen[bytes]:

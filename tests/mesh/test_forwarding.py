@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired, Port, RemoteEndpoint, RemotePeer, Segment
 from dataplane.objects import BRIDGE_FDB, FLOOD, LINK, NEIGHBOUR, VXLAN_FDB, Key, Vxlan, expand
+from dataplane.sleeve import control
 from gossip.names import PeerName
 from gossip.pages import TablePager
 from gossip.peers import AWAY, GONE, LIVE, PeerRecord
@@ -112,6 +114,17 @@ def test_every_reason_code_is_reached() -> None:
     names = ("BEST", "NO_WIREGUARD", "NO_VXLAN", "NO_ADDRESS", "OTHER_PORT", "NO_SLEEVE", "UNREACHABLE", "AWAY_REASON")
     codes = {getattr(forwarding, name) for name in names} | {vxlanhealth.SILENT, vxlanhealth.TOO_NARROW}
     assert {path.reason for _, _, path in REASONS.values()} == codes
+
+
+def test_every_reason_code_is_explained() -> None:
+    """In the table that users are pointed to, each with the path it stands beside; and no code that is not one."""
+    lines = (pathlib.Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    table = {row[1].strip("`"): row[0] for row in rows if len(row) == 4 and row[1].startswith("`")}
+    shown = {path.reason: path.kind for _, _, path in REASONS.values() if path.reason not in ("unreachable", "away")}
+    shown |= {control.SILENT: NONE, control.WRONG_SECRET: NONE}
+    assert table.keys() == shown.keys() | {"unreachable", "away"}
+    assert {reason: table[reason].strip("`") for reason in shown} == shown
 
 
 @pytest.mark.parametrize(
