@@ -47,13 +47,14 @@ class LossMeter:
         self.shape = BURST
         self._sent = 0.0
         self._lost = 0.0
+        self._early = 0.0
         self._at = 0.0
         self._step = 0
 
     @property
     def loss(self) -> float:
         """Share of datagrams lost lately, 0 to 1."""
-        return min(1.0, max(0.0, self._lost) / max(self._sent, SAMPLE_MIN))
+        return min(1.0, self._lost / max(self._sent, SAMPLE_MIN))
 
     def report(self, sent: int, lost: int, now: float) -> None:
         """Since the last call so many datagrams went out, and so many did not arrive (negative: late or early ones
@@ -61,7 +62,9 @@ class LossMeter:
         keep = max(0.0, 1.0 - (now - self._at) / MEMORY_S)
         self._at = now
         self._sent = self._sent * keep + max(0, sent)
-        self._lost = max(-EARLY_MAX, self._lost * keep + lost)
+        balance = self._lost * keep + lost - self._early
+        self._lost = max(0.0, balance)
+        self._early = min(EARLY_MAX, max(0.0, -balance))
         loss = self.loss
         step = next(number for number, (limit, _) in enumerate(LADDER) if loss <= limit)
         while step < self._step and loss > LADDER[self._step - 1][0] * GROW_BELOW:
