@@ -16,7 +16,7 @@ from dataplane.sleeve.wire import DATAGRAMS_MAX, SEND_MAX_BYTES
 
 AGE_MAX_S: Final = 0.05
 PARTIALS_MAX: Final = 64
-BYTES_MAX: Final = 8 * 1024 * 1024
+BYTES_MAX: Final = 4 * 1024 * 1024
 """What all unfinished records may hold together."""
 
 
@@ -67,6 +67,7 @@ class Assembly:
             self.give_up_burst(next(iter(self.bursts)))
         self.bursts[address] = burst
         self._append(burst, data)
+        self._bound()
 
     def continue_burst(self, address: object, data: memoryview, now: float) -> tuple[Burst, bytearray] | None:
         """More of it. The burst and its sealed bytes, header included, when that was the last of it."""
@@ -76,6 +77,7 @@ class Assembly:
             return None
         self._append(burst, data)
         if burst.have < burst.size:
+            self._bound()
             return None
         del self.bursts[address]
         self.bytes -= burst.have
@@ -89,7 +91,6 @@ class Assembly:
         burst.parts.append(bytes(data))
         burst.have += len(data)
         self.bytes += len(data)
-        self._bound()
 
     def take(
         self, index: int, counter: int, number: int, count: int, parity: int, parts: Sequence[memoryview], now: float
@@ -142,12 +143,6 @@ class Assembly:
             if now - pieces.began_s <= AGE_MAX_S:
                 break
             self._give_up_pieces(key)
-
-    def forget_session(self, index: int) -> None:
-        for key in [each for each in self.pieces if each[0] == index]:
-            self._give_up_pieces(key)
-        for address in [address for address, burst in self.bursts.items() if burst.index == index]:
-            self.give_up_burst(address)
 
     def _forget_pieces(self, key: tuple[int, int]) -> None:
         gone = self.pieces.pop(key)
