@@ -22,7 +22,7 @@ from dataplane.sleeve.wire import DATAGRAMS_MAX, FRAME_MAX_BYTES, HEADER_BYTES, 
 Address = tuple[object, ...]
 """Of a datagram, as the socket gave it: its length tells the family, nothing else is read here."""
 
-QUEUE_BYTES: Final = 2 * 1024 * 1024
+QUEUE_BYTES: Final = 1024 * 1024
 """What may wait for one peer."""
 WINDOW_MIN_BYTES: Final = 512 * 1024
 WINDOW_EXTRA_BYTES: Final = 256 * 1024
@@ -31,6 +31,8 @@ WINDOW_DECAY: Final = 0.98
 """Of the network's share, for each report: it follows a path that became shorter."""
 STALL_S: Final = 0.03
 """Without a report for so long the window is open again: reports can be lost."""
+METER_S: Final = 0.05
+"""As long as nothing is lost, the meter need not be told more often."""
 MARKS_MAX: Final = 8192
 REPORT_BYTES: Final = 128 * 1024
 """Received without a word to the sender at most; a quarter of the smallest window."""
@@ -68,6 +70,7 @@ class Partner:
         "limit",
         "marks",
         "meter",
+        "metered_s",
         "network_bytes",
         "notes",
         "peer",
@@ -82,6 +85,7 @@ class Partner:
         "tally",
         "trial",
         "unanswered_s",
+        "unmetered",
         "unreported_bytes",
         "waiting_s",
         "window_bytes",
@@ -113,6 +117,9 @@ class Partner:
         """Of every record under way: the counter after it, and `sent_bytes` then."""
         self.reported: Report | None = None
         self.reported_s = 0.0
+        self.unmetered = 0
+        """Datagrams that arrived, all of them, since the meter was told."""
+        self.metered_s = 0.0
         self.network_bytes = 0.0
         self.window_bytes = float(WINDOW_MIN_BYTES)
         self.unanswered_s: float | None = None
@@ -181,8 +188,10 @@ class Partner:
         self.reported_s = now
         seen, received = (before.seen, before.received) if before is not None else (0, 0)
         lost = (report.seen - seen) - (report.received - received)
-        self.meter.report(report.seen - seen, lost, now)
-        under_way = self.sent_bytes - self.consumed_bytes
+        self.unmetered += report.seen - seen
+        if lost or now - self.metered_s > METER_S:
+            self.meter.report(self.unmetered, lost, now)
+            self.unmetered, self.metered_s = 0, now
         marks = self.marks
         while marks and marks[0][0] <= report.seen:
             self.consumed_bytes = marks.popleft()[1]
@@ -193,11 +202,6 @@ class Partner:
         return lost
 
     # Reports to the other side.
-
-    def received(self, size: int, now: float) -> None:
-        self.unreported_bytes += size
-        if self.report_due_s is None:
-            self.report_due_s = now + REPORT_S
 
     def make_report(self, backlog_bytes: int) -> Report:
         self.unreported_bytes = 0

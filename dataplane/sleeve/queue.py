@@ -95,6 +95,8 @@ class FairQueue(Generic[Item]):
                     del self._flows[flow.key]
                 elif flow.credit > 0:
                     break
+                elif len(old) == 1:
+                    flow.credit += QUANTUM_BYTES * (-flow.credit // QUANTUM_BYTES + 1)  # as many turns as it needs
                 else:
                     flow.credit += QUANTUM_BYTES
                     old.rotate(-1)

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidTag
 
 from dataplane.sleeve import frames
 from dataplane.sleeve.assembly import Assembly, Burst
-from dataplane.sleeve.partner import Address, Partner, Tally
+from dataplane.sleeve.partner import REPORT_S, Address, Partner, Tally
 from dataplane.sleeve.session import Session
 from dataplane.sleeve.wire import (
     BURST,
@@ -34,6 +34,8 @@ from dataplane.sleeve.wire import (
 from gossip.errors import ProtocolError
 
 HANDSHAKE_TYPE_MAX: Final = 3
+HEARD_S: Final = 0.02
+"""Of a peer that goes on sending it is said so often that it was heard."""
 _NUMBERS: Final = bytes(range(256))
 Frames = list[memoryview]
 
@@ -69,6 +71,8 @@ class Receiver:
         """`find`: a session by our index. `authenticated`: a record was opened. `stranger`: a record of no session."""
         self.counters = counters
         self.assembly = Assembly()
+        self.reporting: dict[Partner, None] = {}
+        """Those to whom something has to be reported."""
         self._find = find
         self._authenticated = authenticated
         self._note = note
@@ -262,14 +266,22 @@ class Receiver:
         if not session.window.accept(counter):
             self._count("replayed")
             return []
-        tally = self._tally(session, partner)
+        tally = partner.tally
+        if tally.index != session.local_index:
+            tally = self._tally(session, partner)
         if header[0] == BURST:
             tally.received += datagrams
         if counter + datagrams > tally.seen and tally is partner.tally:
             tally.seen = counter + datagrams
-            self._authenticated(session, partner, address, now)
         else:
-            self._authenticated(session, partner, partner.address or address, now)
+            address = partner.address or address  # late: it tells nothing of where the peer is now
+        if (
+            address != partner.address
+            or not session.confirmed
+            or partner.unanswered_s is not None
+            or (now - (partner.heard_s or 0.0) > HEARD_S)
+        ):
+            self._authenticated(session, partner, address, now)
         return self._entries(data[:end], partner, now)
 
     def _tally(self, session: Session, partner: Partner) -> Tally:
@@ -310,7 +322,10 @@ class Receiver:
             else:
                 self._count(fault)
         if out:
-            partner.received(end, now)
+            partner.unreported_bytes += end
+            if partner.report_due_s is None:
+                partner.report_due_s = now + REPORT_S
+                self.reporting[partner] = None
         return out
 
     def _count(self, reason: str) -> None:

@@ -8,6 +8,7 @@ copied into a record that goes out at the end of the turn, so nothing ever waits
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Final
 
@@ -45,6 +46,7 @@ PROTECT_FROM: Final = 2
 
 
 Item = bytes | Buffer
+_DESTINATION: Final = struct.Struct("6s")
 
 
 class Sender:
@@ -69,32 +71,34 @@ class Sender:
         if not FRAME_MIN_BYTES <= size <= FRAME_MAX_BYTES:
             self._count("tap-frame-size")
             return False
-        destination = bytes(buffer.view[ETHERNET_AT : ETHERNET_AT + 6])
+        view = buffer.view
+        (destination,) = _DESTINATION.unpack_from(view, ETHERNET_AT)
         partner = self.macs.get(destination)
         if partner is None:
             if destination[0] & 1:
-                copy = bytes(buffer.view[FRAME_AT : FRAME_AT + size])
+                copy = bytes(view[FRAME_AT : FRAME_AT + size])
                 for each in self.flooded:
                     self._push(each, copy, size, b"")
             else:
                 self._count("tap-unknown-destination")
             return False
+        end = FRAME_AT + size
         if size > SMALL_BYTES:
-            buffer.end = FRAME_AT + size
-            self._push(partner, buffer, size, frames.flow_key(buffer.view[ETHERNET_AT : buffer.end]))
+            buffer.end = end
+            for dropped in partner.queue.push(frames.flow_key(view[ETHERNET_AT:end]), buffer, size):
+                self._drop(dropped, "queue-full")
+            self.backlog[partner] = None
             return True
         if partner.direct and partner not in self.backlog:
             record = partner.filling or self._record(partner)
-            start = record.end + LENGTH_BYTES
-            end = start + size
-            if end <= partner.limit:
-                LENGTH.pack_into(record.view, record.end, size)
-                record.view[start:end] = buffer.view[FRAME_AT : FRAME_AT + size]
-                record.end = end
+            at = record.end
+            filled = at + LENGTH_BYTES + size
+            if filled <= partner.limit:
+                LENGTH.pack_into(record.view, at, size)
+                record.view[at + LENGTH_BYTES : filled] = view[FRAME_AT:end]
+                record.end = filled
                 return False
-        end = FRAME_AT + size
-        flow = frames.flow_key(buffer.view[ETHERNET_AT:end])
-        self._push(partner, bytes(buffer.view[FRAME_AT:end]), size, flow)
+        self._push(partner, bytes(view[FRAME_AT:end]), size, frames.flow_key(view[ETHERNET_AT:end]))
         return False
 
     def _push(self, partner: Partner, item: Item, size: int, flow: Hashable) -> None:
@@ -122,24 +126,32 @@ class Sender:
         """Some of what waits for it. What is yielded must be sent before the next is asked for."""
         left = SLICE_BYTES
         pop = partner.queue.pop
-        whole = HEADER_BYTES + partner.capacity() if partner.meter.shape.parity == 0 else 0
+        assert partner.trial is not None
+        way = partner.trial.way
+        whole = HEADER_BYTES + partner.capacity() if way.segmented and not partner.meter.shape.parity else 0
         while left > 0:
             item = pop()
             if item is None:
-                self.backlog.pop(partner, None)
+                self.backlog.pop(partner, None)  # it may have been forgotten meanwhile
                 break
             if isinstance(item, bytes):
                 left -= len(item)
                 yield from self._pack(partner, session, item, now)
                 continue
-            left -= item.end
-            if item.end > whole:
-                yield from self._cut(partner, session, item, now)
-            else:
-                if partner.filling is not None:
-                    yield from self.flush(partner, session, now)  # frames of one flow stay in order
-                LENGTH.pack_into(item.view, HEADER_BYTES, item.end - FRAME_AT)
+            size = item.end
+            left -= size
+            if partner.filling is not None:
+                yield from self.flush(partner, session, now)  # frames of one flow stay in order
+            LENGTH.pack_into(item.view, HEADER_BYTES, size - FRAME_AT)
+            if size <= whole:
+                if partner.notes or partner.unreported_bytes >= REPORT_RIDE_BYTES:
+                    self._write_notes(partner, item)
+                yield self._burst(partner, session, item, way.datagram_bytes)
+                partner.sent(session.counter, size, now)
+            elif size <= HEADER_BYTES + partner.capacity():
                 yield from self._seal(partner, session, item, now)
+            else:
+                yield from self._cut(partner, session, item, now)
             self.pool.give(item)
         if partner.filling is not None:
             yield from self.flush(partner, session, now)

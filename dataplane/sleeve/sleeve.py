@@ -91,8 +91,6 @@ class Sleeve:
         self._own_address = own_address
         self._outbox: deque[Send] = deque()
         self._by_address: dict[Address, Partner] = {}
-        self._reporting: dict[Partner, None] = {}
-        """Those to whom something may have to be reported."""
         self._answering: dict[Partner, None] = {}
         self._active: dict[Partner, None] = {}
         """Those that were heard lately, or that must go on hearing us."""
@@ -137,7 +135,7 @@ class Sleeve:
         self.sender.clear(partner, "peer-forgotten")
         self.sender.macs = {mac: each for mac, each in self.sender.macs.items() if each is not partner}
         self._by_address = {address: each for address, each in self._by_address.items() if each is not partner}
-        for each in (self._reporting, self._answering, self._active):
+        for each in (self.receiver.reporting, self._answering, self._active):
             each.pop(partner, None)
         self._flood()
 
@@ -173,7 +171,6 @@ class Sleeve:
             self._move(partner, address)
         partner.heard_s = now
         partner.unanswered_s = None
-        self._reporting[partner] = None
         if partner not in self._active:
             self._active[partner] = None
             self._timers_s = now
@@ -269,7 +266,7 @@ class Sleeve:
                 session = self._session(partner, now)
                 if session is not None:
                     yield from sender.flush(partner, session, now)
-        if self._reporting:
+        if self.receiver.reporting:
             yield from self._report(now)
         # What came while the socket took no more, behind the place that we had reached.
         if self._outbox or self._answering or any(each.direct for each in sender.filling):
@@ -304,12 +301,12 @@ class Sleeve:
         return session
 
     def _report(self, now: float) -> Iterator[Send]:
-        for partner in list(self._reporting):
+        for partner in list(self.receiver.reporting):
             due = partner.report_due_s
             if due is None:
-                self._reporting.pop(partner, None)
+                self.receiver.reporting.pop(partner, None)
             elif partner.unreported_bytes >= REPORT_BYTES or now >= due:
-                self._reporting.pop(partner, None)
+                self.receiver.reporting.pop(partner, None)
                 session = self._session(partner, now)
                 if session is not None:
                     partner.notes.append(encode_report(partner.make_report(self.sender.backlog_bytes())))
@@ -389,7 +386,7 @@ class Sleeve:
     def next_due(self) -> float:
         """When `outgoing` should be called again at the latest."""
         due = min(self._timers_s, self._look_again_s)
-        for partner in self._reporting:
+        for partner in self.receiver.reporting:
             if partner.report_due_s is not None and partner.report_due_s < due:
                 due = partner.report_due_s
         return due

@@ -78,6 +78,7 @@ class Worker:
         self._receives = 1
         self._reads = 1
         self._wrote = False
+        self._happened = False
         self._segments: dict[int, list[tuple[int, int, bytes]]] = {0: []}
 
     def run(self) -> None:
@@ -94,6 +95,7 @@ class Worker:
 
     def _turn(self) -> None:
         events = self._epoll.poll(self._patience())
+        self._happened = bool(events)
         readable = False
         for descriptor, what in events:
             if descriptor == self._tap:
@@ -129,6 +131,8 @@ class Worker:
             return WAIT_MAX_S
         if self._stuck is None and self._sleeve.is_busy:
             return 0.0
+        if self._happened:
+            return TICK_S  # when to wake up exactly is worth finding out only when nothing more comes
         until = min(self._sleeve.next_due(), self._tap_retry_s if self._tap < 0 else float("inf"))
         if self._daemon is not None:
             until = min(until, self._status_s)
@@ -137,8 +141,8 @@ class Worker:
     # From the network to the TAP.
 
     def _receive(self, source: socket.socket) -> None:
-        sleeve, data, write, tap = self._sleeve, self._data, os.write, self._tap
-        assert sleeve is not None
+        assert self._sleeve is not None
+        take, data, write, tap = self._sleeve.receiver.datagrams, self._data, os.write, self._tap
         left = RECEIVE_BYTES_PER_TURN
         for number in range(self._receives):
             try:
@@ -150,7 +154,7 @@ class Worker:
             for level, kind, value in ancillary:
                 if level == datagram.SOL_UDP and kind == datagram.UDP_GRO:
                     segment = _GRO.unpack(value)[0] or size
-            for frame in sleeve.datagrams(data[:size], segment, address, time.monotonic()):
+            for frame in take(data[:size], segment, address, time.monotonic()):
                 self._wrote = True
                 try:
                     write(tap, frame)
@@ -179,9 +183,10 @@ class Worker:
     # From the TAP to the network.
 
     def _read(self) -> None:
-        sleeve, tap, readv = self._sleeve, self._tap, os.readv
-        assert sleeve is not None
-        buffer = self._buffer or sleeve.take_buffer()
+        assert self._sleeve is not None
+        sender, tap, readv = self._sleeve.sender, self._tap, os.readv
+        give, pool = sender.frame, sender.pool
+        buffer = self._buffer or pool.take()
         left = READ_BYTES_PER_TURN
         for number in range(self._reads):
             try:
@@ -192,8 +197,8 @@ class Worker:
             except OSError:  # somebody removed it
                 self._close_tap()
                 break
-            if sleeve.frame(buffer, size):
-                buffer = sleeve.take_buffer()
+            if give(buffer, size):
+                buffer = pool.take()
             left -= size
             if left <= 0:
                 break
