@@ -139,9 +139,7 @@ class Supervisor:
         if not shutdown.is_worker(process.pid, self._path):
             raise UserError(f"something serves {self._path} and is no sleeve worker; end it, then launch again")
         found.send(self._next_configuration())
-        # One status may be on its way before the worker has read what we want of it; the second is an answer to that.
-        # With a secret that is worth waiting for. Without one, a worker that refuses a moment later is replaced then.
-        if await found.heard(ADOPT_TIMEOUT_S, statuses=2 if self._settings.psks else 1):
+        if await found.heard(ADOPT_TIMEOUT_S):  # a worker says nothing before it has agreed to our configuration
             log.info("worker-adopted", pid=process.pid)
             self._process, self._conversation, self._is_adopted = process, found, True
             return
@@ -310,7 +308,7 @@ class Supervisor:
         self._roster.begin(adopted=False)
         conversation.send(self._next_configuration(), *self._roster.pending())
         log.info("worker-reconnected", pid=process.pid)
-        return await conversation.heard(ADOPT_TIMEOUT_S, statuses=2)
+        return await conversation.heard(ADOPT_TIMEOUT_S)
 
     async def _bury(self) -> None:
         """Be sure that the process has gone: its successor needs its port and its TAP."""
@@ -345,7 +343,7 @@ class _Conversation(asyncio.Protocol):
         self.last_heard = time.monotonic()
         self._on_status = heard
         self._decoder = Decoder()
-        self._statuses = 0
+        self._serves = False
         self._news = asyncio.Event()
         self._closed: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.Transport | None = None
@@ -372,7 +370,7 @@ class _Conversation(asyncio.Protocol):
             self.refusal = message
         elif isinstance(message, Status):
             self._on_status(message)
-            self._statuses += 1
+            self._serves = True
         self._news.set()
 
     def pid(self) -> int:
@@ -389,14 +387,14 @@ class _Conversation(asyncio.Protocol):
     def backlog_bytes(self) -> int:
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
-    async def heard(self, timeout_s: float, statuses: int = 1) -> bool:
-        """Whether it has said so many times that it serves, and did not refuse."""
+    async def heard(self, timeout_s: float) -> bool:
+        """Whether it has said that it serves, and did not refuse."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._statuses < statuses and self.refusal is None and not self._closed.done():
+                while not self._serves and self.refusal is None and not self._closed.done():
                     self._news.clear()
                     await self._news.wait()
-        return self._statuses >= statuses and self.refusal is None and not self._closed.done()
+        return self._serves and self.refusal is None and not self._closed.done()
 
     async def wait_closed(self, timeout_s: float) -> bool:
         await asyncio.wait([self._closed], timeout=timeout_s)

@@ -37,6 +37,8 @@ WAIT_MAX_S: Final = 1.0
 TICK_S: Final = 0.001
 """Nothing is due more exactly than that, so that whatever is always due costs little."""
 STATUS_S: Final = 0.5
+LONELY_S: Final = 10.0
+"""A worker that is not told what to do for so long ends."""
 TAP_RETRY_S: Final = 0.05
 LISTEN_RETRY_S: Final = 0.25
 _SEGMENT: Final = struct.Struct("=H")
@@ -71,7 +73,12 @@ class Worker:
         self._sending: Iterator[Send] | None = None
         self._stuck: Send | None = None
         self._stuck_on = -1
+        self._is_agreed = False
+        """The daemon that is connected has said its configuration, and it is ours."""
+        self._unsaid = b""
+        """What it has not yet read of the last message."""
         self._status_s = 0.0
+        self._began_s = time.monotonic()
         self._running = True
         # How many to take in the next turn: to find out that there is no more costs a lone ping more than to be called
         # again, so it is found out only as often as the number doubles.
@@ -110,18 +117,23 @@ class Worker:
             elif descriptor == self._listener.fileno():
                 self._accept()
             elif self._daemon is not None and descriptor == self._daemon.fileno():
-                self._hear()
+                if what & select.EPOLLOUT:
+                    self._go_on_saying()
+                if what & ~select.EPOLLOUT:
+                    self._hear()
             # Else it was closed by what happened before it.
-        if self._sleeve is None:
-            return
         now = time.monotonic()
+        if self._sleeve is None:
+            if now - self._began_s > LONELY_S:
+                self._end()  # whoever started us has died before it said what for
+            return
         if self._tap < 0 and now >= self._tap_retry_s:
             self._open_tap(now)
         if self._stuck is None:
             if readable:
                 self._read()
             self._send(now)
-        if now >= self._status_s and self._daemon is not None:
+        if now >= self._status_s and self._is_agreed and not self._unsaid:
             self._status_s = now + STATUS_S
             self._say(control.Status(os.getpid(), self._sleeve.status(now), self._sleeve.totals()))
 
@@ -134,7 +146,7 @@ class Worker:
         if self._happened:
             return TICK_S  # when to wake up exactly is worth finding out only when nothing more comes
         until = min(self._sleeve.next_due(), self._tap_retry_s if self._tap < 0 else float("inf"))
-        if self._daemon is not None:
+        if self._is_agreed:
             until = min(until, self._status_s)
         return max(TICK_S, min(WAIT_MAX_S, until - time.monotonic()))
 
@@ -302,6 +314,7 @@ class Worker:
             self._epoll.unregister(self._daemon)
             self._daemon.close()
             self._daemon = None
+            self._is_agreed, self._unsaid = False, b""
 
     def _hear(self) -> None:
         assert self._daemon is not None
@@ -339,6 +352,8 @@ class Worker:
         if known is not None:
             if _but_for_epoch(known) != _but_for_epoch(wanted):
                 self._refuse("other-configuration", "this worker serves another configuration")
+                return
+            self._is_agreed, self._status_s = True, 0.0
             return
         off = wanted.offloads_off
         try:
@@ -347,6 +362,7 @@ class Worker:
             self._refuse("port-in-use" if error.errno == errno.EADDRINUSE else "no-socket", _why(error, wanted))
             return
         self._configured = wanted
+        self._is_agreed = True
         keyring = Keyring(wanted.name, wanted.private_key, wanted.psks, wanted.epoch, has_aes(), os.urandom)
         self._sleeve = Sleeve(
             keyring,
@@ -377,18 +393,20 @@ class Worker:
 
     def _say(self, message: control.Message) -> None:
         """To the daemon. One that does not listen misses it: the next status says the same and more."""
+        self._unsaid += control.encode(message)
+        self._go_on_saying()
+
+    def _go_on_saying(self) -> None:
         if self._daemon is None:
             return
-        data = control.encode(message)
         try:
-            sent = self._daemon.send(data)
+            self._unsaid = self._unsaid[self._daemon.send(self._unsaid) :]
         except BlockingIOError:
-            return
+            pass
         except OSError:
             self._hang_up()
             return
-        if sent < len(data):  # half a message would be worse than none
-            self._hang_up()
+        self._epoll.modify(self._daemon, select.EPOLLIN | (select.EPOLLOUT if self._unsaid else 0))
 
 
 def has_aes() -> bool:

@@ -54,8 +54,6 @@ class Worker:
         decoder = control.Decoder()
         self.unsure = set(self.peers)
         is_known = False
-        if self.configuration is not None and self.manner != "mute":
-            connection.sendall(control.encode(self.status()))  # before it has read what this daemon wants
         while True:
             readable, _, _ = select.select([connection], [], [], STATUS_INTERVAL_S)
             if self.is_tired:
