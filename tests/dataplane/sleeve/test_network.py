@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dataplane.sleeve.loss import BURST, LADDER
+from dataplane.sleeve.trial import Way
 from tests.dataplane.sleeve import soak
 from tests.dataplane.sleeve.network import IDLE_TURNS_PER_S, Card, Network, name_of
 from tests.dataplane.sleeve.traffic import BROADCAST, TCP, UDP
@@ -88,3 +90,103 @@ def test_peers_may_be_forgotten_while_the_socket_takes_no_more(seed: int) -> Non
 @pytest.mark.parametrize("seed", range(100, 140))
 def test_a_bad_network_breaks_no_rule_and_is_got_over(seed: int) -> None:
     soak.run(seed)
+
+
+@pytest.mark.parametrize("sent", range(10))
+def test_forgetting_everybody_between_two_datagrams_raises_nothing(sent: int) -> None:
+    network = Network(4, hosts=4)
+    flows = [network.flow(0, other, TCP) for other in (1, 2, 3)]
+    for flow in flows:
+        network.send(flow, 100)
+    for begin in (0.0, 6.0):  # hellos are due, and later questions
+        network.run(begin)
+        mind = network.hosts[0].sleeve
+        network._read_tap(network.hosts[0])
+        outgoing = mind.outgoing(network.now)
+        for _, _ in zip(range(sent), outgoing, strict=False):
+            pass
+        for other in (1, 2, 3):
+            mind.forget(name_of(other))
+        for _ in outgoing:
+            pass
+        network.introduce(network.hosts[0])
+
+
+def test_reports_are_understood_again_after_keys_were_rolled_and_forgotten() -> None:
+    network = Network(7)
+    flow = network.flow(0, 1, TCP)
+    for _ in range(4):
+        network.roll(0)
+        network.roll(1)
+        network.traffic(flow, 0.1, 10.0, lambda: (1000, 0))
+        network.run(10.0)
+    network.run(1000.0)
+    assert not network.hosts[0].sleeve.keyring.sessions
+    network.traffic(flow, 0.01, 1.0, lambda: (1000, 0))
+    network.run(2.0)
+    assert network.ledger.missing() == 0
+    assert network.partner(0, 1).reported is not None
+
+
+@pytest.mark.parametrize("mtu", [1300, 600])
+def test_a_path_that_begins_to_swallow_full_datagrams_is_noticed(mtu: int) -> None:
+    network = Network(8)
+    mixed(network, 20.0, ((0, 1),))
+    network.run(5.0)
+    assert network.partner(0, 1).datagram_bytes == 1472
+    network.weather.mtu = mtu
+    network.run(7.0)
+    since = network.ledger.mark()
+    network.run(9.0)
+    assert network.partner(0, 1).datagram_bytes <= mtu
+    assert network.ledger.missing(since) == 0
+
+
+def test_nothing_is_lost_while_keys_roll_and_records_change_their_shape() -> None:
+    network = Network(9)
+    mixed(network, 20.0)
+    shapes = [shape for _, shape in LADDER]
+    for step in range(100):
+        network.after(0.2 * step, lambda: setattr(network.partner(0, 1).meter, "shape", network.random.choice(shapes)))
+        network.after(0.2 * step, lambda: network.roll(network.random.randrange(2)))
+    network.run(21.0)
+    assert network.ledger.missing() == 0
+    assert network.counted()["sessions"] > 6
+
+
+@pytest.mark.parametrize("psks", [(b"s" * 32,), ()], ids=["sealed", "clear"])
+def test_records_are_bursts_again_a_minute_after_the_last_loss(psks: tuple[bytes, ...]) -> None:
+    network = Network(10, psks=psks)
+    flow = network.flow(0, 1, TCP)
+    network.traffic(flow, 0.01, 70.0, lambda: (1390, 0))
+    network.weather.loss = 0.1
+    network.run(5.0)
+    assert network.partner(0, 1).meter.shape.parity > 0
+    network.weather.loss = 0.0
+    network.run(60.0)
+    assert network.partner(0, 1).meter.shape == BURST
+
+
+def test_a_card_that_spoils_large_sends_is_found_out() -> None:
+    network = Network(11, card=Card(corrupts_segments=True))
+    mixed(network, 9.0)
+    network.run(10.0)
+    assert network.partner(0, 1).trial is not None and network.partner(0, 1).trial.way == Way(1472, False)
+    assert network.ledger.missing() == 0
+
+
+def test_a_host_that_moves_takes_its_traffic_along() -> None:
+    network = Network(12)
+    mixed(network, 10.0)
+    network.run(3.0)
+    network.roam(0, ("10.9.9.9", 1024))
+    network.run(1.0)
+    since = network.ledger.mark()
+    network.run(7.0)
+    assert network.ledger.missing(since) == 0
+    assert network.partner(1, 0).address == ("10.9.9.9", 1024)
+    for number in range(50):
+        network.roam(0, ("10.9.9.9", 2000 + number))
+        network.send(network.ledger.flows[0], 100)
+        network.run(0.05)
+    assert len(network.hosts[1].sleeve._by_address) < 5
