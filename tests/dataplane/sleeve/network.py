@@ -32,7 +32,6 @@ ROOM = 65_536
 SOCKET_BYTES = 4 * 1024 * 1024
 TAP_FRAMES = 1000
 TURN_S = 0.00002
-"""What a turn costs at least."""
 IDLE_TURNS_PER_S = 250
 """More turns than that without anything to do, and a core is busy for nothing."""
 JOINED_MAX = 64
@@ -72,6 +71,9 @@ class Card:
     may_segment: bool = True
     corrupts_segments: bool = False
     """It claims to cut large sends and spoils them."""
+    turn_s: float = TURN_S
+    """What a turn of the worker costs at least, and how often it may receive in one."""
+    receives: int = 64
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Host:
     sending: Iterator[Send] | None = None
     stuck: tuple[Send, bytes] | None = None
     wake_at: float = float("inf")
+    busy_until: float = 0.0
     turns: int = 0
 
 
@@ -175,6 +178,7 @@ class Network:
 
     def wake(self, host: Host, when: float) -> None:
         """Let it have a turn then, or sooner."""
+        when = max(when, host.busy_until)
         if when < host.wake_at:
             host.wake_at = when
 
@@ -211,7 +215,8 @@ class Network:
     def turn(self, host: Host) -> None:
         mind = host.sleeve
         host.turns += 1
-        for _ in range(64):
+        host.busy_until = self.now + host.card.turn_s
+        for _ in range(host.card.receives):
             if not host.socket:
                 break
             size, segment, address = self._read_socket(host)

@@ -34,7 +34,7 @@ def run(seed: int) -> Network:
     )
     sealed = random.random() < 0.85
     network = Network(seed, hosts, (b"s" * 32,) if sealed else (), card)
-    network.weather = weather(random, sealed)
+    network.weather = weather(random)
     network.ledger.is_ordered = network.weather.ordered and not network.weather.replay
     pairs = [(a, b) for a in range(hosts) for b in range(hosts) if a != b and random.random() < 0.8] or [(0, 1), (1, 0)]
     start_traffic(network, pairs)
@@ -54,7 +54,7 @@ def run(seed: int) -> Network:
     return network
 
 
-def weather(random: Random, sealed: bool) -> Weather:
+def weather(random: Random) -> Weather:
     ordered = random.random() < 0.6
     low = random.choice((0.0, 0.0002, 0.02))
 
@@ -66,10 +66,10 @@ def weather(random: Random, sealed: bool) -> Weather:
         repeat=sometimes(0.3, 0.01, 0.3),
         delay_s=(low, low + random.choice((0.0, 0.0001, 0.01, 0.1))),
         ordered=ordered,
-        truncate=sometimes(0.2, 0.01) if sealed else 0.0,
-        flip=sometimes(0.2, 0.01) if sealed else 0.0,
-        forge=sometimes(0.3, 0.02, 0.3) if sealed else 0.0,
-        replay=sometimes(0.3, 0.02, 0.3) if sealed else 0.0,
+        truncate=sometimes(0.2, 0.01),
+        flip=sometimes(0.2, 0.01),
+        forge=sometimes(0.3, 0.02, 0.3),
+        replay=sometimes(0.3, 0.02, 0.3),
         mtu=random.choice((65_507, 65_507, 1472, 1300, 600)),
         split=sometimes(0.5, 0.02, 0.5),
         stick=sometimes(0.4, 0.01, 0.2),
@@ -104,7 +104,7 @@ def trouble(network: Network, random: Random) -> None:
     index = random.randrange(len(network.hosts))
     other = random.choice([each for each in range(len(network.hosts)) if each != index])
     host = network.hosts[index]
-    match random.choice(("restart", "roam", "roll", "cut", "forget", "shape", "crowd")):
+    match random.choice(("restart", "roam", "roll", "cut", "forget", "shape", "crowd", "narrow")):
         case "restart":
             network.restart(index)
         case "roam":
@@ -119,6 +119,8 @@ def trouble(network: Network, random: Random) -> None:
             network.after(random.uniform(0.0, 1.0), lambda: host.sleeve.set_peer(network.peer(other)))
         case "shape":
             network.weather.loss = random.choice((0.0, 0.01, 0.2))
+        case "narrow":
+            network.weather.mtu = random.choice((600, 1300, 65_507))
         case "crowd":  # more than the queue takes
             flow = network.flow(index, other, TCP)
             for _ in range(60):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dataplane.sleeve.loss import BURST, LADDER
+from dataplane.sleeve.partner import WINDOW_EXTRA_BYTES, WINDOW_MIN_BYTES
 from dataplane.sleeve.trial import Way
 from tests.dataplane.sleeve import soak
 from tests.dataplane.sleeve.network import IDLE_TURNS_PER_S, Card, Network, name_of
@@ -190,3 +193,29 @@ def test_a_host_that_moves_takes_its_traffic_along() -> None:
         network.send(network.ledger.flows[0], 100)
         network.run(0.05)
     assert len(network.hosts[1].sleeve._by_address) < 5
+
+
+def test_a_receiver_that_is_slow_holds_little_and_pings_pass_the_bulk() -> None:
+    network = Network(13)
+    network.traffic(network.flow(0, 1, TCP), 0.1, 1.0, lambda: (1000, 0))
+    network.run(1.0)
+    slow = network.hosts[1]
+    slow.card = replace(slow.card, turn_s=0.002, receives=1)  # 30 Mbyte/s
+    bulk, ping = network.flow(0, 1, TCP), network.flow(0, 1, UDP)
+    network.traffic(bulk, 0.0006, 1.0, lambda: (60_000, 1396))
+    network.traffic(ping, 0.02, 1.0, lambda: (60, 0))
+    most = 0
+    for _ in range(100):
+        network.run(0.01)
+        most = max(most, slow.socket_bytes)
+    assert most < 2 * (WINDOW_MIN_BYTES + WINDOW_EXTRA_BYTES)
+    assert network.counts["socket-full"] == 0 and network.counted()["queue-full"] > 100
+    arrived = sum(map(len, bulk.arrived.values()))
+    assert arrived * 1396 > 20_000_000, "the receiver had nothing to do"
+    network.run(0.5)
+    assert len(ping.arrived[1]) == ping.units, "a ping was dropped for bulk"
+    assert not network.partner(0, 1).is_blocked(network.now)
+    since = network.ledger.mark()
+    network.traffic(bulk, 0.1, 1.0, lambda: (60_000, 1396))
+    network.run(1.5)
+    assert network.ledger.missing(since) == 0
