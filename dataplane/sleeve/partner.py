@@ -24,9 +24,11 @@ Address = tuple[object, ...]
 
 QUEUE_BYTES: Final = 1024 * 1024
 """What may wait for one peer."""
-WINDOW_MIN_BYTES: Final = 512 * 1024
-WINDOW_EXTRA_BYTES: Final = 256 * 1024
-"""Above what the network holds: enough that the receiver always has something to do."""
+WINDOW_MIN_BYTES: Final = 256 * 1024
+WINDOW_S: Final = 0.0008
+"""Above what the network holds, what the receiver takes in so long: enough that it always has something to do."""
+RATE_S: Final = 0.02
+"""Over how long the rate is taken at least."""
 WINDOW_DECAY: Final = 0.98
 """Of the network's share, for each report: it follows a path that became shorter."""
 STALL_S: Final = 0.03
@@ -35,8 +37,8 @@ METER_S: Final = 0.05
 """As long as nothing is lost, the meter need not be told more often."""
 MARKS_MAX: Final = 8192
 REPORT_BYTES: Final = 128 * 1024
-"""Received without a word to the sender at most; a quarter of the smallest window."""
-REPORT_RIDE_BYTES: Final = 96 * 1024
+"""Received without a word to the sender at most; half of the smallest window."""
+REPORT_RIDE_BYTES: Final = 64 * 1024
 """From so much on a report rides along in a record that goes there anyway."""
 REPORT_S: Final = 0.02
 """And a report is due so long after the first datagram that was not yet reported."""
@@ -75,6 +77,9 @@ class Partner:
         "notes",
         "peer",
         "queue",
+        "rate",
+        "rated_bytes",
+        "rated_s",
         "renewed_s",
         "report_due_s",
         "reported",
@@ -117,6 +122,10 @@ class Partner:
         """Of every record under way: the counter after it, and `sent_bytes` then."""
         self.reported: Report | None = None
         self.reported_s = 0.0
+        self.rate = 0.0
+        """Bytes a second that arrive there."""
+        self.rated_s = 0.0
+        self.rated_bytes = 0
         self.unmetered = 0
         """Datagrams that arrived, all of them, since the meter was told."""
         self.metered_s = 0.0
@@ -155,6 +164,7 @@ class Partner:
         self.sent_bytes = self.consumed_bytes = 0
         self.marks.clear()
         self.reported = None
+        self.rated_bytes = 0
         self.network_bytes = 0.0
         self.window_bytes = float(WINDOW_MIN_BYTES)
 
@@ -196,9 +206,13 @@ class Partner:
         while marks and marks[0][0] <= report.seen:
             self.consumed_bytes = marks.popleft()[1]
         under_way = self.sent_bytes - self.consumed_bytes
+        if now - self.rated_s > RATE_S:
+            rate = (self.consumed_bytes - self.rated_bytes) / (now - self.rated_s)
+            self.rate = max(rate, 0.8 * self.rate)
+            self.rated_s, self.rated_bytes = now, self.consumed_bytes
         network = max(0, under_way - report.backlog_bytes)
         self.network_bytes = max(float(network), self.network_bytes * WINDOW_DECAY)
-        self.window_bytes = max(WINDOW_MIN_BYTES, 1.25 * self.network_bytes + WINDOW_EXTRA_BYTES)
+        self.window_bytes = 1.25 * self.network_bytes + max(WINDOW_MIN_BYTES, WINDOW_S * self.rate)
         return lost
 
     # Reports to the other side.

@@ -39,7 +39,7 @@ Send = tuple[Sequence[bytes | memoryview], int, Address]
 
 SMALL_BYTES: Final = 3000
 """Up to this size a frame is copied into a record shared with others; beyond, it has one to itself."""
-SLICE_BYTES: Final = 192 * 1024
+SLICE_BYTES: Final = 128 * 1024
 """Sent to one peer before the next has its turn, and before what arrived meanwhile is looked at."""
 PROTECT_FROM: Final = 2
 """A record of one datagram has a parity datagram only where the path needs that much parity for large ones."""

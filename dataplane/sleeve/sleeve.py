@@ -269,7 +269,7 @@ class Sleeve:
         if self.receiver.reporting:
             yield from self._report(now)
         # What came while the socket took no more, behind the place that we had reached.
-        if self._outbox or self._answering or any(each.direct for each in sender.filling):
+        if self._outbox or self._answering or (sender.filling and any(each.direct for each in sender.filling)):
             self.is_busy = True
 
     def _wait(self, partner: Partner, now: float) -> None:
