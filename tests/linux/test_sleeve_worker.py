@@ -31,6 +31,8 @@ SECRET, OTHER = b"s" * 32, b"o" * 32
 PORT = 6783
 BACK_S = 1.0
 """From the moment a new worker knows its peers."""
+NOTICED_S = 10.0
+"""That the underlay takes less than it did, by the loss or by a question."""
 MARKER = b"the-marker-nobody-may-see"
 BULK_BYTES = 20_000_000
 ODD_SIZES = (0, 1, 17, 999, 1394, 1395, 1421, 1422, 1423, 2900, 8000, 40_001, 65_507)
@@ -262,6 +264,29 @@ def test_ends_with_and_without_offloads_understand_each_other(two: Two) -> None:
     two.start()
     transfer(two)
     converse(two)
+
+
+@pytest.mark.parametrize("psks", [(SECRET,), ()], ids=["sealed", "clear"])
+def test_streams_arrive_as_they_were_sent_where_datagrams_are_lost(two: Two, psks: tuple[bytes, ...]) -> None:
+    two.a.psks = two.b.psks = psks
+    two.start()
+    for host in (two.pair.a, two.pair.b):
+        host.run("ethtool", "-K", "eth0", "tx-udp-segmentation", "off", "gso", "off")  # each datagram by itself
+        host.run("nft", "add", "table", "inet", "bad")
+        host.run("nft", "add", "chain", "inet", "bad", "in", "{ type filter hook input priority 0; }")
+        host.run("nft", "add", "rule", "inet", "bad", "in", "udp", "dport", str(PORT), "numgen random mod 100 < 2 drop")
+    transfer(two, 5_000_000)
+    assert two.a.peer().parity > 0
+
+
+def test_an_underlay_that_becomes_narrow_is_got_over(two: Two) -> None:
+    two.pair.a.run("ethtool", "-K", "eth0", "tx-udp-segmentation", "off", "gso", "off")
+    two.start()
+    until(lambda: two.pair.ca.ping("10.32.2.1", "-s", "1400"), 5.0)
+    assert two.a.peer().rtt_ms is not None  # by now full datagrams are proven
+    assert two.pair.lab.hub is not None
+    two.pair.lab.hub.run("ip", "link", "set", "h2", "mtu", "1300")  # the hub swallows without a word what is larger
+    until(lambda: two.pair.ca.ping("10.32.2.1", "-s", "1400"), NOTICED_S)
 
 
 def test_traffic_is_back_at_once_after_a_worker_was_killed(two: Two) -> None:
