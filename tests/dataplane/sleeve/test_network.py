@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dataplane.sleeve.loss import BURST, LADDER
-from dataplane.sleeve.partner import WINDOW_EXTRA_BYTES, WINDOW_MIN_BYTES
+from dataplane.sleeve.partner import WINDOW_MIN_BYTES
 from dataplane.sleeve.trial import Way
 from tests.dataplane.sleeve import soak
 from tests.dataplane.sleeve.network import IDLE_TURNS_PER_S, Card, Network, name_of
@@ -208,7 +208,7 @@ def test_a_receiver_that_is_slow_holds_little_and_pings_pass_the_bulk() -> None:
     for _ in range(100):
         network.run(0.01)
         most = max(most, slow.socket_bytes)
-    assert most < 2 * (WINDOW_MIN_BYTES + WINDOW_EXTRA_BYTES)
+    assert most < 4 * WINDOW_MIN_BYTES
     assert network.counts["socket-full"] == 0 and network.counted()["queue-full"] > 100
     arrived = sum(map(len, bulk.arrived.values()))
     assert arrived * 1396 > 20_000_000, "the receiver had nothing to do"

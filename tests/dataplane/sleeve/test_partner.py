@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataplane.sleeve import control
 from dataplane.sleeve.loss import Shape
-from dataplane.sleeve.partner import MARKS_MAX, STALL_S, WINDOW_EXTRA_BYTES, WINDOW_MIN_BYTES, Partner
+from dataplane.sleeve.partner import MARKS_MAX, STALL_S, WINDOW_MIN_BYTES, Partner
 from dataplane.sleeve.trial import Trial
 from dataplane.sleeve.wire import FRAME_MAX_BYTES, Report
 from gossip.names import PeerName
@@ -55,7 +55,7 @@ def test_the_window_stays_open_for_a_path_that_holds_much() -> None:
         counter = send(partner, 1, step * 0.001, counter)
         partner.take_report(report(max(0, counter - 40 * 44)), step * 0.001)
     assert not partner.is_blocked(1.0)
-    assert partner.window_bytes >= 40 * RECORD + WINDOW_EXTRA_BYTES
+    assert partner.window_bytes >= 40 * RECORD + WINDOW_MIN_BYTES
 
 
 def test_what_waits_at_the_other_side_does_not_widen_the_window() -> None:
@@ -64,7 +64,7 @@ def test_what_waits_at_the_other_side_does_not_widen_the_window() -> None:
     for step in range(200):  # the same, but all of it waits in the other side's socket
         counter = send(partner, 1, step * 0.001, counter)
         partner.take_report(report(max(0, counter - 40 * 44), backlog=40 * RECORD), step * 0.001)
-    assert partner.window_bytes <= WINDOW_MIN_BYTES + WINDOW_EXTRA_BYTES
+    assert partner.window_bytes <= 2 * WINDOW_MIN_BYTES
     assert partner.is_blocked(0.2)
 
 
@@ -75,7 +75,7 @@ def test_the_window_follows_a_path_that_became_shorter() -> None:
         counter = send(partner, 1, step * 0.001, counter)
         late = 40 if step < 100 else 0
         partner.take_report(report(max(0, counter - late * 44)), step * 0.001)
-    assert partner.window_bytes == WINDOW_MIN_BYTES
+    assert partner.window_bytes < 1.01 * WINDOW_MIN_BYTES
 
 
 def test_reports_of_another_session_and_older_ones_change_nothing() -> None:
