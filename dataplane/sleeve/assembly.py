@@ -135,10 +135,7 @@ class Assembly:
         return whole
 
     def expire(self, now: float) -> None:
-        """Give up what is too old. Records begin in the order of the dictionaries."""
-        for address, burst in list(self.bursts.items()):
-            if now - burst.began_s > AGE_MAX_S:
-                self.give_up_burst(address)
+        """Give up pieces that are too old; records begin in the order of the dictionary. Bursts are the receiver's."""
         for key, pieces in list(self.pieces.items()):
             if now - pieces.began_s <= AGE_MAX_S:
                 break

@@ -22,7 +22,7 @@ class Shape(NamedTuple):
 
 BURST: Final = Shape(64, 0)
 LADDER: Final[tuple[tuple[float, Shape], ...]] = (
-    (0.0001, BURST),
+    (0.0006, BURST),
     (0.003, Shape(16, 1)),
     (0.02, Shape(8, 2)),
     (0.12, Shape(4, 2)),

@@ -13,7 +13,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 
 from dataplane.sleeve import frames
-from dataplane.sleeve.assembly import Assembly, Burst
+from dataplane.sleeve.assembly import AGE_MAX_S, Assembly, Burst
 from dataplane.sleeve.partner import REPORT_S, Address, Partner, Tally
 from dataplane.sleeve.session import Session
 from dataplane.sleeve.wire import (
@@ -67,8 +67,10 @@ class Receiver:
         note: Callable[[Partner, int, bytes, float], None],
         handshake: Callable[[bytes, Address, float], None],
         stranger: Callable[[Address, float], None],
+        stray: Callable[[Address], None],
     ) -> None:
-        """`find`: a session by our index. `authenticated`: a record was opened. `stranger`: a record of no session."""
+        """`find`: a session by our index. `authenticated`: a record was opened. `stranger`: a record of no session.
+        `stray`: a datagram without a header, most likely of a burst whose first datagram was lost."""
         self.counters = counters
         self.assembly = Assembly()
         self.reporting: dict[Partner, None] = {}
@@ -78,6 +80,7 @@ class Receiver:
         self._note = note
         self._handshake = handshake
         self._stranger = stranger
+        self._stray = stray
 
     def datagrams(self, data: memoryview, segment: int, address: Address, now: float) -> Frames:
         """What one `recvmsg` gave: datagrams of `segment` bytes each, the last one perhaps shorter. The frames are
@@ -149,7 +152,15 @@ class Receiver:
             self._handshake(bytes(data), address, now)
         else:
             self._count("unknown-type")
+            self._stray(address)
         return []
+
+    def expire(self, now: float) -> None:
+        """Give up what waits for the rest of it for too long."""
+        for address, burst in list(self.assembly.bursts.items()):
+            if now - burst.began_s > AGE_MAX_S:
+                self._give_up(address)
+        self.assembly.expire(now)
 
     # Bursts.
 
@@ -199,7 +210,7 @@ class Receiver:
             return []
         return self._open(memoryview(whole), burst.header, burst.counter, burst.datagrams, found, address, now)
 
-    def _give_up(self, address: Address) -> None:
+    def _give_up(self, address: object) -> None:
         burst = self.assembly.bursts[address]
         self.assembly.give_up_burst(address)
         self._count("burst-broken")
@@ -209,7 +220,7 @@ class Receiver:
         """Of a burst that stays incomplete, what did arrive counts as arrived."""
         found = self._find(burst.index)
         if found is not None:
-            self._tally(*found).received += burst.have // burst.segment
+            self._tally(*found).received += -(-burst.have // burst.segment)
 
     # Pieces.
 

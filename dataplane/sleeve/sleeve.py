@@ -80,7 +80,7 @@ class Sleeve:
         self.partners: dict[PeerName, Partner] = {}
         self.sender = Sender(self.counters, backlog_bytes)
         self.receiver = Receiver(
-            self.counters, self._find, self._authenticated, self._note, self._handshake, self._stranger
+            self.counters, self._find, self._authenticated, self._note, self._handshake, self._stranger, self._stray
         )
         self.keyring = keyring
         self._is_clear = is_clear
@@ -167,6 +167,7 @@ class Sleeve:
     def _authenticated(self, session: Session, partner: Partner, address: Address, now: float) -> None:
         if not session.confirmed:
             self.keyring.authenticated(session, now)
+            self._timers_s = now  # the other side waits for a record that confirms it
         if partner.address != address:
             self._move(partner, address)
         partner.heard_s = now
@@ -227,6 +228,12 @@ class Sleeve:
         if partner is not None and now - partner.renewed_s >= RENEW_S:
             partner.renewed_s = now
             self.keyring.want(partner.peer.name, now, renew=True)
+
+    def _stray(self, address: Address) -> None:
+        """The rest of a burst whose beginning was lost: for its sender, it did arrive."""
+        partner = self._by_address.get(address)
+        if partner is not None and partner.tally.received < partner.tally.seen:
+            partner.tally.received += 1
 
     # To the socket.
 
@@ -314,7 +321,7 @@ class Sleeve:
 
     def _timers(self, now: float) -> Iterator[Send]:
         """Handshakes, trials and what else is due. A peer may be forgotten while the socket takes no more."""
-        self.receiver.assembly.expire(now)
+        self.receiver.expire(now)
         for name, hello in self.keyring.due(now):
             asked = self.partners.get(name)
             for address in () if asked is None else self._addresses(asked):
