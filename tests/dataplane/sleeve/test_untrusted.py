@@ -28,6 +28,7 @@ def scene(psks: tuple[bytes, ...]) -> tuple[Network, list[bytes]]:
     network.traffic(there, 0.01, 1.0, lambda: (100, 0))
     network.traffic(back, 0.01, 1.0, lambda: (100, 0))
     network.run(2.0)
+    network.ledger.is_ordered = False
     caught: list[bytes] = []
     network._arrive_at = lambda when, target, data, source: caught.append(data)  # type: ignore[method-assign]
     for shape in (Shape(64, 0), Shape(16, 1), Shape(4, 2)):
@@ -112,6 +113,7 @@ def test_a_flood_of_unfinished_records_is_bounded() -> None:
         header = PIECE_HEADER.pack(5, 0, 40, 4, int.from_bytes(index, "big"), 10_000 + 64 * counter)
         take(network, (header + bytes(1456)), 1472, ("10.0.0.0", 6783))
         take(network, bytes((4, 40, 0, 9)) + index + bytes(1464), 1472, ("10.6.6.6", counter))
+        take(network, bytes((4, 40, 0, 9)) + index + (9000 + 64 * counter).to_bytes(8, "big"), 1472, ("10.0.0.0", 6783))
     assert len(host.sleeve._by_address) < 10
     network.now += 1.0
     list(host.sleeve.outgoing(network.now))
