@@ -52,8 +52,8 @@ class FairQueue(Generic[Item]):
         self._new: deque[_Flow[Item]] = deque()
         self._old: deque[_Flow[Item]] = deque()
         # Flows by the bit length of what they hold: the fattest, to within a factor of two, without a search that a
-        # flood from a thousand ports would make dear.
-        self._ranks: list[dict[_Flow[Item], None]] = [{} for _ in range(limit_bytes.bit_length() + 1)]
+        # flood from a thousand ports would make dear. Before the fattest is shed, it may hold twice the limit.
+        self._ranks: list[dict[_Flow[Item], None]] = [{} for _ in range((2 * limit_bytes).bit_length() + 1)]
 
     def __len__(self) -> int:
         return self._length
