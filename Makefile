@@ -50,8 +50,9 @@ bench: .tools-bench $(VENV)/.ready-run ## the figures, with progress; BENCH=slee
 bench-peers: .tools-peers $(VENV)/.ready-run ## install what the bench compares with: tinc, fastd, openvpn; wireguard-go and nebula built by Go
 	@$(PY) -m bench peers
 
-soak: .tools-check $(VENV)/.ready-run ## simulated networks under a virtual clock, SEEDS=200 of them, from SEED=random
+soak: .tools-check $(VENV)/.ready-test ## simulated networks under a virtual clock, SEEDS=200 of them, from SEED=random
 	@$(PY) -m gossip.sim --seed $(SEED) --seeds $(SEEDS)
+	@$(PY) -m tests.dataplane.sleeve.soak --seed $(SEED) --seeds $(SEEDS)
 
 # The wheels are made as the user, whose pip configuration counts; root installs them without any network.
 install: .tools-install $(PY) ## Weft for this machine: PREFIX=/opt/weft and the command /usr/local/bin/weft

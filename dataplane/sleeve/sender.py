@@ -194,7 +194,10 @@ class Sender:
         """A large frame on a path that wants smaller records."""
         data = buffer.view[FRAME_AT : buffer.end]
         segments = frames.segments_within(data, partner.capacity() - LENGTH_BYTES)
-        for part in frames.split(data, max(1, segments)):
+        parts = frames.split(data, max(1, segments))
+        if not parts:
+            self._count("tap-frame-odd")  # its headers contradict each other
+        for part in parts:
             yield from self._pack(partner, session, part, now)
 
     def _seal(self, partner: Partner, session: Session, record: Buffer, now: float) -> Iterator[Send]:

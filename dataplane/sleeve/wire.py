@@ -13,7 +13,7 @@ A burst: the header is on the first datagram only. It costs nothing per datagram
     +--------+----------+----------+----------------+-------------------------------+-------- - -
 
 `last`: bytes of the last datagram, always fewer than of the others where there are others, so that a receiving kernel
-that joins equal datagrams (UDP_GRO) never joins two records.
+that joins equal datagrams (UDP_GRO) joins a burst with the next one only where its last datagram was lost.
 
 Pieces: the header is on each datagram, and `parity` of them may be lost. All pieces are equally long.
 
