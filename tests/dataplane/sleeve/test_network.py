@@ -219,3 +219,18 @@ def test_a_receiver_that_is_slow_holds_little_and_pings_pass_the_bulk() -> None:
     network.traffic(bulk, 0.1, 1.0, lambda: (60_000, 1396))
     network.run(1.5)
     assert network.ledger.missing(since) == 0
+
+
+@pytest.mark.parametrize("loss", [0.0004, 0.01, 0.05])
+def test_loss_is_measured_as_it_is_whatever_the_shape(loss: float) -> None:
+    """A burst that broke counts for the one datagram that is missing and not for all of it, or a path that loses one
+    in ten thousand would be taken for one that loses one in a hundred."""
+    network = Network(12)
+    network.traffic(network.flow(0, 1, TCP), 0.004, 13.0, lambda: (60_000, 1396))
+    network.weather.loss = loss
+    measured = []
+    for _ in range(48):
+        network.run(0.25)
+        measured.append(network.partner(0, 1).meter.loss)
+    mean = sum(measured[16:]) / len(measured[16:])
+    assert loss / 2 < mean < 2.5 * loss
