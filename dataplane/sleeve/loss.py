@@ -38,6 +38,12 @@ EARLY_MAX: Final = 68
 many; where that is forgotten, they are lost in the next report."""
 GROW_BELOW: Final = 0.5
 """Records grow again when the loss is below half of what made them small."""
+GUARDED: Final = Shape(64, 1)
+"""Instead of bursts, where somebody sends from our address what is not ours: he breaks a burst with every datagram that
+comes between its own, which have no header to be told by. A piece has; all of them cost half as much again."""
+GUARD_FROM: Final = 16
+"""Records that were not ours, among those that are remembered, from which on it is worth that."""
+GUARD_MEMORY_S: Final = 10.0
 
 
 class LossMeter:
@@ -50,6 +56,8 @@ class LossMeter:
         self._early = 0.0
         self._at = 0.0
         self._step = 0
+        self._forged = 0.0
+        self._forged_s = 0.0
 
     @property
     def loss(self) -> float:
@@ -71,3 +79,13 @@ class LossMeter:
             step += 1
         self._step = step
         self.shape = LADDER[step][1]
+        if self.shape is BURST and self._forged and self._forgeries(now) >= GUARD_FROM:
+            self.shape = GUARDED
+
+    def disturbed(self, forged: int, now: float) -> None:
+        """The other side got so many records from our address that were not as we sent them."""
+        self._forged = self._forgeries(now) + forged
+        self._forged_s = now
+
+    def _forgeries(self, now: float) -> float:
+        return self._forged * max(0.0, 1.0 - (now - self._forged_s) / GUARD_MEMORY_S)

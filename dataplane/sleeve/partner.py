@@ -68,6 +68,7 @@ class Partner:
         "consumed_bytes",
         "direct",
         "filling",
+        "forged",
         "heard_s",
         "limit",
         "marks",
@@ -141,6 +142,8 @@ class Partner:
         """Since when frames wait for keys."""
         # Receiving.
         self.tally = Tally(-1, -1)
+        self.forged = 0
+        """Records that came from its address and were not its own, or not as it sent them."""
         self.unreported_bytes = 0
         self.report_due_s: float | None = None
 
@@ -199,6 +202,9 @@ class Partner:
         seen, received = (before.seen, before.received) if before is not None else (0, 0)
         lost = (report.seen - seen) - (report.received - received)
         self.unmetered += report.seen - seen
+        forged = (report.forged - before.forged) & 0xFFFFFFFF if before is not None else 0
+        if forged:
+            self.meter.disturbed(forged, now)
         if lost or now - self.metered_s > METER_S:
             self.meter.report(self.unmetered, lost, now)
             self.unmetered, self.metered_s = 0, now
@@ -221,7 +227,8 @@ class Partner:
         self.unreported_bytes = 0
         self.report_due_s = None
         tally = self.tally
-        return Report(tally.index, tally.seen, tally.received, tally.recovered, min(backlog_bytes, 0xFFFFFFFF))
+        waiting = min(backlog_bytes, 0xFFFFFFFF)
+        return Report(tally.index, tally.seen, tally.received, tally.recovered, waiting, self.forged & 0xFFFFFFFF)
 
     def heard(self, now: float) -> None:
         self.heard_s = now

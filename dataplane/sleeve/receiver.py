@@ -116,9 +116,12 @@ class Receiver:
             need = held.size - held.have
             if segment == min(need, held.segment):
                 used = min(need, self._reach(data, segment, held.index))
+                if used < need:
+                    used -= used % segment
                 out += self._continue(held, data[:used], address, now)
                 return used
-            self._give_up(address)
+            if segment == held.size % held.segment:
+                self._give_up(address)  # its end came too early
         many = _run(data, 0, segment)
         if many > 1:
             out += self._pieces(data, 0, segment, many, address, now)
@@ -172,6 +175,8 @@ class Receiver:
         session, partner = found
         total = (datagrams - 1) * segment + last
         size = self._reach(data, segment, session.local_index) if datagrams > 1 else segment
+        if datagrams > 1 and size < total and size % segment != last:
+            size -= size % segment  # what was joined to it is shorter, and not its end: it is somebody else's
         if size == total:
             out += self._open_burst(data[:size], datagrams, counter, found, address, now)
         elif not session.window.is_new(counter):
@@ -273,6 +278,8 @@ class Receiver:
                 session.verify.decrypt(nonce(counter), data[end:], data[:end])
         except InvalidTag:
             self._count("bad-seal")
+            if address == partner.address:
+                partner.forged += 1
             return []
         if not session.window.accept(counter):
             self._count("replayed")

@@ -68,7 +68,7 @@ NOTE_ASK: Final = 2
 """Answer with NOTE_ANSWER and the same body."""
 NOTE_ANSWER: Final = 3
 NOTE_MAX_BYTES: Final = 64
-_REPORT: Final = struct.Struct("!IQQQI")
+_REPORT: Final = struct.Struct("!IQQQII")
 
 
 class Report(NamedTuple):
@@ -84,6 +84,9 @@ class Report(NamedTuple):
     """How many records parity saved."""
     backlog_bytes: int
     """What waits in the receiver's socket: it cannot keep up."""
+    forged: int = 0
+    """How many records whose seal did not open came from the sender's address, modulo 2**32: somebody else speaks from
+    there, and his datagrams come between those of bursts."""
 
 
 def encode_note(kind: int, body: bytes) -> bytes:
