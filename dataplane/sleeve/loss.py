@@ -18,6 +18,8 @@ class Shape(NamedTuple):
     """At most so many with data."""
     parity: int
     """And so many more, of which as many may be lost. Bursts have none."""
+    guarded: bool = False
+    """Pieces, whether or not there is parity."""
 
 
 BURST: Final = Shape(64, 0)
@@ -38,9 +40,9 @@ EARLY_MAX: Final = 68
 many; where that is forgotten, they are lost in the next report."""
 GROW_BELOW: Final = 0.5
 """Records grow again when the loss is below half of what made them small."""
-GUARDED: Final = Shape(64, 1)
+GUARDED: Final = Shape(64, 0, guarded=True)
 """Instead of bursts, where somebody sends from our address what is not ours: he breaks a burst with every datagram that
-comes between its own, which have no header to be told by. A piece has; all of them cost half as much again."""
+comes between its own, which have no header to be told by. A piece has."""
 GUARD_FROM: Final = 16
 """Records that were not ours, among those that are remembered, from which on it is worth that."""
 GUARD_MEMORY_S: Final = 10.0

@@ -39,7 +39,7 @@ Send = tuple[Sequence[bytes | memoryview], int, Address]
 
 SMALL_BYTES: Final = 3000
 """Up to this size a frame is copied into a record shared with others; beyond, it has one to itself."""
-SLICE_BYTES: Final = 128 * 1024
+SLICE_BYTES: Final = 256 * 1024
 """Sent to one peer before the next has its turn, and before what arrived meanwhile is looked at."""
 PROTECT_FROM: Final = 2
 """A record of one datagram has a parity datagram only where the path needs that much parity for large ones."""
@@ -128,7 +128,8 @@ class Sender:
         pop = partner.queue.pop
         assert partner.trial is not None
         way = partner.trial.way
-        whole = HEADER_BYTES + partner.capacity() if way.segmented and not partner.meter.shape.parity else 0
+        _, parity, guarded = partner.meter.shape
+        whole = HEADER_BYTES + partner.capacity() if way.segmented and not (parity or guarded) else 0
         while left > 0:
             item = pop()
             if item is None:
@@ -206,9 +207,9 @@ class Sender:
         trial = partner.trial
         assert trial is not None
         way = trial.way
-        parity = partner.meter.shape.parity
+        _, parity, guarded = partner.meter.shape
         size = record.end
-        if parity and (size + TAG_BYTES > way.datagram_bytes or parity >= PROTECT_FROM):
+        if (parity or guarded) and (size + TAG_BYTES > way.datagram_bytes or parity >= PROTECT_FROM):
             yield from self.seal_pieces(partner, session, record, parity)
         elif way.segmented:
             yield self._burst(partner, session, record, way.datagram_bytes)
@@ -283,7 +284,8 @@ class Sender:
             view[:HEADER_BYTES] = header
             _sign(session, view, end)
         pieces: list[bytes | memoryview] = [view[start : start + piece] for start in range(HEADER_BYTES, total, piece)]
-        pieces += code.encode(pieces, parity)
+        if parity:
+            pieces += code.encode(pieces, parity)
         session.counter = counter + len(pieces)
         session.sent_bytes += total
         address = partner.address
