@@ -50,13 +50,14 @@ def mesh(make_lab: MakeLab) -> Lab:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What the daemons wrote last belongs to the report of a failed test."""
+    """What daemons and workers wrote last belongs to the report of a failed test."""
     report = yield
     if report.failed:
         for lab in _open_labs:
             for node in lab.host_nodes():
-                log = lab.state_dir(node) / "weft.log"
-                if log.exists():
-                    tail = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-                    report.sections.append((f"{node} of lab {lab.name}: log", "\n".join(tail)))
+                for name in ("weft.log", "sleeve.log"):
+                    log = lab.state_dir(node) / name
+                    tail = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
+                    if tail:
+                        report.sections.append((f"{node} of lab {lab.name}: {name}", "\n".join(tail)))
     return report
