@@ -39,8 +39,11 @@ Send = tuple[Sequence[bytes | memoryview], int, Address]
 
 SMALL_BYTES: Final = 3000
 """Up to this size a frame is copied into a record shared with others; beyond, it has one to itself."""
-SLICE_BYTES: Final = 256 * 1024
-"""Sent to one peer before the next has its turn, and before what arrived meanwhile is looked at."""
+SLICE_MIN_BYTES: Final = 64 * 1024
+SLICE_MAX_BYTES: Final = 192 * 1024
+SLICE_S: Final = 0.0006
+"""Sent to one peer before the next has its turn, and before what arrived meanwhile is looked at: what goes out in so
+long. Larger turns cost less, and pings wait for them."""
 PROTECT_FROM: Final = 2
 """A record of one datagram has a parity datagram only where the path needs that much parity for large ones."""
 
@@ -124,7 +127,7 @@ class Sender:
 
     def serve(self, partner: Partner, session: Session, now: float) -> Iterator[Send]:
         """Some of what waits for it. What is yielded must be sent before the next is asked for."""
-        left = SLICE_BYTES
+        left = min(SLICE_MAX_BYTES, max(SLICE_MIN_BYTES, int(partner.rate * SLICE_S)))
         pop = partner.queue.pop
         assert partner.trial is not None
         way = partner.trial.way

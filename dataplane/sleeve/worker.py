@@ -30,9 +30,9 @@ from dataplane.sleeve.sender import Send
 from dataplane.sleeve.sleeve import Sleeve
 
 RECEIVES_PER_TURN: Final = 64
-RECEIVE_BYTES_PER_TURN: Final = 256 * 1024
+RECEIVE_BYTES_PER_TURN: Final = 192 * 1024
 READS_PER_TURN: Final = 256
-READ_BYTES_PER_TURN: Final = 384 * 1024
+READ_BYTES_PER_TURN: Final = 256 * 1024
 WAIT_MAX_S: Final = 1.0
 TICK_S: Final = 0.001
 """Nothing is due more exactly than that, so that whatever is always due costs little."""
