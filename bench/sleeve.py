@@ -341,13 +341,9 @@ def _plain(by_name: Mapping[str, Sequence[Sample | None]]) -> dict[str, dict[str
     plain: dict[str, dict[str, list[float | None]]] = {}
     for name, samples in by_name.items():
         keys = {key: None for sample in samples if sample for key in sample.figures}
-        plain[name] = {
-            key: [sample.figures.get(key) if sample else None for sample in samples] for key in keys
-        }
+        plain[name] = {key: [sample.figures.get(key) if sample else None for sample in samples] for key in keys}
     return plain
 
 
 def _foreign(by_name: Mapping[str, Sequence[Sample | None]]) -> dict[str, list[float]]:
     return {name: [round(sample.foreign, 3) for sample in samples if sample] for name, samples in by_name.items()}
-
-

@@ -113,10 +113,10 @@ class World:
         # The lab's own table can cut hosts off; here it would only cost every packet a look.
         self.lab.run("hub", ["nft", "delete", "table", "bridge", "weftlab"])
         for node in self.lab.host_nodes():
-            self._cut_packets("hub", device=node, gro="off")
-            self._cut_packets(node, device="eth0", gro="on")
+            self.cut_packets("hub", device=node, gro="off")
+            self.cut_packets(node, device="eth0", gro="on")
 
-    def _cut_packets(self, node: str, *, device: str, gro: str) -> None:
+    def cut_packets(self, node: str, *, device: str, gro: str) -> None:
         """Everything off by which a device takes packets above its MTU; kernels differ in what there is."""
         shown = self.lab.run(node, ["ethtool", "-k", device]).stdout
         features = [name for name, state in re.findall(r"^\s*(\S+): (on|off)$", shown, re.M) if state == "on"]
