@@ -37,6 +37,7 @@ HANDSHAKE_TYPE_MAX: Final = 3
 HEARD_S: Final = 0.02
 """Of a peer that goes on sending it is said so often that it was heard."""
 _NUMBERS: Final = bytes(range(256))
+_OTHER_TYPES: Final = bytes(kind for kind in range(256) if not 0 < kind <= PIECES)
 Frames = list[memoryview]
 
 
@@ -67,10 +68,10 @@ class Receiver:
         note: Callable[[Partner, int, bytes, float], None],
         handshake: Callable[[bytes, Address, float], None],
         stranger: Callable[[Address, float], None],
-        stray: Callable[[Address], None],
+        stray: Callable[[Address, int], None],
     ) -> None:
         """`find`: a session by our index. `authenticated`: a record was opened. `stranger`: a record of no session.
-        `stray`: a datagram without a header, most likely of a burst whose first datagram was lost."""
+        `stray`: so many datagrams without a header, most likely of a burst whose first one was lost."""
         self.counters = counters
         self.assembly = Assembly()
         self.reporting: dict[Partner, None] = {}
@@ -97,6 +98,12 @@ class Receiver:
                     return self._open_burst(data, datagrams, counter, found, address, now)
         out: Frames = []
         segment = min(segment, size)
+        if address not in self.assembly.bursts:
+            kinds = bytes(data[::segment])
+            if not kinds.strip(_OTHER_TYPES):  # none of them is anything: a flood costs little when told at one glance
+                self.counters["unknown-type"] = self.counters.get("unknown-type", 0) + len(kinds)
+                self._stray(address, len(kinds))
+                return out
         while size:
             used = self._first(data, min(segment, size), address, now, out)
             data = data[used:]
@@ -155,7 +162,7 @@ class Receiver:
             self._handshake(bytes(data), address, now)
         else:
             self._count("unknown-type")
-            self._stray(address)
+            self._stray(address, 1)
         return []
 
     def expire(self, now: float) -> None:

@@ -229,11 +229,11 @@ class Sleeve:
             partner.renewed_s = now
             self.keyring.want(partner.peer.name, now, renew=True)
 
-    def _stray(self, address: Address) -> None:
+    def _stray(self, address: Address, many: int) -> None:
         """The rest of a burst whose beginning was lost: for its sender, it did arrive."""
         partner = self._by_address.get(address)
-        if partner is not None and partner.tally.received < partner.tally.seen:
-            partner.tally.received += 1
+        if partner is not None:
+            partner.tally.received += max(0, min(many, partner.tally.seen - partner.tally.received))
 
     # To the socket.
 
