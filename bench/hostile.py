@@ -43,6 +43,7 @@ ATTACKER = "x"
 ATTACKER_ADDRESS = "10.9.0.99"
 ATTACKER_PORT = 40_000
 WORKER = "dataplane.sleeve"
+KINDS = ("random bytes", "truncated", "replayed", "reordered", "bit-flipped", "hellos", "half records")
 OWN, SPOOFED = "own address", "spoofed"
 END_TIMEOUT_S = 10.0
 SETTLE_S = 0.3
@@ -223,20 +224,28 @@ def risen(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]
 
 
 def run() -> Result:
-    """Every kind of hostile datagram from both addresses, a round each in turn, beside the same to a closed port."""
+    """Every kind of hostile datagram from both addresses, beside the same to a closed port."""
     result = Result(
         "hostile",
         f"An encrypted stream while {RATE:,} hostile datagrams a second arrive",
-        f"wire; TCP, one stream, {SECONDS} s a run, {ROUNDS} rounds, hostile and harmless in turn; medians. Harmless "
+        f"wire; TCP, one stream, {SECONDS} s a run, {ROUNDS} runs of each; medians. Harmless "
         "are the same datagrams to a UDP port where nobody listens. The attacker hears everything and has no key.",
-        ("datagrams", "from", "Mbit/s, harmless", "Mbit/s, hostile", "ratio", "sent a second", "dropped, mostly as"),
+        (
+            "datagrams",
+            "from",
+            "Mbit/s, harmless",
+            "Mbit/s, hostile",
+            "ratio",
+            "sent a second, least",
+            "dropped, mostly as",
+        ),
     )
     with Siege(f"wb{os.getpid()}hostile") as siege:
         before_mb = siege.worker("h2").rss_mb
-        forger = siege.forger(random.Random(1))
         peak_mb = before_mb
-        for kind, make in forger.kinds().items():
-            packs = make()
+        for kind in KINDS:
+            # Captured anew for each kind: what was captured under keys that have rolled is another, easier thing.
+            packs = siege.forger(random.Random(1)).kinds()[kind]()
             for source in (OWN, SPOOFED):
                 row = _besiege(siege, packs, source)
                 say(f"[hostile] {kind}, {source}: {row['ratio']:.2f} of {row['harmless']:,.0f} Mbit/s")
@@ -261,19 +270,19 @@ def _besiege(siege: Siege, packs: list[Pack], source: str) -> dict[str, Any]:
     hostile: list[float] = []
     sent: list[float] = []
     before = siege.counters()
-    for _ in range(ROUNDS):
-        for port, into in ((CLOSED_PORT, harmless), (PORT, hostile)):
+    # Harmless first: where a peer's address is spoofed, the sender goes on sending otherwise for ten seconds.
+    for port, into in ((CLOSED_PORT, harmless), (PORT, hostile)):
+        for _ in range(ROUNDS):
             with siege.flood(packs, port=port, source=source) as told:
                 time.sleep(SETTLE_S)
                 into.append(siege.goodput(SECONDS))
-            if port == PORT:
-                sent.append(told["sent_pps"])
+            sent.append(told["sent_pps"])
     calm, hard = statistics.median(harmless), statistics.median(hostile)
     return {
         "harmless": calm,
         "hostile": hard,
         "ratio": hard / calm,
-        "sent_pps": statistics.median(sent),
+        "sent_pps": min(sent),
         "risen": {name: count for name, count in risen(before, siege.counters()).items() if name in DROPS},
         "raw": {"harmless": harmless, "hostile": hostile},
     }

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from dataplane.sleeve.loss import BURST, EARLY_MAX, LADDER, LossMeter
+from dataplane.sleeve.loss import BURST, EARLY_MAX, GUARD_FROM, GUARD_MEMORY_S, GUARDED, LADDER, LossMeter
 
 
 def feed(meter: LossMeter, loss: float, start: float, duration: float, rate: int = 10_000) -> float:
@@ -99,3 +99,19 @@ def test_reports_that_make_no_sense_do_no_harm(sent: int, lost: int) -> None:
     meter = LossMeter()
     meter.report(sent, lost, 1.0)
     assert 0.0 <= meter.loss <= 1.0
+
+
+def test_forged_records_put_a_header_on_every_datagram_for_a_while() -> None:
+    """As long as they are remembered, and only where the path itself would have bursts."""
+    meter = LossMeter()
+    meter.disturbed(GUARD_FROM - 1, 10.0)
+    meter.report(1000, 0, 10.0)
+    assert meter.shape is BURST
+    meter.disturbed(2, 10.0)
+    meter.report(1000, 0, 10.1)
+    assert meter.shape is GUARDED
+    meter.report(1000, 0, 10.0 + GUARD_MEMORY_S)
+    assert meter.shape is BURST
+    meter.disturbed(1000, 30.0)
+    meter.report(1000, 50, 30.0)
+    assert meter.shape.parity > 0
