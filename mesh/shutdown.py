@@ -237,10 +237,18 @@ def is_worker(pid: int, socket_path: str) -> bool:
 
 
 def _lock_state(state_directory: str) -> int | None:
-    """Keep a daemon from starting between the kernel's and the files' removal."""
+    """Keep a daemon from starting between the kernel's and the files' removal. One that was just killed has lost its
+    name before it loses its files, so what is locked is waited for."""
     if not os.path.isdir(state_directory):
         return None
-    return directories.lock_directory(state_directory, purpose="state")
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while True:
+        try:
+            return directories.lock_directory(state_directory, purpose="state")
+        except directories.DirectoryError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _remove_kernel_state() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
-from mesh import directories
+from mesh import directories, shutdown
 from mesh.directories import DirectoryError, RunDirectory
 
 
@@ -115,3 +116,12 @@ def test_what_cannot_be_removed_is_named(tmp_path: Path) -> None:
     (tmp_path / "identity.weft").mkdir()
     with pytest.raises(DirectoryError, match=r"cannot remove .*identity.weft"):
         directories.remove_state(str(tmp_path))
+
+
+def test_reset_waits_for_a_daemon_that_is_dying(tmp_path: Path) -> None:
+    """Killed, it has no name in /proc any more and holds its directory for a moment longer."""
+    held = directories.lock_directory(str(tmp_path), purpose="state")
+    threading.Timer(0.2, os.close, [held]).start()
+    lock = shutdown._lock_state(str(tmp_path))
+    assert lock is not None
+    os.close(lock)
