@@ -107,6 +107,11 @@ def pack(address: Address) -> bytes:
     return text.ljust(18, b"\0")[:18]
 
 
+def unpack(packed: bytes) -> Address | None:
+    host, colon, port = packed.rstrip(b"\0").decode().partition(":")
+    return (host, int(port)) if colon else None
+
+
 class Network:
     def __init__(
         self, seed: int, hosts: int = 2, psks: tuple[bytes, ...] = (SECRET,), card: Card | None = None
@@ -139,12 +144,14 @@ class Network:
         rng = Random(f"{self.random.random()} {index} {epoch}")
         ring = Keyring(name_of(index), private_key(index), psks, epoch, True, rng.randbytes)
         return Sleeve(
+            name_of(index),
             ring,
             is_clear=not psks,
             may_segment=card.may_segment,
             resolve=lambda each: each,
             datagram_bytes=lambda _: card.payload_bytes,
             pack_address=pack,
+            unpack_address=unpack,
             own_address=lambda _: pack(self.hosts[index].address),
             backlog_bytes=lambda: self.hosts[index].socket_bytes,
         )
