@@ -13,6 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Address, Desired, Port, RemoteEndpoint, RemotePeer, Segment, Via
+from dataplane.sleeve.control import SILENT, WRONG_SECRET, PeerStatus
 from gossip.names import PeerName
 from gossip.peers import AWAY, GONE, PeerRecord, split_address
 from mesh.endpoints import Endpoint, EndpointTable, bridge_mac
@@ -28,13 +29,16 @@ SLEEVE_ADDRESSES_MAX = 8
 """A worker tries so many of a peer's addresses."""
 
 NONE = "none"
-"""The third kind of path, beside `VXLAN` and `SLEEVE`."""
+RELAY = "relay"
+"""The other kinds of path, beside `VXLAN` and `SLEEVE`."""
 
 BEST = "best"
 NO_WIREGUARD = "no-wireguard"
 NO_VXLAN = "no-vxlan"
 NO_ADDRESS = "no-address"
 OTHER_PORT = "other-port"
+NAT = "nat"
+NO_DIRECT = "no-direct"
 NO_SLEEVE = "no-sleeve"
 UNREACHABLE = "unreachable"
 AWAY_REASON = "away"
@@ -55,6 +59,8 @@ class Local:
     """Directly connected underlay networks: an address in one of them is the nearest."""
     addresses: frozenset[Address] = frozenset()
     """This host's own. Another host may well have the same private address; it does not lead there from here."""
+    nat: bool = False
+    """Others see this host at an address that is not its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,10 @@ class Remote:
     """The other end of our link with it, where there is one."""
     vxlan_fault: str = ""
     """What probes say against VXLAN, as a reason; empty where nothing does."""
+    vxlan_answers: bool = False
+    """Probes were answered by VXLAN."""
+    sleeve: PeerStatus | None = None
+    """How the worker does towards it, as far as it has had to do with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,16 @@ class Path:
     reason: str
     destination: Address | None = None
     """Where VXLAN would send, also while the sleeve carries the frames."""
+    between: tuple[PeerName, ...] = ()
+    """The hosts that pass frames on, the nearest first."""
+
+    @property
+    def via(self) -> Via:
+        """The bridge port behind which a peer with this path is. Where the sleeve does not get through it goes on
+        trying, and finds out by what it is given."""
+        if self.kind in (SLEEVE, RELAY) or self.reason in (SILENT, WRONG_SECRET):
+            return SLEEVE
+        return VXLAN if self.kind == VXLAN else NOWHERE
 
 
 def choose_path(local: Local, remote: Remote, previous: Path | None) -> Path:
@@ -85,10 +105,19 @@ def choose_path(local: Local, remote: Remote, previous: Path | None) -> Path:
     destination, obstacle = _try_vxlan(local, remote, previous)
     if obstacle and sleeve_key_of(remote.record.attributes) is None:
         return Path(NONE, NO_SLEEVE)
-    reason = obstacle or BEST
-    if not remote.reachable:
-        reason = AWAY_REASON if remote.record.state == AWAY else UNREACHABLE
-    return Path(SLEEVE if obstacle else VXLAN, reason, destination)
+    path = _by_sleeve(remote.sleeve, obstacle, destination) if obstacle else Path(VXLAN, BEST, destination)
+    if not remote.reachable and path.kind != NONE:
+        return replace(path, reason=AWAY_REASON if remote.record.state == AWAY else UNREACHABLE)
+    return path
+
+
+def _by_sleeve(seen: PeerStatus | None, obstacle: str, destination: Address | None) -> Path:
+    """What comes of it where VXLAN is not to be had; nothing is known yet of a peer that nothing was sent to."""
+    if seen is not None and seen.state in (SILENT, WRONG_SECRET):
+        return Path(NONE, seen.state, destination)
+    if seen is not None and seen.via:
+        return Path(RELAY, NO_DIRECT, destination, seen.via)
+    return Path(SLEEVE, obstacle, destination)
 
 
 def _try_vxlan(local: Local, remote: Remote, previous: Path | None) -> tuple[Address | None, str]:
@@ -102,7 +131,20 @@ def _try_vxlan(local: Local, remote: Remote, previous: Path | None) -> tuple[Add
     if attributes.get("vxlan_port") != local.vxlan_port:
         return None, OTHER_PORT
     destination = _choose_destination(local, remote, previous.destination if previous else None)
-    return destination, remote.vxlan_fault if destination is not None else NO_ADDRESS
+    if destination is None:
+        return None, NO_ADDRESS
+    if not remote.vxlan_fault and not remote.vxlan_answers and _is_translated(local, remote, destination):
+        return destination, NAT
+    return destination, remote.vxlan_fault
+
+
+def _is_translated(local: Local, remote: Remote, destination: Address) -> bool:
+    """Whether something between the two changes addresses, as far as can be seen. VXLAN hardly ever passes there (its
+    answers go to a port that nothing was sent from), so it is not believed in before it answers."""
+    if any(destination in network for network in local.networks):
+        return False
+    is_told = any(address == destination for address, _ in _told(local, remote))
+    return local.nat or bool(remote.record.attributes.get("nat")) or not is_told
 
 
 def _choose_destination(local: Local, remote: Remote, previous: Address | None) -> Address | None:
@@ -154,6 +196,12 @@ def numeric_address(host: str) -> Address | None:
         return None
 
 
+def host_of(address: str | None) -> Address | None:
+    """The numeric address in `10.9.0.1:6783` or `[fd00::1]:6783`; None where there is none."""
+    parts = split_address(address) if address else None
+    return numeric_address(parts[0]) if parts else None
+
+
 def _may_lead(local: Local, address: Address) -> bool:
     """Whether an underlay address can be that of another host. A link-local one of IPv6 means nothing without its
     interface, and a mapped one is an IPv4 address that wears a mask."""
@@ -196,9 +244,9 @@ class Forwarding:
     ) -> Desired:
         """The whole desired state. `expired` owners' endpoints are left out as if they had been detached."""
         peers = tuple(
-            RemotePeer(name, bridge_mac(name), path.destination, _via(path))
+            RemotePeer(name, bridge_mac(name), path.destination, path.via)
             for name, path in sorted(paths.items())
-            if path.kind != NONE
+            if path.via != NOWHERE
         )
         local_macs = {port.mac for port in ports}
         before, self._rows = self._rows, {}
@@ -209,7 +257,7 @@ class Forwarding:
                 continue
             path = paths.get(owner)
             destination = path.destination if path is not None else None
-            via = _via(path)
+            via = path.via if path is not None else NOWHERE
             macs = self.macs[owner] = []
             for endpoint in table.of(owner):
                 if endpoint.mac in local_macs:
@@ -228,13 +276,6 @@ class Forwarding:
                 endpoints.append(known[1])
                 macs.append(endpoint.mac)
         return Desired(segment, _held_ports(ports, table, own, expired), peers, tuple(endpoints), settled)
-
-
-def _via(path: Path | None) -> Via:
-    """The bridge port behind which a peer with this path is."""
-    if path is None or path.kind == NONE:
-        return NOWHERE
-    return SLEEVE if path.kind == SLEEVE else VXLAN
 
 
 def _held(endpoint: Endpoint, table: EndpointTable, expired: frozenset[PeerName]) -> tuple[Address, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.sleeve.control import Complete, Forget, Message, Peer
+from dataplane.sleeve.control import Complete, Forget, Graph, Message, Peer
 from gossip.names import PeerName
 from mesh.roster import Roster
 
+NO_GRAPH = Graph(())
 A, B = PeerName(b"\x01" * 8), PeerName(b"\x02" * 8)
 
 
@@ -20,11 +21,11 @@ def test_only_what_changed_is_said() -> None:
     """An equal peer is nothing new, be it another object or not."""
     roster = Roster()
     roster.begin(adopted=False)
-    roster.want({B: peer(B), A: peer(A)}, settled=True)
+    roster.want({B: peer(B), A: peer(A)}, NO_GRAPH, settled=True)
     assert roster.pending() == [peer(A), peer(B), Complete()]
-    roster.want({A: peer(A), B: peer(B)}, settled=True)
+    roster.want({A: peer(A), B: peer(B)}, NO_GRAPH, settled=True)
     assert roster.pending() == []
-    roster.want({A: peer(A, flood=True)}, settled=True)
+    roster.want({A: peer(A, flood=True)}, NO_GRAPH, settled=True)
     assert roster.pending() == [peer(A, flood=True), Forget(B)]
 
 
@@ -33,7 +34,7 @@ def test_a_new_worker_hears_everything_again() -> None:
     roster = Roster()
     for _ in range(2):
         roster.begin(adopted=False)
-        roster.want({A: peer(A)}, settled=True)
+        roster.want({A: peer(A)}, NO_GRAPH, settled=True)
         assert roster.pending() == [peer(A), Complete()]
 
 
@@ -41,9 +42,9 @@ def test_until_all_is_known_nobody_is_told_that_it_is_all() -> None:
     """A worker of ours hears what there is."""
     roster = Roster()
     roster.begin(adopted=False)
-    roster.want({A: peer(A)}, settled=False)
+    roster.want({A: peer(A)}, NO_GRAPH, settled=False)
     assert roster.pending() == [peer(A)]
-    roster.want({A: peer(A), B: peer(B)}, settled=True)
+    roster.want({A: peer(A), B: peer(B)}, NO_GRAPH, settled=True)
     assert roster.pending() == [peer(B), Complete()]
 
 
@@ -51,9 +52,9 @@ def test_an_adopted_worker_knows_more_than_we_until_all_is_known() -> None:
     """A peer whose endpoints are still on their way would lose them."""
     roster = Roster()
     roster.begin(adopted=True)
-    roster.want({A: peer(A)}, settled=False)
+    roster.want({A: peer(A)}, NO_GRAPH, settled=False)
     assert roster.pending() == []
-    roster.want({A: peer(A), B: peer(B)}, settled=True)
+    roster.want({A: peer(A), B: peer(B)}, NO_GRAPH, settled=True)
     assert roster.pending() == [peer(A), peer(B), Complete()]
 
 
@@ -86,6 +87,6 @@ def test_a_worker_knows_in_the_end_what_it_should(steps: list[tuple[dict[PeerNam
             if life == "new":
                 worker.clear()
             roster.begin(adopted=life == "adopted")
-        roster.want(wanted, settled)
+        roster.want(wanted, NO_GRAPH, settled)
         hear(roster.pending())
     assert worker == steps[-1][0]
