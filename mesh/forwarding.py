@@ -133,7 +133,7 @@ def _try_vxlan(local: Local, remote: Remote, previous: Path | None) -> tuple[Add
     destination = _choose_destination(local, remote, previous.destination if previous else None)
     if destination is None:
         return None, NO_ADDRESS
-    if not remote.vxlan_fault and not remote.vxlan_answers and _is_translated(local, remote, destination):
+    if not remote.vxlan_answers and _is_translated(local, remote, destination):
         return destination, NAT
     return destination, remote.vxlan_fault
 
@@ -141,10 +141,10 @@ def _try_vxlan(local: Local, remote: Remote, previous: Path | None) -> tuple[Add
 def _is_translated(local: Local, remote: Remote, destination: Address) -> bool:
     """Whether something between the two changes addresses, as far as can be seen. VXLAN hardly ever passes there (its
     answers go to a port that nothing was sent from), so it is not believed in before it answers."""
-    if any(destination in network for network in local.networks):
-        return False
-    is_told = any(address == destination for address, _ in _told(local, remote))
-    return local.nat or bool(remote.record.attributes.get("nat")) or not is_told
+    if all(address != destination for address, _ in _told(local, remote)):
+        return True
+    is_near = any(destination in network for network in local.networks)
+    return not is_near and (local.nat or bool(remote.record.attributes.get("nat")))
 
 
 def _choose_destination(local: Local, remote: Remote, previous: Address | None) -> Address | None:
