@@ -53,20 +53,6 @@ _LAB_NAME = re.compile(r"[a-z][a-z0-9]{0,23}")
 _HOST = re.compile(r"h([1-9][0-9]{0,2})")
 _CONTAINER = re.compile(r"c([1-9][0-9]{0,2})\.([1-9][0-9]{0,2})")
 
-_NAT_RULES = """\
-table ip nat {
- chain out {
-  type nat hook postrouting priority srcnat;
-  oifname "outside" masquerade
- }
- chain in {
-  type filter hook input priority 0;
-  iifname "outside" ct state new drop
- }
-}
-"""
-"""As the router of a home: one mapping for each inner port, and only who was spoken to may answer."""
-
 _HUB_RULES = """\
 table bridge weftlab {
  set from { type ifname; }
@@ -392,29 +378,6 @@ class Lab:
         """No UDP between two hosts, or in one direction only (`there`: from the one to the other; `back`)."""
         ways = {"there": [(one, other)], "back": [(other, one)], "both": [(one, other), (other, one)]}[direction]
         self._nft_element("add", "datagrams", ", ".join(f'"{source}" . "{sink}"' for source, sink in ways))
-
-    def put_behind_nat(self, host: int) -> None:
-        """Before its daemon runs: a host has a private address, and a router of its own that masquerades."""
-        node, router = f"h{host}", f"r{host}"
-        self.add_namespaces([router])
-        ip_batch([f"link set {node} netns {self.namespace(router)}"], self.namespace("hub"))
-        hub = [
-            f"link add name {node} type veth peer name outside netns {self.namespace(router)}",
-            f"link set dev {node} master hub up",
-        ]
-        ip_batch(hub, self.namespace("hub"))
-        inside = [
-            f"link set dev {node} name inside", "link set dev inside up", f"address add 192.168.{host}.1/24 dev inside",
-            "link set dev outside up", f"address add {self.underlay(100 + host)}/24 dev outside",
-        ]  # fmt: skip
-        ip_batch(inside, self.namespace(router))
-        self.run(router, ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
-        self.run(router, ["nft", "-f", "-"], stdin=_NAT_RULES)
-        own = [
-            "address flush dev eth0", f"address add 192.168.{host}.2/24 dev eth0",
-            f"route add default via 192.168.{host}.1",
-        ]  # fmt: skip
-        ip_batch(own, self.namespace(node))
 
     def heal(self) -> None:
         """Every cut at an end."""

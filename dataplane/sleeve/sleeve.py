@@ -8,7 +8,7 @@ no more for a while holds everything back behind it, and whole networks of these
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from dataplane.sleeve import control, handshake
@@ -16,12 +16,14 @@ from dataplane.sleeve.buffers import Buffer
 from dataplane.sleeve.keys import Keyring
 from dataplane.sleeve.loss import LossMeter
 from dataplane.sleeve.partner import REPORT_BYTES, Partner
+from dataplane.sleeve.paths import Paths
 from dataplane.sleeve.receiver import Frames, Receiver
-from dataplane.sleeve.routes import Graph, Route, find_routes, is_sound
+from dataplane.sleeve.relay import Relay
+from dataplane.sleeve.routes import Graph, Route
 from dataplane.sleeve.sender import Send, Sender
 from dataplane.sleeve.session import Session
 from dataplane.sleeve.trial import DATAGRAM_BYTES, DATAGRAMS, Trial, Way
-from dataplane.sleeve.whereabouts import HUNT_AFTER_S, ROUTES_MAX, Address
+from dataplane.sleeve.whereabouts import HUNT_AFTER_S, Address
 from dataplane.sleeve.wire import (
     HEADER_BYTES,
     NOTE_ANSWER,
@@ -30,18 +32,14 @@ from dataplane.sleeve.wire import (
     NOTE_PROBE,
     NOTE_PROOF,
     NOTE_REPORT,
-    RELAYED_MAX_BYTES,
     TAG_BYTES,
     decode_report_untrusted,
     encode_note,
-    encode_relayed,
     encode_report,
 )
 from gossip.errors import ProtocolError
 from gossip.names import PeerName
 
-ADDRESSES_TRIED_MAX: Final = 8
-"""Of a peer's addresses, a handshake goes to so many at once."""
 UNANSWERED_S: Final = 1.0
 """Frames go out and nothing at all comes back for so long: the other worker is a new one, or gone. Ask it."""
 RENEW_S: Final = 1.0
@@ -50,28 +48,18 @@ USED_S: Final = 5.0
 """A partner was heard so lately: its way is asked after once in so long."""
 KEEP_S: Final = 5.0
 """The same for one to stay in contact with."""
-STRAIGHT_S: Final = 12.0
-"""Two such askings and a little: one not heard for so long is no hop for others."""
 SILENT_AFTER_S: Final = 3.0
 INTEREST_S: Final = 10.0
 """What was sent so long ago is not asked after any more."""
-OWN_EVERY_S: Final = 0.5
-ROUTES_KEPT_S: Final = 0.5
 HOP_QUEUE_BYTES: Final = 256 * 1024
 """What waits at the first hop of a route at most before more is put there: the queue stands where it is fair."""
 PROOFS_MAX: Final = 256
-SALT_BYTES: Final = 8
-SEEN_MAX: Final = 8
-CALL_MAX: Final = 3
-NOWHERE: Final = bytes(18)
-"""In place of a packed address: the datagram came by a route."""
 RELAYED_BYTES: Final = (21_800, 10_900, 1_100)
 """A third of a record by a route: the largest that fits with its names; what fits a hop of small datagrams; safe."""
 BLOCKED_S: Final = 0.01
 WAITING_MAX_S: Final = 3.0
 """Frames that waited so long for keys are of no use to anybody."""
 NEVER_S: Final = float("inf")
-NEVER_BEFORE_S: Final = float("-inf")
 NOW_S: Final = 0.0
 BUSY_S: Final = 0.05
 IDLE_S: Final = 1.0
@@ -102,12 +90,8 @@ class Sleeve:
     ) -> None:
         """`resolve`: an address as the socket gives and takes it, None where it cannot be used here. `datagram_bytes`:
         the UDP payload that this host's underlay takes towards it. `pack_address`: 16 + 2 bytes, as others are told
-        of them, and `unpack_address` the other way.
-        `own_address`: the same of ours, as the routing table gives it, towards that one. `backlog_bytes`: what waits in
-        our sockets, for the reports to those who sent it."""
-        self.name = name
-        self.graph: Graph = {}
-        """Who passes UDP to whom, for routes."""
+        of them, and `unpack_address` the other way. `own_address`: the same of ours, as the routing table gives it,
+        towards that one. `backlog_bytes`: what waits in our sockets, for the reports to those who sent it."""
         self.is_news = False
         """A partner changed between an address and a route since this was last set back."""
         self.counters: dict[str, int] = {}
@@ -115,23 +99,18 @@ class Sleeve:
         self.sender = Sender(self.counters, backlog_bytes)
         self.receiver = Receiver(
             self.counters, self._find, self._authenticated, self._note, self._handshake, self._stranger, self._stray,
-            self._relayed,
+            lambda *datagram: self.relay.take_untrusted(*datagram),
         )  # fmt: skip
         self.keyring = keyring
+        self.relay = Relay(name, self.partners, self.sender, self.counters, self._arrived)
+        self.paths = Paths(name, self.partners, keyring, resolve, pack_address, unpack_address, own_address)
         self._is_clear = is_clear
         self._may_segment = may_segment
-        self._resolve = resolve
         self._datagram_bytes = datagram_bytes
-        self._pack_address = pack_address
-        self._unpack_address = unpack_address
-        self._own_address = own_address
         self._outbox: deque[Send] = deque()
         self._by_address: dict[Address, Partner] = {}
         self._answering: dict[Partner, None] = {}
         self._proofs: deque[tuple[Partner, Address, bytes]] = deque()
-        self._salt = 1
-        self._seen: dict[bytes, float] = {}
-        """Where others see us, packed, the newest last."""
         self._active: dict[Partner, None] = {}
         """Those that were heard lately, or that must go on hearing us."""
         self._questioned: Partner | None = None
@@ -161,7 +140,7 @@ class Sleeve:
         for address in partner.where.told:
             if self._by_address.get(address) is partner and address != partner.address:
                 del self._by_address[address]
-        self._straight(partner)
+        self.paths.tell(partner)
         for address in partner.where.told:
             self._by_address[address] = partner
         if peer.keep and partner not in self._active:
@@ -171,9 +150,7 @@ class Sleeve:
 
     def set_graph(self, graph: Graph) -> None:
         """Who exchanges UDP with whom: what routes are made of from now on."""
-        self.graph = graph
-        for partner in self.partners.values():
-            partner.routes_s = NEVER_BEFORE_S
+        self.paths.set_graph(graph)
 
     def forget(self, name: PeerName) -> None:
         partner = self.partners.pop(name, None)
@@ -233,7 +210,7 @@ class Sleeve:
             self._count(("relayed" if where.route else "returned") if is_turn else "roamed")
             if not where.is_known(before) and self._by_address.get(before) is partner:
                 del self._by_address[before]
-        self.is_news = self.is_news or is_turn
+        self.is_news = self.is_news or (is_turn and (before is not None or where.route is not None))
         if where.route is None:
             self._by_address[address] = partner
         if is_turn:
@@ -260,55 +237,22 @@ class Sleeve:
         elif kind == NOTE_ANSWER and partner.trial is not None:
             partner.trial.answered(body, now)
         elif kind == NOTE_PROBE:
-            self._take_probe(partner, body)
+            source = self.receiver.source
+            if len(self._proofs) < PROOFS_MAX:
+                self._proofs.append((partner, source, self.paths.take_probe(partner, source, body)))
             self._timers_s = now
         elif kind == NOTE_PROOF:
-            self._take_proof(partner, body, now)
+            better = self.paths.take_proof(partner, self.receiver.source, body, now)
+            if better is not None:
+                self._move(partner, better, now)
         elif kind == NOTE_CALL:
-            partner.where.take_call(self._addresses_in(body))
+            self.paths.take_call(partner, body)
             self._timers_s = now
-
-    def _take_probe(self, partner: Partner, body: bytes) -> None:
-        source = self.receiver.source
-        partner.where.take_probe(source)
-        if len(body) == SALT_BYTES and len(self._proofs) < PROOFS_MAX:
-            seen = NOWHERE if isinstance(source, Route) else self._pack_address(source)
-            self._proofs.append((partner, source, encode_note(NOTE_PROOF, body + seen)))
-
-    def _take_proof(self, partner: Partner, body: bytes, now: float) -> None:
-        """The way there and back works: perhaps a better one than ours."""
-        where = partner.where
-        question = where.proven(body[:SALT_BYTES], self.receiver.source)
-        if question is None:
-            return
-        if not isinstance(question.address, Route):
-            self._see(partner, body[SALT_BYTES:], now)
-        if question.address != where.address and where.is_better(question.address, partner.unanswered(now)):
-            self._move(partner, question.address, now)
-        if question.address == where.address:
-            where.proven_s = now
-            partner.rtt_ms = (now - question.asked_s) * 1000
-            partner.unanswered_s = None
-
-    def _see(self, partner: Partner, packed: bytes, now: float) -> None:
-        """That partner sees us there."""
-        if len(packed) == len(NOWHERE) and packed != NOWHERE:
-            partner.sees = packed
-            self._seen.pop(packed, None)
-            self._seen[packed] = now
-            while len(self._seen) > SEEN_MAX:
-                del self._seen[next(iter(self._seen))]
-
-    def _addresses_in(self, body: bytes) -> list[Address]:
-        size = len(NOWHERE)
-        found = (self._unpack_address(body[at : at + size]) for at in range(0, len(body) - size + 1, size))
-        return [address for address in found if address is not None]
 
     def _handshake(self, datagram: bytes, address: Address, now: float) -> None:
         try:
             if datagram[0] == handshake.HELLO:
-                seen = NOWHERE if isinstance(address, Route) else self._pack_address(address)
-                _, answer = self.keyring.hello_untrusted(datagram, seen, now)
+                _, answer = self.keyring.hello_untrusted(datagram, self.paths.pack(address), now)
                 self._send((answer,), address)
             elif datagram[0] == handshake.WELCOME:
                 partner = self.partners[self.keyring.welcome_untrusted(datagram, now)]
@@ -316,67 +260,16 @@ class Sleeve:
                     self._move(partner, address, now)  # it answered from there; records would move it again
                 session = self.keyring.current(partner.peer.name)
                 if session is not None:
-                    self._see(partner, session.observed, now)
+                    self.paths.see(partner, session.observed)
             else:
                 self.keyring.refusal_untrusted(datagram, now)
         except ProtocolError:
             return  # the keyring has counted it
         self._timers_s = now
 
-    # For others.
-
-    def _relayed(
-        self, partner: Partner, names: tuple[PeerName, ...], at: int, datagram: memoryview, now: float
-    ) -> Frames:
-        """A datagram that goes by a route, from the hop before us: a step further, or its end."""
-        if not is_sound(names) or at < 1 or names[at] != self.name or names[at - 1] != partner.peer.name:
-            self._count("relayed-astray")
-            return []
-        if at == len(names) - 1:
-            return self.receiver.datagrams(datagram, len(datagram), Route(names).back(), now)
-        self._pass_on(names, at + 1, (datagram,))
-        return []
-
-    def _pass_on(self, names: tuple[PeerName, ...], at: int, parts: Sequence[bytes | memoryview]) -> None:
-        """To the next one on the route, who must be reached without one: so no datagram is ever wrapped twice."""
-        hop = self.partners.get(names[at])
-        size = sum(map(len, parts))
-        if hop is None or hop.is_relayed or size > RELAYED_MAX_BYTES:
-            self._count("relayed-nowhere")
-            return
-        self.sender.pass_on(hop, encode_relayed(names, at, size), parts, (names[0], names[-1]))
-        self._count("relayed-datagrams")
-
-    def _by_route(self, sends: Iterator[Send]) -> Iterator[Send]:
-        """What was made for a partner that is reached by a route goes to its first hop."""
-        for buffers, segment, address in sends:
-            if isinstance(address, Route):
-                self._pass_on(address, 1, buffers)
-                self.is_busy = True
-            else:
-                yield buffers, segment, address
-
-    def _routes(self, partner: Partner, now: float) -> list[Route]:
-        if now - partner.routes_s > ROUTES_KEPT_S:
-            partner.routes_s = now
-            straight = {
-                name: each.rtt_ms or 0.0
-                for name, each in self.partners.items()
-                if each is not partner and self._is_straight(each, now)
-            }
-            partner.routes = find_routes(self.graph, self.name, partner.peer.name, straight, ROUTES_MAX)
-        return partner.routes
-
-    def _is_straight(self, partner: Partner, now: float) -> bool:
-        """Whether UDP passes between us, as far as was seen lately."""
-        return (
-            partner.address is not None
-            and not partner.is_relayed
-            and partner.heard_s is not None
-            and now - partner.heard_s < STRAIGHT_S
-            and partner.unanswered(now) < HUNT_AFTER_S
-            and self.keyring.current(partner.peer.name) is not None
-        )
+    def _arrived(self, datagram: memoryview, route: Route, now: float) -> Frames:
+        """Of a route that ends here."""
+        return self.receiver.datagrams(datagram, len(datagram), route, now)
 
     def _stranger(self, address: Address, now: float) -> None:
         """A record of a session we do not have, from where a peer is: it speaks to an earlier life of ours."""
@@ -404,7 +297,7 @@ class Sleeve:
         if now >= self._timers_s:
             yield from self._timers(now)
         while self._outbox:
-            yield from self._by_route(iter((self._outbox.popleft(),)))
+            yield from self.relay.by_route(iter((self._outbox.popleft(),)))
         if self._proofs:
             yield from self._prove(now)
         if sender.filling:
@@ -436,6 +329,7 @@ class Sleeve:
                     yield from self._deliver(partner, sender.flush(partner, session, now))
         if self.receiver.reporting:
             yield from self._report(now)
+        self.is_busy, self.relay.has_given = self.is_busy or self.relay.has_given, False
         # What came while the socket took no more, behind the place that we had reached.
         is_filled = sender.filling and any(each.direct for each in sender.filling)
         if self._outbox or self._answering or self._proofs or is_filled:
@@ -486,15 +380,15 @@ class Sleeve:
                     yield from self._deliver(partner, self.sender.flush(partner, session, now))
 
     def _deliver(self, partner: Partner, sends: Iterator[Send]) -> Iterator[Send]:
-        return self._by_route(sends) if partner.is_relayed else sends
+        return self.relay.by_route(sends) if partner.is_relayed else sends
 
     def _timers(self, now: float) -> Iterator[Send]:
         """Handshakes, probes, trials and what else is due. A peer may be forgotten while the socket takes no more."""
         self.receiver.expire(now)
         for name, hello in self.keyring.due(now):
             asked = self.partners.get(name)
-            for address in () if asked is None else self._hello_to(asked, now):
-                yield from self._by_route(iter((((hello,), 0, address),)))
+            for address in () if asked is None else self.paths.hello_to(asked, now):
+                yield from self.relay.by_route(iter((((hello,), 0, address),)))
         for session in self.keyring.confirmations(now):
             confirmed = self.partners.get(session.peer)
             if confirmed is not None and confirmed.address is not None:
@@ -521,25 +415,29 @@ class Sleeve:
         if unanswered_s > UNANSWERED_S:
             self._doubt(partner, now)
         if where.is_returning(now):
-            own = [seen for seen in reversed(self._seen) if seen not in self._own_addresses(where.told)]
-            call = encode_note(NOTE_CALL, b"".join(own[:CALL_MAX]))
-            yield from self._say(partner, session, call, where.address)
-        routes = self._routes(partner, now) if unanswered_s > HUNT_AFTER_S else ()
+            yield from self._say(partner, session, self.paths.call(partner), where.address)
+        routes = self.paths.routes(partner, now) if unanswered_s > HUNT_AFTER_S else ()
         for address in where.due(routes, unanswered_s, now):
             yield from self._probe(partner, session, address, now)
         is_used = partner.heard_s is not None and now - partner.heard_s < USED_S
         if is_used and partner in self._active:
             yield from self._try(partner, session, now)
-        every_s = USED_S if is_used else KEEP_S if partner.peer.keep else self._keepalive_s(partner)
+        every_s = USED_S if is_used else self._quiet_s(partner)
         if every_s is None and (unanswered_s == 0.0 or now - partner.used_s > INTEREST_S):
             self._active.pop(partner, None)
             return
         is_due = every_s is not None and now - partner.asked_s >= every_s
-        if is_due or (is_used and self._has_moved(partner, now)):
+        if is_due or (is_used and self.paths.has_moved(partner, now)):
             partner.asked_s = now
             yield from self._probe(partner, session, where.address, now)
         following = now + BUSY_S if is_used else max(now + BUSY_S, where.next_s(unanswered_s))
         self._timers_s = min(self._timers_s, following)
+
+    def _quiet_s(self, partner: Partner) -> float | None:
+        """How often one without traffic is asked after; None: not at all."""
+        if partner.peer.keep:
+            return KEEP_S
+        return KEEPALIVE_S if self.paths.is_translated(partner) else None
 
     def _doubt(self, partner: Partner, now: float) -> None:
         """Nothing that goes there is known to arrive: perhaps it has lost our keys, or its way takes less."""
@@ -555,17 +453,12 @@ class Sleeve:
         record.view[HEADER_BYTES : HEADER_BYTES + len(note)] = note
         record.end = HEADER_BYTES + len(note)
         for buffers, segment, _ in self.sender.seal_burst(partner, session, record, _SAFE):
-            yield from self._by_route(iter(((buffers, segment, address),)))
+            yield from self.relay.by_route(iter(((buffers, segment, address),)))
         self.sender.pool.give(record)
 
     def _probe(self, partner: Partner, session: Session, address: Address, now: float) -> Iterator[Send]:
         """Ask whether records arrive there, and their answers here."""
-        salt = self._salt.to_bytes(SALT_BYTES, "big")
-        self._salt += 1
-        partner.where.asked(salt, address, now)
-        if address == partner.address and partner.unanswered_s is None:
-            partner.unanswered_s = now
-        yield from self._say(partner, session, encode_note(NOTE_PROBE, salt), address)
+        yield from self._say(partner, session, self.paths.probe(partner, address, now), address)
 
     def _prove(self, now: float) -> Iterator[Send]:
         """Answers to probes, each on the way that its question came."""
@@ -592,45 +485,6 @@ class Sleeve:
         yield from self._deliver(partner, self.sender.seal_burst(partner, session, record, way))
         self._questioned = None
         self.sender.pool.give(record)
-
-    def _keepalive_s(self, partner: Partner) -> float | None:
-        """Where a NAT lies between, it forgets us when we are silent."""
-        return KEEPALIVE_S if self._is_translated(partner) else None
-
-    def _is_translated(self, partner: Partner) -> bool:
-        """Whether it sees us elsewhere than we are, or is itself elsewhere than it says."""
-        address = partner.address
-        if address is None or isinstance(address, Route):
-            return False
-        elsewhere = bool(partner.sees) and partner.sees != self._own_address(address)
-        return elsewhere or address not in partner.where.told
-
-    def _has_moved(self, partner: Partner, now: float) -> bool:
-        """Whether our own address towards it has changed: the sooner it hears from us, the sooner it answers there."""
-        address = partner.address
-        if address is None or isinstance(address, Route) or now - partner.own_s < OWN_EVERY_S:
-            return False
-        before, partner.own, partner.own_s = partner.own, self._own_address(address), now
-        return bool(before) and before != partner.own
-
-    def _own_addresses(self, towards: Sequence[Address]) -> set[bytes]:
-        return {self._own_address(address) for address in towards}
-
-    def _hello_to(self, partner: Partner, now: float) -> Sequence[Address]:
-        """Where a hello is sent: by turns to every address where the peer may be, and by a route. Never both at once:
-        a hello is answered once only, on the way that it came first, and that may lead in one direction only."""
-        straight = self._straight(partner)
-        routes = self._routes(partner, now)
-        number, partner.hellos = partner.hellos, partner.hellos + 1
-        if routes and (number % 2 or not straight):
-            return (routes[number // 2 % len(routes)],)
-        return straight
-
-    def _straight(self, partner: Partner) -> list[Address]:
-        """Its addresses, resolved anew: an interface may have appeared since."""
-        found = (self._resolve(each) for each in partner.peer.addresses)
-        partner.where.told = tuple(address for address in found if address is not None)
-        return list(partner.where.straight())[:ADDRESSES_TRIED_MAX]
 
     def next_due(self) -> float:
         """When `outgoing` should be called again at the latest."""
@@ -694,7 +548,7 @@ class Sleeve:
             parity=shape.parity,
             offloads_off=tuple(off),
             via=route.between if (route := partner.where.route) is not None else (),
-            is_translated=state == control.UP and self._is_translated(partner),
+            is_translated=state == control.UP and self.paths.is_translated(partner),
         )
 
 

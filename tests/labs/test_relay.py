@@ -16,6 +16,7 @@ from bench.traffic import Pinger, Pings, ping
 from mesh.lab import Lab
 from mesh.namespaces import ip_batch, wait_until
 from tests.labs.chatter import exchange, listen, talk
+from tests.labs.nat import put_behind_nat
 from tests.labs.wire import Capture
 
 pytestmark = pytest.mark.root
@@ -164,8 +165,8 @@ def test_two_behind_nats_reach_each_other_directly(make_lab: Callable[..., Lab])
     """With the help of a third that both have dialled; and it reaches both."""
     lab = make_lab(hosts=3, containers=1)
     lab.build()
-    lab.put_behind_nat(1)
-    lab.put_behind_nat(3)
+    put_behind_nat(lab, 1)
+    put_behind_nat(lab, 3)
     for node in ("h2", "h1"):
         lab.launch(node, [*PASSWORD, *([lab.underlay(2)] if node != "h2" else [])])
         lab.attach(f"c{node[1]}.1")
@@ -190,7 +191,7 @@ def test_one_behind_a_nat_works_at_once_in_clear_too(make_lab: Callable[..., Lab
     """VXLAN would not pass, and nobody waits until that is found out."""
     lab = make_lab(hosts=2, containers=1)
     lab.build()
-    lab.put_behind_nat(1)
+    put_behind_nat(lab, 1)
     lab.launch("h2", [])
     lab.launch("h1", [lab.underlay(2)])
     for container in lab.container_nodes():
