@@ -37,6 +37,7 @@ STALL_S: Final = 0.03
 METER_S: Final = 0.05
 """As long as nothing is lost, the meter need not be told more often."""
 MARKS_MAX: Final = 8192
+APART_MAX: Final = 256
 REPORT_BYTES: Final = 128 * 1024
 """Received without a word to the sender at most; half of the smallest window."""
 REPORT_RIDE_BYTES: Final = 64 * 1024
@@ -62,6 +63,7 @@ class Partner:
     """Another host."""
 
     __slots__ = (
+        "apart",
         "asked_s",
         "blocked_s",
         "consumed_bytes",
@@ -100,6 +102,7 @@ class Partner:
         "unreported_bytes",
         "used_s",
         "waiting_s",
+        "waits_bytes",
         "where",
         "window_bytes",
     )  # fmt: skip
@@ -128,6 +131,9 @@ class Partner:
         self.consumed_bytes = 0
         self.marks: deque[tuple[int, int]] = deque(maxlen=MARKS_MAX)
         """Of every record under way: the counter after it, and `sent_bytes` then."""
+        self.apart: deque[int] = deque(maxlen=APART_MAX)
+        """Counters of datagrams that went another way or in another size than frames do, to try that: that they are
+        lost says nothing of the way in use."""
         self.reported: Report | None = None
         self.reported_s = 0.0
         self.rate = 0.0
@@ -162,6 +168,8 @@ class Partner:
         """Records that came from its address and were not its own, or not as it sent them."""
         self.unreported_bytes = 0
         self.report_due_s: float | None = None
+        self.waits_bytes = 0
+        """What last stood before its records at those who pass them on."""
 
     @property
     def address(self) -> Address | None:
@@ -199,6 +207,7 @@ class Partner:
         self.waiting_s = None
         self.sent_bytes = self.consumed_bytes = 0
         self.marks.clear()
+        self.apart.clear()
         self.reported = None
         self.rated_bytes = 0
         self.network_bytes = 0.0
@@ -237,6 +246,9 @@ class Partner:
             self.unanswered_s = None
         seen, received = (before.seen, before.received) if before is not None else (0, 0)
         lost = (report.seen - seen) - (report.received - received)
+        while self.apart and self.apart[0] < report.seen:
+            self.apart.popleft()
+            lost -= lost > 0
         self.unmetered += report.seen - seen
         forged = (report.forged - before.forged) & 0xFFFFFFFF if before is not None else 0
         if forged:
@@ -263,5 +275,5 @@ class Partner:
         self.unreported_bytes = 0
         self.report_due_s = None
         tally = self.tally
-        waiting = min(backlog_bytes, 0xFFFFFFFF)
+        waiting = min(backlog_bytes + (self.waits_bytes if self.is_relayed else 0), 0xFFFFFFFF)
         return Report(tally.index, tally.seen, tally.received, tally.recovered, waiting, self.forged & 0xFFFFFFFF)

@@ -31,13 +31,13 @@ from dataplane.sleeve.wire import (
     RELAYED,
     SEND_MAX_BYTES,
     TAG_BYTES,
+    Relayed,
     decode_note_untrusted,
     decode_relayed_untrusted,
     is_probe,
     nonce,
 )
 from gossip.errors import ProtocolError
-from gossip.names import PeerName
 
 HANDSHAKE_TYPE_MAX: Final = 3
 HEARD_S: Final = 0.02
@@ -75,7 +75,7 @@ class Receiver:
         handshake: Callable[[bytes, Address, float], None],
         stranger: Callable[[Address, float], None],
         stray: Callable[[Address, int], None],
-        relayed: Callable[[Partner, tuple[PeerName, ...], int, memoryview, float], Frames],
+        relayed: Callable[[Partner, Relayed, float], Frames],
     ) -> None:
         """`find`: a session by our index. `authenticated`: a record was opened, and where it came
         from if its sender means to be there. `stranger`: a record of no session.
@@ -347,7 +347,7 @@ class Receiver:
                 continue
             if size == RELAYED:
                 try:
-                    names, at, datagram, position = decode_relayed_untrusted(data, position)
+                    datagram, position = decode_relayed_untrusted(data, position)
                 except ProtocolError as error:
                     self._count(error.reason)
                     break
@@ -355,7 +355,7 @@ class Receiver:
                 if isinstance(source, Route):
                     self._count("relayed-twice")  # a hop has no hops of its own, or there would be no end to it
                 else:
-                    out += self._relayed(partner, names, at, datagram, now)
+                    out += self._relayed(partner, datagram, now)
                     self.source = source
                 continue
             position += LENGTH_BYTES

@@ -3,6 +3,10 @@
 Knows neither keys nor why a route is taken. The one idea: what is passed on is an entry in a record like any frame, so
 it is sealed, queued, cut and counted on every hop as frames are; and a hop must be reached without a route, so nothing
 is ever wrapped twice. Together with routes that name every host once, nothing can go round.
+
+Each hop adds what stands in its queue to what the datagram says; its end reports that to its origin as if it waited in
+its own socket, so that what is under way keeps to what the slowest hop takes, and the queue stands at the origin, where
+it is fair and where what it drops is not taken for loss.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from dataplane.sleeve.partner import Partner
 from dataplane.sleeve.receiver import Frames
 from dataplane.sleeve.routes import Route, is_sound
 from dataplane.sleeve.sender import Send, Sender
-from dataplane.sleeve.wire import RELAYED_MAX_BYTES, encode_relayed
+from dataplane.sleeve.wire import RELAYED_MAX_BYTES, Relayed, encode_relayed
 from gossip.names import PeerName
 
 
@@ -37,33 +41,37 @@ class Relay:
         self._counters = counters
         self._arrived = arrived
 
-    def take_untrusted(
-        self, source: Partner, names: tuple[PeerName, ...], at: int, datagram: memoryview, now: float
-    ) -> Frames:
+    def take_untrusted(self, source: Partner, relayed: Relayed, now: float) -> Frames:
         """A datagram that goes by a route, out of a record of `source`: the frames in it where it ends here."""
+        names, at, waits_kib, datagram = relayed
         if not is_sound(names) or at < 1 or names[at] != self._name or names[at - 1] != source.peer.name:
             self._count("relayed-astray")
             return []
         if at == len(names) - 1:
+            origin = self._partners.get(names[0])
+            if origin is not None:
+                origin.waits_bytes = waits_kib << 10
             return self._arrived(datagram, Route(names).back(), now)
-        self._give(names, at + 1, (datagram,))
+        self._give(names, at + 1, waits_kib, (datagram,))
         return []
 
     def by_route(self, sends: Iterator[Send]) -> Iterator[Send]:
         """Of what is to be sent, all that has a real address; the rest waits for its first hop from now on."""
         for buffers, segment, address in sends:
             if isinstance(address, Route):
-                self._give(address, 1, buffers)
+                self._give(address, 1, 0, buffers)
             else:
                 yield buffers, segment, address
 
-    def _give(self, names: tuple[PeerName, ...], at: int, parts: Sequence[bytes | memoryview]) -> None:
+    def _give(self, names: tuple[PeerName, ...], at: int, waits_kib: int, parts: Sequence[bytes | memoryview]) -> None:
         hop = self._partners.get(names[at])
         size = sum(map(len, parts))
         if hop is None or hop.is_relayed or size > RELAYED_MAX_BYTES:
             self._count("relayed-nowhere")
             return
-        self._sender.pass_on(hop, encode_relayed(names, at, size), parts, (names[0], names[-1]))
+        if at > 1:
+            waits_kib += hop.queue.held_bytes >> 10
+        self._sender.pass_on(hop, encode_relayed(names, at, waits_kib, size), parts, (names[0], names[-1]))
         self.has_given = True
         self._count("relayed-datagrams")
 

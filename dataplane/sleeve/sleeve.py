@@ -452,6 +452,8 @@ class Sleeve:
         record = self.sender.pool.take()
         record.view[HEADER_BYTES : HEADER_BYTES + len(note)] = note
         record.end = HEADER_BYTES + len(note)
+        if address != partner.address:
+            partner.apart.append(session.counter)
         for buffers, segment, _ in self.sender.seal_burst(partner, session, record, _SAFE):
             yield from self.relay.by_route(iter(((buffers, segment, address),)))
         self.sender.pool.give(record)
@@ -481,9 +483,11 @@ class Sleeve:
         record = self.sender.pool.take()
         record.end = DATAGRAMS * way.datagram_bytes - TAG_BYTES - 8
         record.view[HEADER_BYTES : record.end] = note + bytes(record.end - HEADER_BYTES - len(note))
+        first = session.counter
         self._questioned = partner
         yield from self._deliver(partner, self.sender.seal_burst(partner, session, record, way))
         self._questioned = None
+        partner.apart.extend(range(first, session.counter))
         self.sender.pool.give(record)
 
     def next_due(self) -> float:

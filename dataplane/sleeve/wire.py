@@ -34,13 +34,13 @@ Numbers are big-endian, but in a record's entries, which are laid out for the ke
     +-----------+--------------------------------- - -   65,534:       a datagram for somebody else, to be passed on
                                                          0:            padding: nothing more in this record
 
-A datagram that travels by a route has all names on it, from the first host to the last; `at` is the number of the one
-that the record around it goes to:
+A datagram that travels by a route has all names on it, from the first host to the last. `at` is the number of the one
+that the record around it goes to, `waits` how many KiB stood before it in the queues of those who passed it on:
 
-    0           2        3        4           6                  6 + 8n
-    +-----------+--------+--------+-----------+-------------- - -+---------- - -
-    | 65,534    | n (u8) | at(u8) | size: u16 | n names          | datagram
-    +-----------+--------+--------+-----------+-------------- - -+---------- - -
+    0           2        3        4           6            8                  8 + 8n
+    +-----------+--------+--------+-----------+------------+-------------- - -+---------- - -
+    | 65,534    | n (u8) | at(u8) | size: u16 | waits: u16 | n names          | datagram
+    +-----------+--------+--------+-----------+------------+-------------- - -+---------- - -
 
 Types 1 to 3 are the handshake's (`handshake`).
 """
@@ -87,7 +87,8 @@ NOTE_MAX_BYTES: Final = 64
 _REPORT: Final = struct.Struct("!IQQQII")
 
 RELAYED: Final = 0xFFFE
-_RELAYED_HEAD: Final = struct.Struct("<HBBH")
+_RELAYED_HEAD: Final = struct.Struct("<HBBHH")
+_WAITS_MAX: Final = 0xFFFF
 RELAYED_NAMES_MAX: Final = 6
 RELAYED_MAX_BYTES: Final = (
     SEND_MAX_BYTES - HEADER_BYTES - _RELAYED_HEAD.size - RELAYED_NAMES_MAX * PEER_NAME_BYTES - TAG_BYTES - LENGTH_BYTES
@@ -142,24 +143,34 @@ def is_probe(data: memoryview) -> bool:
     )
 
 
-def encode_relayed(names: tuple[PeerName, ...], at: int, size: int) -> bytes:
-    """What stands in front of a datagram of `size` bytes that goes by a route."""
+class Relayed(NamedTuple):
+    """A datagram that goes by a route."""
+
+    names: tuple[PeerName, ...]
+    at: int
+    """The number of the one that the record around it goes to."""
+    waits_kib: int
+    """What stood before it in the queues so far."""
+    datagram: memoryview
+
+
+def encode_relayed(names: tuple[PeerName, ...], at: int, waits_kib: int, size: int) -> bytes:
+    """What stands in front of a datagram of `size` bytes."""
     assert size <= RELAYED_MAX_BYTES and len(names) <= RELAYED_NAMES_MAX
-    return _RELAYED_HEAD.pack(RELAYED, len(names), at, size) + b"".join(names)
+    return _RELAYED_HEAD.pack(RELAYED, len(names), at, size, min(waits_kib, _WAITS_MAX)) + b"".join(names)
 
 
-def decode_relayed_untrusted(data: memoryview, position: int) -> tuple[tuple[PeerName, ...], int, memoryview, int]:
-    """The entry at `position`: the names, which of them the record around it went to, the datagram, and where the next
-    entry begins."""
+def decode_relayed_untrusted(data: memoryview, position: int) -> tuple[Relayed, int]:
+    """The entry at `position`, and where the next one begins."""
     if position + _RELAYED_HEAD.size > len(data):
         raise ProtocolError("bad-record", "a relayed datagram is cut short")
-    _, many, at, size = _RELAYED_HEAD.unpack_from(data, position)
+    _, many, at, size, waits_kib = _RELAYED_HEAD.unpack_from(data, position)
     start = position + _RELAYED_HEAD.size
     begin = start + many * PEER_NAME_BYTES
     if many > RELAYED_NAMES_MAX or at >= many or begin + size > len(data):
         raise ProtocolError("bad-record", "a relayed datagram is longer than its record, or its route is none")
     names = (PeerName(bytes(data[each : each + PEER_NAME_BYTES])) for each in range(start, begin, PEER_NAME_BYTES))
-    return tuple(names), at, data[begin : begin + size], begin + size
+    return Relayed(tuple(names), at, waits_kib, data[begin : begin + size]), begin + size
 
 
 def decode_report_untrusted(body: bytes) -> Report:
