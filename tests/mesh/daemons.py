@@ -116,9 +116,11 @@ class Stage:
         self._monkeypatch.setattr(daemon_module, "Supervisor", host.supervise)
 
     def _find(self, target: str) -> Namespace:
-        if target not in self.namespaces:
+        paths = {found.path: found for found in self.namespaces.values()}
+        found = self.namespaces.get(target) or paths.get(target)
+        if found is None:
             raise NoSuchNamespace(f"network namespace {target!r} does not exist")
-        return self.namespaces[target]
+        return found
 
     def _is_there(self, path: str, expected: tuple[int, int]) -> bool:
         return any(found == Namespace(path, expected) for found in self.namespaces.values())
