@@ -182,7 +182,7 @@ class Attachments:
         """An address moves after `detach`, or when its owner is out of reach; else it stays where it is."""
         for held in self._held.values():
             if held is not ours and any(binding.ip == interface.ip for binding in held.bindings):
-                away = ", which is away and may come back" if held.away_since is not None else ""
+                away = ", away now" if held.away_since is not None else ""
                 raise ApiError(
                     "address-taken",
                     f"{interface.ip} is held by {held.id} on this host{away}; detach it there first (weft detach "
@@ -193,9 +193,10 @@ class Attachments:
                 return
             if self._around.is_reachable(holder.owner):
                 host = self._around.nickname_of(holder.owner)
+                away = ", away there" if holder.away else ""
                 raise ApiError(
                     "address-taken",
-                    f"{interface.ip} is held by {holder.id} on host {host}; detach it there first (weft detach "
+                    f"{interface.ip} is held by {holder.id} on host {host}{away}; detach it there first (weft detach "
                     f"{interface} {holder.id}), or take another address",
                 )
 
@@ -208,7 +209,7 @@ class Attachments:
         ):
             if len(there) > most:
                 raise ApiError("too-many", f"{wanted.id} would have {len(there)} {what}; at most {most}")
-        row = encode_row(wanted.endpoint(self._around.own))
+        row = encode_row(replace(wanted.endpoint(self._around.own), away=True))  # the longest that it will have
         if len(row) > ROW_MAX_BYTES:
             sum_up = f"its id, names and labels come to {len(row)} bytes, and {ROW_MAX_BYTES} are the most"
             raise ApiError("too-many", f"{wanted.id} cannot be told to other hosts: {sum_up}; give fewer or shorter")
@@ -374,13 +375,23 @@ class Attachments:
                 log.info("came-back", id=each.id, addresses=",".join(each.texts()))
 
     async def _replace(self, held: dict[str, Attachment], why: str) -> None:
-        """Save and publish what nobody asked for; what is missing in it is told to be gone."""
-        gone = [each for name, each in sorted(self._held.items()) if name not in held]
+        """Save, tell and publish what nobody asked for. `why`: what is missing in it is."""
+        before = self._held
         await self._save(held)
-        for each in gone:
-            log.info(why, id=each.id, addresses=",".join(each.texts()))
-            self._around.tell(each.ifname, None)
+        for ifname in sorted(before.keys() - held.keys()):
+            log.info(why, id=before[ifname].id, addresses=",".join(before[ifname].texts()))
+            self._around.tell(ifname, None)
+        for ifname, each in sorted(held.items()):
+            if each.endpoint(self._around.own) != before[ifname].endpoint(self._around.own):
+                self._tell_again(each)
         await self._publish()
+
+    def _tell_again(self, attachment: Attachment) -> None:
+        try:
+            self._around.tell(attachment.ifname, attachment.endpoint(self._around.own))
+        except ValueError as error:
+            # One byte more did not fit. What is told already is true but for that.
+            log.warning("not-told", id=attachment.id, error=error)
 
     async def _unasked(self, work: Awaitable[None]) -> None:
         """Do what nobody waits for. With a full disk it stays undone until it is said again."""

@@ -63,7 +63,8 @@ class Attachment:
         return Port(self.ifname, GUEST_IFNAME, self.namespace, self.namespace_id, self.mac, interfaces)
 
     def endpoint(self, owner: PeerName) -> Endpoint:
-        return Endpoint(owner, self.id, self.mac, self.bindings, self.names, self.labels, self.network)
+        away = self.away_since is not None
+        return Endpoint(owner, self.id, self.mac, self.bindings, self.names, self.labels, self.network, away)
 
     def texts(self) -> list[str]:
         """Its addresses with their lengths."""

@@ -128,6 +128,8 @@ def endpoints(rows: list[Row]) -> str:
     for row in rows:
         notes = [_text(name) for name in row.get("names") or []]
         notes += [f"{_text(key)}={_text(value)}" for key, value in sorted((row.get("labels") or {}).items())]
+        if row.get("away"):
+            notes.append("away")
         if row.get("conflict"):
             notes.append(f"CONFLICT: {_text(row['conflict'])}")
         where = "this host" if row.get("local") else _text(row.get("nickname") or row.get("peer"))

@@ -144,6 +144,7 @@ def _endpoint(router: Router, endpoint: Endpoint, expired: frozenset[PeerName]) 
         "local": endpoint.owner == router.node.name,
         "nickname": nickname(router, endpoint.owner),
         "id": endpoint.id,
+        "away": endpoint.away,
         "conflict": _conflict(router, endpoint, expired),
     }
 

@@ -11,11 +11,13 @@ import pytest
 
 from dataplane.linux.netns import Namespace
 from dataplane.objects import GUEST, LINK, Guest, Key, Veth
+from gossip.pages import TablePager
 from mesh import attach as attach_module
 from mesh import attachment as attachment_module
 from mesh.attachment import Attachment, after_boot, attachment_from_json, canonical, ifname_of, too_long_away
+from mesh.endpoints import encode_row
 from mesh.targets import Place
-from tests.mesh.attach_world import ME, Q, World, attach, detach, refused, run, wish
+from tests.mesh.attach_world import ME, P, Q, World, attach, detach, refused, run, wish
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_a_deleted_name_keeps_everything_but_the_interface(world: World) -> None
     assert away.away_since is not None and replace(away, away_since=None) == done
     assert other == stays and world.attachments.here() == [stays]
     assert [attachment_from_json(row) for row in world.on_disk()] == [away, stays]
-    assert list(world.table.of(ME)) == [done.endpoint(ME), stays.endpoint(ME)]
+    assert list(world.table.of(ME)) == [replace(done.endpoint(ME), away=True), stays.endpoint(ME)]
     assert not in_kernel(world, done) and in_kernel(world, stays)
     assert world.kernel_addresses(done) == {}
 
@@ -66,6 +68,7 @@ def test_the_next_of_that_name_is_as_the_last_was(world: World, inode: int) -> N
     link, guest = world.kernel.objects[Key(LINK, done.ifname)], world.kernel.objects[Key(GUEST, done.ifname)]
     assert isinstance(link, Veth) and link.namespace == (4, inode)
     assert isinstance(guest, Guest) and (guest.name, guest.mac) == ("ethwe", done.mac)
+    assert list(world.table.of(ME)) == [done.endpoint(ME)]
     assert world.kernel.harm == []
 
 
@@ -157,10 +160,21 @@ def test_an_address_of_an_away_one_is_not_given_to_another(world: World) -> None
     """The refusal says that it is away, and what frees it; detaching it does."""
     deleted(world, "c1", "10.32.0.1/16")
     text = refused(world, world.attachments.attach(wish("c2", "10.32.0.1/16")), "address-taken")
-    assert "held by c1 on this host, which is away" in text and "weft detach 10.32.0.1/16 c1" in text
+    assert "held by c1 on this host, away now" in text and "weft detach 10.32.0.1/16 c1" in text
     assert detach(world, "c1") == ["10.32.0.1/16"]
     assert world.attachments.all() == [] and list(world.table.of(ME)) == []
     assert attach(world, "c2", "10.32.0.1/16").id == "c2"
+
+
+def test_an_address_of_one_that_is_away_on_another_host_is_not_given_either(world: World) -> None:
+    """Its host is in reach and keeps it. The refusal says so, and what to type there."""
+    there = replace(world.elsewhere(P, "10.32.0.1"), away=True)
+    pager = TablePager()
+    pager.put("x", encode_row(there))
+    world.table.replace_page(P, 0, pager.body(0))
+    world.reachable = {P}
+    text = refused(world, world.attachments.attach(wish("c1", "10.32.0.1/16")), "address-taken")
+    assert "held by c-3 on host alpha, away there" in text and "weft detach 10.32.0.1/16 c-3" in text
 
 
 def test_one_address_of_an_away_one_can_be_taken_from_it(world: World) -> None:
