@@ -7,7 +7,6 @@ namespace with /run and /etc/docker of its own, so that nothing of it stays on t
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 import time
@@ -93,7 +92,13 @@ class RealDocker:
     def _import(self) -> None:
         root = self._directory / "root" / "bin"
         root.mkdir(parents=True)
-        shutil.copy("/usr/bin/busybox" if os.path.exists("/usr/bin/busybox") else "/bin/busybox", root / "busybox")
+        shutil.copy(str(shutil.which("busybox")), root / "busybox")
+        # A static one needs nothing; where the other package is installed, its libraries come along.
+        needs = subprocess.run(["ldd", str(root / "busybox")], capture_output=True, text=True, check=False).stdout
+        for library in (word for word in needs.split() if word.startswith("/")):
+            place = root.parent / library.lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, place)
         for name in ("sh", "sleep", "ip", "ping"):
             (root / name).symlink_to("busybox")
         archive = subprocess.run(["tar", "-C", str(root.parent), "-c", "."], capture_output=True, check=True).stdout
