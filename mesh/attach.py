@@ -24,6 +24,7 @@ from gossip.names import PeerName
 from gossip.pages import ROW_MAX_BYTES
 from mesh import arguments, requests
 from mesh.attachment import (
+    AWAY_MAX,
     Attachment,
     after_boot,
     attachment_from_json,
@@ -352,7 +353,7 @@ class Attachments:
                 log.info("away", id=each.id, addresses=",".join(each.texts()))
             else:
                 del held[each.ifname]
-        for each in too_long_away(held):
+        for each in too_long_away(held, AWAY_MAX):
             del held[each.ifname]
         await self._replace(held, "namespace-gone")
 
@@ -368,7 +369,7 @@ class Attachments:
             if other is None:
                 back.append(_moved(before, place))
             elif other is not before:
-                log.warning("cannot-come-back", id=before.id, attached_as=other.id)
+                log.info("cannot-come-back", id=before.id, attached_as=other.id)
         if back:
             await self._replace(self._held | {each.ifname: each for each in back}, "")
             for each in back:

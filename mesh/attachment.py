@@ -134,7 +134,7 @@ def after_boot(loaded: Iterable[Attachment], now_unix_s: int) -> tuple[list[Atta
     return [each for each in kept if each.comes_back], [each for each in kept if not each.comes_back]
 
 
-def too_long_away(held: Mapping[str, Attachment], most: int = AWAY_MAX) -> list[Attachment]:
+def too_long_away(held: Mapping[str, Attachment], most: int) -> list[Attachment]:
     """Those to forget so that no more than `most` are away: the longest away."""
     away = [(each.away_since, ifname) for ifname, each in held.items() if each.away_since is not None]
     return [held[ifname] for _, ifname in sorted(away)[: max(0, len(away) - most)]]

@@ -101,10 +101,11 @@ class Returns:
     async def _look_at_names(self) -> None:
         self._counters["looks_at_names"] += 1
         places: dict[str, Place] = {}
+        taken = {held.namespace_id: held.ifname for held in self._attachments.here()}
         for held in self._attachments.all():
             here = held.away_since is None and is_there(held.namespace, held.namespace_id)
             found = self._targets.namespace(held.namespace) if held.is_named and not here else None
-            if found is not None:
+            if found is not None and taken.get(found.id, held.ifname) == held.ifname:
                 places[held.ifname] = Place(found)
         if places:
             await self._attachments.come_back(places)

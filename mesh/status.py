@@ -167,6 +167,7 @@ def ps(attachments: list[Attachment]) -> list[Row]:
             "names": list(attachment.names),
             "labels": dict(attachment.labels),
             "network": attachment.network,
+            "namespace": attachment.namespace,
             "container": attachment.container,
             "away": attachment.away_since is not None,
             "away_since": attachment.away_since,

@@ -13,7 +13,6 @@ from dataplane.linux.netns import Namespace
 from dataplane.objects import GUEST, LINK, Guest, Key, Veth
 from gossip.pages import TablePager
 from mesh import attach as attach_module
-from mesh import attachment as attachment_module
 from mesh.attachment import Attachment, after_boot, attachment_from_json, canonical, ifname_of, too_long_away
 from mesh.endpoints import encode_row
 from mesh.targets import Place
@@ -200,7 +199,7 @@ def test_an_address_lost_to_another_host_while_away_stays_there(world: World) ->
 
 def test_no_more_than_a_limit_are_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest away is forgotten, and everybody hears it."""
-    monkeypatch.setattr(attachment_module.too_long_away, "__defaults__", (2,))
+    monkeypatch.setattr(attach_module, "AWAY_MAX", 2)
     clock = iter(range(1000, 2000))
     monkeypatch.setattr(attach_module.time, "time", lambda: next(clock))
     for number in (1, 2, 3):

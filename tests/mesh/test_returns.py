@@ -108,7 +108,7 @@ def test_a_container_that_restarts_is_as_before(stage: Stage, engine: FakeDocker
                 await until(lambda: in_kernel(host, held.ifname) == [], "the kernel has let go of it")
                 containers.start("web")
                 await until(lambda: in_kernel(host, held.ifname) == ["10.32.0.1/16"], "it is back")
-                assert await row(daemon) == before
+                assert await row(daemon) == before | {"namespace": f"/proc/{engine.find('web').pid}/ns/net"}
 
     run(scene())
 
