@@ -152,7 +152,7 @@ class Attachments:
             wanted = replace(_moved(before, place), bindings=tuple(bindings), names=names, labels=labels)
         else:
             found = place.namespace
-            ifname = ifname_of(found.path, found.id, place.container, request.network)
+            ifname = ifname_of(found.path, found.id, place.container, request.network, self._held)
             mac = self._free_mac(request.network, bindings[0].ip, takes_over=True)
             wanted = Attachment(
                 request.target, ifname, found.path, found.id, mac, tuple(bindings), request.names, request.labels,
@@ -365,11 +365,11 @@ class Attachments:
             before = self._held.get(ifname)
             if before is None or not is_there(found.path, found.id):
                 continue  # what was looked at is old news by now
-            other = self._of_namespace(found.id)
-            if other is None:
+            there = self._of_namespace(found.id) or next((each for each in back if each.namespace_id == found.id), None)
+            if there is None:
                 back.append(_moved(before, place))
-            elif other is not before:
-                log.info("cannot-come-back", id=before.id, attached_as=other.id)
+            elif there is not before:
+                log.info("cannot-come-back", id=before.id, attached_as=there.id)
         if back:
             await self._replace(self._held | {each.ifname: each for each in back}, "")
             for each in back:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
+from itertools import count
 from typing import Any
 
 from dataplane.desired import Port
@@ -115,15 +116,19 @@ def canonical(path: str) -> str:
     return f"{NAMED_DIRECTORY}/{name}" if directory in NAMED_DIRECTORIES else path
 
 
-def ifname_of(path: str, namespace_id: tuple[int, int], container: str | None, network: str) -> str:
-    """The host end's name: the same whenever the same container comes back, and nobody else's."""
+def ifname_of(
+    path: str, namespace_id: tuple[int, int], container: str | None, network: str, taken: Collection[str] = ()
+) -> str:
+    """The host end's name: made from what comes back, so that it is the same for the same container. One that is taken
+    belongs to an attachment that was made by the same words, and by now is known to be something else."""
     if container is not None:
         seed = f"container {container} {network}"
     elif posixpath.dirname(path) == NAMED_DIRECTORY:
         seed = f"name {path} {network}"
     else:
         seed = f"namespace {namespace_id} {network}"
-    return "vw" + hashlib.sha256(seed.encode()).hexdigest()[:11]
+    names = ("vw" + hashlib.sha256(f"{seed} {salt}".encode()).hexdigest()[:11] for salt in count())
+    return next(name for name in names if name not in taken)
 
 
 def after_boot(loaded: Iterable[Attachment], now_unix_s: int) -> tuple[list[Attachment], list[Attachment]]:

@@ -15,7 +15,8 @@ from gossip.errors import ProtocolError
 from mesh import dockerwire
 from mesh.dockerwire import Container, Events, Response
 
-ANSWER_TIMEOUT_S = 3.0
+ANSWER_TIMEOUT_S = 5.0
+"""A busy machine needs seconds for what is otherwise a few milliseconds."""
 _READ_BYTES = 64 * 1024
 
 

@@ -117,6 +117,18 @@ def test_old_news_brings_nothing_back(world: World) -> None:
     assert world.attachments.all() == [other]
 
 
+def test_two_names_of_one_namespace_do_not_both_come_back_to_it(world: World) -> None:
+    """A container has one interface of ours."""
+    deleted(world, "c1", "10.32.0.1/16")
+    deleted(world, "c2", "10.32.0.2/16")
+    world.add("c1", 99)
+    world.add("c2", 99)
+    world.there_again(c1=Place(world.namespaces["c1"]), c2=Place(world.namespaces["c2"]))
+    (here,) = world.attachments.here()
+    assert len(world.attachments.all()) == 2 and world.kernel.harm == []
+    assert set(world.kernel_addresses(here)) == set(here.texts())
+
+
 def test_one_that_took_the_number_is_no_obstacle(world: World) -> None:
     """c2 has ended unnoticed, and the next c1 has its inode number."""
     deleted(world, "c1", "10.32.0.1/16")
@@ -312,6 +324,24 @@ def test_a_pid_in_a_container_is_that_container(world: World) -> None:
     world.add_process(4714, 14)
     attach(world, "4714", "10.32.0.4/16")
     assert len(world.docker.asked) == asked, "a process in no container is nothing to ask Docker about"
+
+
+def test_a_name_for_a_container_becomes_that_container_and_the_name_another(world: World) -> None:
+    """Neither attachment is lost to the other, though both were made by the same word."""
+    container = world.add_container("web", 4711, 11)
+    world.namespaces["c1"] = Namespace("/run/netns/c1", (4, 11))
+    named = attach(world, "c1", "10.32.0.1/16")
+    assert named.container is None
+    first = attach(world, "web", "10.32.0.1/16")
+    assert (first.container, first.ifname, first.mac) == (container, named.ifname, named.mac)
+    world.add("c1", 99)
+    second = attach(world, "c1", "10.32.0.2/16")
+    assert second.ifname != first.ifname
+    assert sorted(world.attachments.all(), key=lambda each: each.mac) == sorted(
+        [first, second], key=lambda each: each.mac
+    )
+    assert world.kernel_addresses(first) == {"10.32.0.1/16": first.mac}
+    assert world.kernel_addresses(second) == {"10.32.0.2/16": second.mac}
 
 
 def test_a_process_that_joined_a_container_stands_for_it(world: World) -> None:
