@@ -209,9 +209,11 @@ def _ps(parsed: Parsed) -> int:
     if parsed.has("--json"):
         _print_json(answer)
         return 0
+    import time
+
     from mesh import render
 
-    print(render.ps(answer))
+    print(render.ps(answer, time.time()))
     return 0
 
 

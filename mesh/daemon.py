@@ -37,6 +37,7 @@ from gossip.transport import Transport
 from mesh import api, directories, requests, status
 from mesh.attach import Attachments, Surroundings
 from mesh.config import LaunchConfig
+from mesh.docker import Docker
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
 from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path, host_of
@@ -44,9 +45,11 @@ from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
 from mesh.prober import Prober
+from mesh.returns import Returns
 from mesh.router import BRIDGE, Router, Seen
 from mesh.sleeve import Supervisor
 from mesh.store import Store, StoreError
+from mesh.targets import Targets
 from mesh.udpreach import UDP_TABLE, own_page
 from mesh.verbs import TARGETS, Facts, Verbs
 from mesh.version import VERSION
@@ -142,12 +145,14 @@ class Daemon:
         record = PeerRecord(config.nickname, secrets.token_bytes(16), LIVE, VERSION, (), {})
         self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
         self._router = Router(self.node, self._own_mtu(), self._started, self._survey.bridge_mtu)
+        targets = Targets(Docker(config.docker_socket))
         self._attachments = Attachments(
             Surroundings(
                 store=store,
                 write=self._write,
                 own=identity.name,
                 table=self._router.table,
+                targets=targets,
                 nickname_of=lambda peer: status.nickname(self._router, peer),
                 is_reachable=lambda peer: peer in self.node.replica.reachable,
                 wait_settled=self._wait_settled,
@@ -155,6 +160,7 @@ class Daemon:
                 tell=self._tell,
             )
         )
+        self._returns = Returns(self._attachments, targets)
         own_mac, is_peer_mac = bridge_mac(identity.name), lambda mac: mac in self._router.peer_macs
         self._pinger = Pinger(BRIDGE, own_mac, is_peer_mac)
         self._saved_faults: Mapping[PeerName, str] = _load_vxlan_faults(store)
@@ -192,12 +198,13 @@ class Daemon:
         await self._sleeve.start()
         self._open_probe_sockets()
         self._spawn(self._survey_forever())
+        self._spawn(self._returns.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
             self.node, self._router, self._attachments, transport, self._pinger,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._report,
-                self._sleeve_view,
+                self._sleeve_view, self._returns,
             ),
             self._write, self._end,
         )  # fmt: skip
@@ -312,7 +319,7 @@ class Daemon:
             addresses=frozenset(found.address for found in self._survey.addresses),
             nat=self._is_behind_nat(),
         )
-        ports = tuple(attachment.port for attachment in self._attachments.all())
+        ports = tuple(attachment.port for attachment in self._attachments.here())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
         desired = self._router.refresh(
             local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path
@@ -352,6 +359,7 @@ class Daemon:
             return await done
 
     async def _publish_ports(self) -> dict[str, Fault]:
+        self._returns.wake()
         return dict((await self._publish(FIRST_REPORT_S)).port_faults)
 
     def _report_from_thread(self, report: Report) -> None:
@@ -378,7 +386,7 @@ class Daemon:
         self._open_probe_sockets()
         vanished = frozenset(name for name, fault in report.port_faults.items() if fault.code == "namespace-gone")
         if vanished:
-            self._spawn(self._attachments.drop_vanished(vanished))
+            self._spawn(self._returns.vanished(vanished))
 
     # -- the sleeve, and whether VXLAN gets through ------------------------------------------------
 

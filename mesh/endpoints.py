@@ -6,7 +6,8 @@ name. So whoever attached last in knowledge of the other wins, all hosts agree w
 old binding removes only that binding. A MAC that two endpoints have belongs to the one that holds its address; the
 other one's host sees that and takes a new MAC. Knows nothing of the kernel, of reach, or of how rows travel.
 
-A row is a msgpack list: id, MAC, addresses (each packed address, prefix length, claim), names, labels, network.
+A row is a msgpack list: id, MAC, addresses (each packed address, prefix length, claim), names, labels, network; and
+`true` after that while its container is away, which changes nothing about what is its own.
 """
 
 from __future__ import annotations
@@ -70,12 +71,15 @@ class Endpoint:
     names: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     network: str = "weft"
+    away: bool = False
+    """Its container is not running and may come back."""
 
 
 def encode_row(endpoint: Endpoint) -> bytes:
     addresses = [(binding.ip.packed, binding.length, binding.claim) for binding in endpoint.bindings]
     row: bytes = msgpack.packb(
         [endpoint.id, endpoint.mac, addresses, endpoint.names, endpoint.labels, endpoint.network]
+        + ([True] if endpoint.away else [])
     )
     return row
 
@@ -109,7 +113,7 @@ def _endpoint(owner: PeerName, fields: Any) -> Endpoint:
     bindings = tuple(map(_binding, addresses))
     if len({fields[0] for fields in addresses}) != len(addresses):
         raise ValueError("an address twice")
-    return Endpoint(owner, name, mac, bindings, names, labels, network)
+    return Endpoint(owner, name, mac, bindings, names, labels, network, away=len(fields) > 6 and fields[6] is True)
 
 
 def _binding(fields: Any) -> Binding:

@@ -15,7 +15,7 @@ from dataplane.sleeve.control import SILENT, WRONG_SECRET, PeerStatus, Status
 from gossip.names import PeerName, format_name
 from gossip.peers import GONE
 from gossip.transport import Refusals
-from mesh.attach import Attachment
+from mesh.attachment import Attachment
 from mesh.endpoints import Endpoint
 from mesh.forwarding import RELAY, Path
 from mesh.router import Router
@@ -139,6 +139,7 @@ def _endpoint(router: Router, endpoint: Endpoint, expired: frozenset[PeerName]) 
         "local": endpoint.owner == router.node.name,
         "nickname": nickname(router, endpoint.owner),
         "id": endpoint.id,
+        "away": endpoint.away,
         "conflict": _conflict(router, endpoint, expired),
     }
 
@@ -161,6 +162,11 @@ def ps(attachments: list[Attachment]) -> list[Row]:
             "names": list(attachment.names),
             "labels": dict(attachment.labels),
             "network": attachment.network,
+            "namespace": attachment.namespace,
+            "container": attachment.container,
+            "away": attachment.away_since is not None,
+            "away_since": attachment.away_since,
+            "comes_back": attachment.comes_back,
         }
         for attachment in attachments
     ]
@@ -196,6 +202,7 @@ def summary(
         "mtu": router.mtu,
         "endpoints": sum(endpoint.owner not in expired for endpoint in router.table.endpoints()),
         "local_endpoints": len(attachments),
+        "away_endpoints": sum(attachment.away_since is not None for attachment in attachments),
         "refused": {
             reason: {"count": refused.count, "last": list(refused.last)} for reason, refused in sorted(refusals.items())
         },

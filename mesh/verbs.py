@@ -23,6 +23,7 @@ from mesh.endpoints import bridge_mac
 from mesh.forwarding import NONE, UNREACHABLE, Path
 from mesh.pinger import Pinger
 from mesh.requests import ApiError
+from mesh.returns import Returns
 from mesh.router import Router
 from mesh.store import StoreError
 from mesh.version import VERSION
@@ -43,6 +44,7 @@ class Facts:
     report: Callable[[], Report | None]
     """The kernel side's last one."""
     sleeve: Callable[[], status.SleeveView]
+    returns: Returns
 
 
 class Verbs:
@@ -111,6 +113,7 @@ class Verbs:
                 "counters": status.counters(
                     self._router, self._facts.report(), self._pinger.counters, self._facts.sleeve()
                 ),
+                "returns": self._facts.returns.report(),
             }
         return views[verb]()
 
@@ -121,6 +124,7 @@ class Verbs:
         warnings = status.warnings(
             self._router, self._facts.report(), attachments, self._facts.weak_password, view, now
         )
+        warnings += self._facts.returns.warnings()
         return status.summary(
             self._router, VERSION, now - self._facts.started, self._facts.encrypted, attachments,
             self._transport.refusals, warnings, view, now,

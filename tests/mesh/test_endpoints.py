@@ -301,6 +301,17 @@ def test_a_row_comes_back_as_it_was(sent: Endpoint) -> None:
     assert decode_row_untrusted(A, encode_row(sent)) == sent
 
 
+def test_a_row_says_that_its_container_is_away() -> None:
+    """By one more field, which older versions pass over; whatever else stands there says nothing."""
+    here = endpoint(A, ("10.32.0.1", 1))
+    away = replace(here, away=True)
+    assert decode_row_untrusted(A, encode_row(away)) == away
+    fields = msgpack.unpackb(encode_row(away), use_list=True)
+    assert fields[:6] == msgpack.unpackb(encode_row(here), use_list=True)
+    for other in (False, None, 1, "true", [True]):
+        assert decode_row_untrusted(A, msgpack.packb([*fields[:6], other])) == here
+
+
 GOOD: list[Any] = ["c1", MAC, [[bytes([10, 32, 0, 1]), 24, 1]], ["web"], [["app", "web"]], "weft"]
 
 
