@@ -59,6 +59,7 @@ SETTLE_LIMIT_S = 60.0
 ATTACH_SETTLE_S = 2.0
 FIRST_REPORT_S = 15.0
 SURVEY_INTERVAL_S = 5.0
+SURVEY_PAUSE_S = 0.1
 ADDRESSES_ADVERTISED_MAX = 8
 IDENTITY = "identity"
 VXLAN_FAULTS = "vxlan"
@@ -501,9 +502,28 @@ class Daemon:
         return max(MTU_MIN, min(mtus, default=1500) - VXLAN_OVERHEAD_V4_BYTES)
 
     async def _survey_forever(self) -> None:
-        """Look again at what the host's network is like; let holds expire; keep the probe socket open."""
+        """Look again at what the host's network is like, at once where its addresses change; let holds expire; keep
+        the probe socket open."""
+        watch, changed = underlay.AddressWatch(), asyncio.Event()
+
+        def heard() -> None:
+            watch.drain()
+            changed.set()
+
+        self._loop.add_reader(watch, heard)
+        try:
+            await self._survey_on(changed)
+        finally:
+            self._loop.remove_reader(watch)
+            watch.close()
+
+    async def _survey_on(self, changed: asyncio.Event) -> None:
         while True:
-            await asyncio.sleep(SURVEY_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SURVEY_INTERVAL_S):
+                    await changed.wait()
+            await asyncio.sleep(SURVEY_PAUSE_S)  # addresses rarely change one at a time
+            changed.clear()
             try:
                 self._surveyed(await asyncio.to_thread(underlay.survey, BRIDGE))
             except KernelError as error:
@@ -514,7 +534,10 @@ class Daemon:
     def _surveyed(self, survey: underlay.Survey) -> None:
         # Without any address there is nobody to tell, and an MTU made up for that moment would shrink the network's.
         if survey.addresses and survey != self._survey:
+            left = {str(found.address) for found in self._survey.addresses if found not in survey.addresses}
             self._survey = survey
+            if self._transport is not None:
+                self._transport.drop_from(left - {str(found.address) for found in survey.addresses})
             self._router.own_mtu = self._own_mtu()
             self._describe()
 
