@@ -507,7 +507,7 @@ class Daemon:
         watch, changed = underlay.AddressWatch(), asyncio.Event()
 
         def heard() -> None:
-            watch.drain()
+            watch.taken()
             changed.set()
 
         self._loop.add_reader(watch, heard)

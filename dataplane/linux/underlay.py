@@ -77,7 +77,7 @@ class AddressWatch:
     def fileno(self) -> int:
         return self._events.fileno()
 
-    def drain(self) -> None:
+    def taken(self) -> None:
         """Read what waits; that there was something is all that is told. What got lost was something too."""
         for _ in range(_EVENTS_AT_ONCE):
             with suppress(OSError):
