@@ -18,12 +18,11 @@ from dataplane.linux.firewall import (
     accept,
     guard,
     guard_of,
-    judge_forward,
-    judge_input,
     run_nft,
 )
 from dataplane.linux.netlink import text
-from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, UNHOOKED, Guard, Key, Unavailable
+from dataplane.linux.verdicts import judge_forward, judge_input
+from dataplane.objects import ACCEPT, BETWEEN, GUARD, GUARD_RULES, UNHOOKED, Guard, Key, Unavailable
 
 ACCEPT_ALL = {"accept": None}
 DROP = {"drop": None}
@@ -63,7 +62,7 @@ def match(key: str, right: object) -> dict[str, Any]:
 )
 def test_a_forward_chain_is_judged_by_its_rules_in_order(policy: str, rules: list[Any], drops: bool) -> None:
     """What is accepted before the drop passes; a rule for something else helps nobody."""
-    warning = judge_forward(chain(policy), rules, "weft")
+    warning = judge_forward(chain(policy), rules, "weft", frozenset({BETWEEN}))
     assert (warning is not None) is drops
     if warning is not None:
         assert "inet fw c" in warning.text
