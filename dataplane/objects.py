@@ -348,7 +348,9 @@ class Expander:
         objects.update(here)
         port_of.update(dict.fromkeys(here, segment.bridge))
         for port in desired.ports if exposed else ():
-            objects.update(_route_rows(port, exposed))
+            mine = _route_rows(port, exposed)
+            objects.update(mine)
+            port_of.update(dict.fromkeys(mine, port.ifname))
         return Expansion(
             objects=objects,
             port_of=port_of,

@@ -9,8 +9,9 @@ as no container does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 from typing import Any
@@ -144,6 +145,14 @@ class Attachments:
         async with self._lock:
             pass
 
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """While this is held nothing else changes here; for who must not take an address at the same time. Raises
+        `ApiError` when the daemon is stopping."""
+        async with self._lock:
+            self._refuse_closed()
+            yield
+
     # -- attach ------------------------------------------------------------------------------------
 
     async def attach(self, request: requests.Attach) -> Attachment:
@@ -215,13 +224,16 @@ class Attachments:
                 )
         for holder in self._around.table.claimants(interface.ip):
             if holder.owner == self._around.own:
+                if holder.is_host:
+                    text = f"{interface.ip} is an address of this host itself; hide it first"
+                    raise ApiError("address-taken", f"{text} ({holder.release(interface)}), or take another address")
                 return
             if self._around.is_reachable(holder.owner):
                 host = self._around.nickname_of(holder.owner)
                 raise ApiError(
                     "address-taken",
-                    f"{interface.ip} is held by {holder.id} on host {host}; detach it there first (weft detach "
-                    f"{interface} {holder.id}), or take another address",
+                    f"{interface.ip} is held by {holder.id} on host {host}; detach it there first "
+                    f"({holder.release(interface)}), or take another address",
                 )
 
     def _refuse_unpublishable(self, wanted: Attachment) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dataplane.desired import SLEEVE, Address, Desired, Port, Segment
+from dataplane.desired import SLEEVE, Address, Desired, Exposed, Port, Segment
 from dataplane.sleeve.control import Peer
 from gossip.events import Event, OwnerForgotten, PageChanged
 from gossip.names import PeerName
@@ -24,6 +24,7 @@ from mesh.forwarding import (
     Path,
     Remote,
     choose_path,
+    held_exposed,
     network_mtu,
     numeric_address,
     sleeve_addresses,
@@ -125,6 +126,7 @@ class Router:
         settled: bool,
         vxlan_faults: Mapping[PeerName, str],
         on_path: Callable[[PeerName, Path], None],
+        exposed: tuple[Exposed, ...] = (),
     ) -> Desired:
         """Decide every path and the MTU anew and build the desired state, and what the worker should know beside it.
         `vxlan_faults` is what probes say against VXLAN; `on_path` hears what changed."""
@@ -162,6 +164,7 @@ class Router:
         segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
         expired = self.expired(now)
         desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled)
+        desired = replace(desired, exposed=held_exposed(exposed, self.table, local.name, expired))
         self._describe_sleeve(local, remotes, expired)
         return desired
 
@@ -174,7 +177,7 @@ class Router:
             if key is None or name in expired:
                 continue
             path = self.paths[name]
-            macs = (bridge_mac(name), *self._forwarding.macs.get(name, ()))
+            macs = tuple(dict.fromkeys((bridge_mac(name), *self._forwarding.macs.get(name, ()))))
             peer = Peer(name, key, sleeve_addresses(local, remote), macs, flood=path.kind == SLEEVE)
             known = before.get(name)
             self.sleeve_peers[name] = known if known is not None and known == peer else peer

@@ -47,6 +47,7 @@ SHELLS = {
     "mesh.config": "reads the configuration file and the password file",
     "mesh.daemon": "the composition root",
     "mesh.directories": "makes, locks and names the daemon's directories",
+    "mesh.expose": "waits for the kernel's report, as attach does",
     "mesh.lab": "builds namespaces",
     "mesh.launch": "starts the daemon as a process",
     "mesh.logs": "log lines go to a file",

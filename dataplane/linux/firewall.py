@@ -127,7 +127,8 @@ class Firewall:
         except NftError as error:
             text = f"nft cannot list the firewall ({error}), so a firewall that drops overlay frames is not seen"
             return self._blind(overlay, Warning("firewall-unknown", text, "try 'nft -j list chains'"))
-        self._looked_at = {triple(chain) for chain in wanted}
+        listed = {(rule["family"], rule["table"], rule["chain"]) for rule in rules}
+        self._looked_at = {triple(chain) for chain in wanted} | listed
         objects: dict[Key, Value] = {}
         for device, ifindex in overlay.items():
             if self._no_egress:
