@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from mesh import attach as attach_module
 from mesh import requests
 from mesh.attach import DOCUMENT, Attachment, Attachments, Surroundings
 from mesh.endpoints import Binding, Endpoint, EndpointTable, bridge_mac, derive_mac, encode_row
+from mesh.expose import Exposures
 from mesh.forwarding import Forwarding
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
@@ -76,19 +78,20 @@ class World:
         self.attachments = self.launch()
 
     def launch(self) -> Attachments:
-        return Attachments(
-            Surroundings(
-                store=self.store,
-                write=self._write,
-                own=ME,
-                table=self.table,
-                nickname_of=lambda peer: self.nicknames[peer],
-                is_reachable=lambda peer: peer in self.reachable,
-                wait_settled=self._wait_settled,
-                publish=lambda: self.publish(),
-                tell=self._tell,
-            )
+        around = Surroundings(
+            store=self.store,
+            write=self._write,
+            own=ME,
+            table=self.table,
+            nickname_of=lambda peer: self.nicknames[peer],
+            is_reachable=lambda peer: peer in self.reachable,
+            wait_settled=self._wait_settled,
+            publish=lambda: self.publish(),
+            tell=self._tell,
         )
+        attachments = Attachments(around)
+        self.exposures = Exposures(around, attachments)
+        return attachments
 
     def add(self, name: str, inode: int) -> None:
         self.namespaces[name] = Namespace(f"/run/netns/{name}", (4, inode))
@@ -117,6 +120,7 @@ class World:
     async def _publish(self) -> dict[str, Fault]:
         ports = tuple(attachment.port for attachment in self.attachments.all())
         desired = Forwarding().desired(SEGMENT, ports, {}, self.table, ME, frozenset(), True)
+        desired = replace(desired, exposed=tuple(held.wanted for held in self.exposures.all()))
         generation = self.engine.publish(desired)
         await asyncio.sleep(0)
         while self.report.generation < generation:
