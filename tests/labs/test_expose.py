@@ -10,6 +10,7 @@ import pytest
 
 from mesh.lab import Lab
 from mesh.namespaces import CommandFailed, wait_until
+from tests.labs.snapshot import snapshot
 
 pytestmark = pytest.mark.root
 
@@ -133,3 +134,90 @@ def test_a_restart_and_a_stop_keep_it(exposed: Lab) -> None:
     assert lab.weft_json("h1", "report")["counters"]["kernel"]["applied"] == 0
     assert _answers(lab, "c1.1", *OUTSIDE)
     wait_until(lambda: lab.connected_peers("h1") == 1 and len(_hosts(lab, "h2")) == 1, 15, "h2 had heard of it again")
+
+
+def test_a_reboot_brings_it_back(exposed: Lab) -> None:
+    """All that the kernel held is gone, and the containers; addresses, rules and forwarding come back with the
+    daemon."""
+    lab = exposed
+    lab.weft("h1", ["stop"])
+    for command in ("ip link del weft", "nft flush ruleset", "sysctl -qw net.ipv4.ip_forward=0",
+                    "sysctl -qw net.ipv6.conf.all.forwarding=0"):  # fmt: skip
+        lab.run("h1", command.split())
+    lab.launch("h1")
+    assert lab.weft("h1", ["expose"]).stdout.split() == PRINTED
+    wait_until(lambda: _answers(lab, "h1", lab.address("c2.1"), lab.address6("c2.1")), 15, "h1 reached h2's containers")
+    assert _answers(lab, "c1.1", *OUTSIDE)
+    assert lab.weft_json("h1", "status")["warnings"] == []
+
+
+_FIREWALLD = """
+table inet firewalld {
+ chain filter_FORWARD {
+  type filter hook forward priority filter + 10; policy accept;
+  ct state established,related accept
+  jump filter_FORWARD_ZONES
+  reject with icmpx type admin-prohibited
+ }
+ chain filter_FORWARD_ZONES {
+  reject with icmpx type admin-prohibited
+ }
+}
+"""
+
+
+def test_beside_docker_and_ufw_packets_pass_and_firewalld_is_named(exposed: Lab) -> None:
+    """The first two drop what is forwarded and is none of theirs; what the third rejects nobody else can let pass."""
+    lab = exposed
+    for iptables, prefix in (("iptables", "ufw"), ("ip6tables", "ufw6")):
+        for rule in ("-P FORWARD DROP", "-N DOCKER-USER", "-I FORWARD -j DOCKER-USER",
+                     f"-N {prefix}-before-forward", f"-A FORWARD -j {prefix}-before-forward"):  # fmt: skip
+            lab.run("h1", [iptables, *rule.split()])
+    wait_until(lambda: _answers(lab, "c1.1", *OUTSIDE), 3, "packets passed")
+    assert _answers(lab, "h1", lab.address("c2.1"), lab.address6("c2.1"))
+    saved = lab.run("h1", ["iptables-save"]).stdout
+    assert saved.count("--comment weft ") == 1 and saved.count('--comment "weft ') == 2
+    lab.run("h1", ["nft", "-f", "-"], stdin=_FIREWALLD)
+    try:
+        wait_until(lambda: "firewalld" in _warnings(lab), 10, "status named firewalld")
+        assert "firewall-cmd --permanent --zone=trusted --add-interface=weft" in _warnings(lab)
+    finally:
+        lab.run("h1", ["nft", "delete", "table", "inet", "firewalld"])
+    wait_until(lambda: "firewalld" not in _warnings(lab), 10, "status had forgotten it")
+
+
+def _warnings(lab: Lab) -> str:
+    return json.dumps(lab.weft_json("h1", "status")["warnings"])
+
+
+def test_hide_leaves_the_host_as_it_was(lab: Lab) -> None:
+    """Addresses, routes, rules, sysctls of the host and of its containers, and what other hosts know."""
+    nodes = ("h1", "c1.1", "h2")
+    wait_until(lambda: not _hosts(lab, "h2"), 5, "h2 had forgotten the host")
+    before = {node: snapshot(lab, node) for node in nodes}
+    lab.weft("h1", ["expose", *WORDS])
+    wait_until(lambda: _hosts(lab, "h2") and _answers(lab, "c1.1", *OUTSIDE), 5, "it was exposed")
+    assert snapshot(lab, "h1") != before["h1"] and snapshot(lab, "c1.1") != before["c1.1"]
+    assert lab.weft("h1", ["hide"]).stdout.split() == PRINTED
+    wait_until(lambda: not _hosts(lab, "h2"), 5, "h2 had forgotten the host")
+    for node in nodes:
+        after = snapshot(lab, node)
+        for part in ("addresses", "routes", "rules", "fdb", "nft", "sysctls"):  # devices have timers
+            assert after[part] == before[node][part], f"{part} of {node}"
+    assert _answers(lab, "c1.1", lab.address("c2.1"), lab.address6("c2.1"))
+
+
+def test_with_a_password_the_host_talks_by_the_sleeve(make_lab: Callable[..., Lab]) -> None:
+    """The worker of the other host knows where the host itself is."""
+    lab = make_lab(hosts=2, containers=1)
+    lab.build()
+    password = ["--password", "correct horse battery staple"]
+    lab.launch("h1", password)
+    lab.launch("h2", [*password, lab.underlay(1)])
+    lab.wait_connected()
+    for node in lab.container_nodes():
+        lab.attach(node)
+    lab.weft("h1", ["expose", *WORDS])
+    wait_until(lambda: _answers(lab, "c2.1", *EXPOSED), 15, "the host answered by the sleeve")
+    assert _answers(lab, "h1", lab.address("c2.1"), lab.address6("c2.1"))
+    assert {row["path"] for row in lab.weft_json("h1", "status", "connections")} == {"sleeve"}
