@@ -111,10 +111,7 @@ def test_a_remote_container_may_use_the_host_as_its_gateway(world: World) -> Non
 
 def test_between_containers_and_to_them_from_the_host_nothing_is_masqueraded(world: World) -> None:
     """Whoever listens on the overlay sees the real other end, and outside that of the host."""
-    server = "import socket; s = socket.create_server(('::', 7000), family=socket.AF_INET6, dualstack_ipv6=True)\n"
-    server += "while True: c, a = s.accept(); c.sendall(a[0].encode()); c.close()"
-    client = "import socket, sys; print(socket.create_connection((sys.argv[1], 7000), 2).recv(99).decode())"
-    with Process(world.far, server), Process(world.outside, server):
+    with Process(world.far, SERVER), Process(world.outside, SERVER):
         for space, address, seen in (
             (world.container, "10.32.2.1", "::ffff:10.32.1.1"),
             (world.container, "fd00:32::2:1", "fd00:32::1:1"),
@@ -123,7 +120,31 @@ def test_between_containers_and_to_them_from_the_host_nothing_is_masqueraded(wor
             (world.container, OUTSIDE4, "::ffff:192.0.2.1"),
             (world.container, OUTSIDE6, "2001:db8:9::1"),
         ):
-            assert space.run("python3", "-c", client, address).strip() == seen, address
+            assert space.run("python3", "-c", CLIENT, address).strip() == seen, address
+
+
+def test_frames_between_containers_of_different_networks_are_not_masqueraded(world: World) -> None:
+    """They cross the same hooks as routed packets, from a network that is not exposed into one that is."""
+    space = world.pair.lab.space("c3")
+    other = port(space, 1, 3, addresses=("10.40.0.3/16",))
+    world.publish(replace(world.desired, ports=(*world.desired.ports, other)))
+    assert world.host.run("sysctl", "-n", "net.bridge.bridge-nf-call-iptables").strip() == "1"
+    space.run("ip", "route", "add", "10.32.0.0/16", "dev", "ethwe")
+    world.container.run("ip", "route", "add", "10.40.0.0/16", "dev", "ethwe")
+    with Process(world.container, SERVER):
+        assert space.run("python3", "-c", CLIENT, "10.32.1.1").strip() == "::ffff:10.40.0.3"
+
+
+SERVER = """
+import socket
+s = socket.create_server(("::", 7000), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    c, a = s.accept()
+    c.sendall(a[0].encode())
+    c.close()
+"""
+CLIENT = "import socket, sys; print(socket.create_connection((sys.argv[1], 7000), 2).recv(99).decode())"
+"""It prints the address that the server sees it come from."""
 
 
 class Process:
