@@ -61,6 +61,7 @@ _CURES: Final[Mapping[tuple[str, int], str]] = {
     (GUEST_ADDRESS, errno.EACCES): "IPv6 is switched off there (net.ipv6.conf.*.disable_ipv6)",
     (HOST_ADDRESS, errno.EOPNOTSUPP): "this kernel has no IPv6: expose no IPv6 address",
     (HOST_ADDRESS, errno.EAFNOSUPPORT): "this kernel has no IPv6: expose no IPv6 address",
+    (GATEWAY, errno.EIO): "load the kernel's NAT with 'modprobe nft_masq', or expose --without-masquerade",
     (FORWARDING, errno.EROFS): "/proc/sys is read-only here: set the sysctl yourself, outside of this container",
     (FORWARDING, errno.ENOENT): "this kernel has no IPv6: expose no IPv6 address",
 }

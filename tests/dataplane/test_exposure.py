@@ -215,7 +215,9 @@ def test_teardown_takes_all_of_it_back() -> None:
         (Key(FORWARDING, "weft", b"ip6"), Forwarding(), errno.EROFS,
          "cannot make forwarding of IPv6: no; /proc/sys is read-only here: set the sysctl yourself, outside of this "
          "container"),
-        (Key(GATEWAY, "weft"), Gateway(()), errno.EIO, "cannot make masquerade rules: no"),
+        (Key(GATEWAY, "weft"), Gateway(()), errno.EIO,
+         "cannot make masquerade rules: no; load the kernel's NAT with 'modprobe nft_masq', or expose "
+         "--without-masquerade"),
         (Key(GUEST_ROUTE, "vw1", b"ip"), DefaultRoute(V4), errno.ENETUNREACH,
          "cannot make default route of vw1 (IPv4): no"),
     ],
