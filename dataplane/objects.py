@@ -179,9 +179,11 @@ class Forwarding(NamedTuple):
 
 
 class Gateway(NamedTuple):
-    """GATEWAY: the table that masquerades what leaves these networks (sorted) and keeps out what comes unasked."""
+    """GATEWAY: the table that masquerades what leaves `networks`, keeps out what comes into them unasked, and keeps in
+    what is from nowhere in these or the `plain` ones. Sorted."""
 
     networks: tuple[str, ...]
+    plain: tuple[str, ...] = ()
 
 
 class Guard(NamedTuple):
@@ -423,9 +425,10 @@ def _exposed_rows(bridge: str, exposed: Sequence[Exposed]) -> dict[Key, Value]:
     for family in _families(exposed):
         rows[Key(FORWARDING, bridge, family)] = Forwarding()
         rows[Key(ACCEPT, bridge, family + OUT)] = rows[Key(ACCEPT, bridge, family + IN)] = True
-    masqueraded = sorted({str(each.interface.network) for each in exposed if each.masquerade})
+    masqueraded = {str(each.interface.network) for each in exposed if each.masquerade}
+    plain = {str(each.interface.network) for each in exposed} - masqueraded
     if masqueraded:
-        rows[Key(GATEWAY, bridge)] = Gateway(tuple(masqueraded))
+        rows[Key(GATEWAY, bridge)] = Gateway(tuple(sorted(masqueraded)), tuple(sorted(plain)))
     return rows
 
 

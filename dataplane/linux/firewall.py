@@ -189,7 +189,7 @@ class Firewall:
         wanted = operation.value
         try:
             if isinstance(wanted, Gateway) and operation.verb != DELETE:
-                self._run(_commands(*gateway.gateway(operation.key.device, wanted.networks)))
+                self._run(_commands(*gateway.gateway(operation.key.device, wanted)))
             else:
                 self._run(_commands(gateway.remove_gateway()))
         except FileNotFoundError:

@@ -77,7 +77,7 @@ def test_without_masquerade_there_is_everything_but_the_table() -> None:
     plain = exposed("10.32.0.200/16", "10.40.0.1/16", masquerade=False)
     assert not any(key.kind == GATEWAY for key in extra(replace(DESIRED, exposed=plain)))
     both = replace(DESIRED, exposed=(*plain, *exposed("10.32.0.201/16")))
-    assert extra(both)[Key(GATEWAY, "weft")] == Gateway(("10.32.0.0/16",))
+    assert extra(both)[Key(GATEWAY, "weft")] == Gateway(("10.32.0.0/16",), ("10.40.0.0/16",))
 
 
 @pytest.mark.parametrize(

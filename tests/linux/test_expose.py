@@ -135,6 +135,21 @@ def test_frames_between_containers_of_different_networks_are_not_masqueraded(wor
         assert space.run("python3", "-c", CLIENT, "10.32.1.1").strip() == "::ffff:10.40.0.3"
 
 
+def test_what_comes_from_nowhere_in_an_exposed_network_does_not_get_out(world: World) -> None:
+    """Nobody would masquerade it. Where that network is routed as it is, it may."""
+    space = world.pair.lab.space("c3")
+    other = port(space, 1, 3, addresses=("10.40.0.3/16",))
+    ports = (*world.desired.ports, other)
+    world.outside.run("ip", "route", "add", "10.40.0.0/16", "via", "192.0.2.1")
+    for name in ("all", "weft"):
+        world.host.run("sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter=0")
+    plain = exposed(False, "10.40.100.1/16")
+    for more, passes in (((), False), (plain, True), ((), False)):
+        world.publish(replace(world.desired, ports=ports, exposed=(*exposed(), *more)))
+        space.run("ip", "route", "replace", "default", "via", HOST4, "dev", "ethwe", "onlink")
+        assert space.ping(OUTSIDE4, count=1) is passes
+
+
 SERVER = """
 import socket
 s = socket.create_server(("::", 7000), family=socket.AF_INET6, dualstack_ipv6=True)
