@@ -191,8 +191,12 @@ class Guests:
         touched, self._touched = self._touched, set()
         if not touched:
             return []
-        mine = [port for port in ports if port.ifname in self._peers and self._peers[port.ifname][0] in touched]
-        return [change for port in mine for change in self._routes(port)]
+        changes: Changes = []
+        for port in ports:
+            if port.ifname in self._peers and self._peers[port.ifname][0] in touched:
+                with suppress(OSError):  # the next listing says what is wrong
+                    changes += self._routes(port)
+        return changes
 
     def events(self, data: bytes, nsid: int) -> Changes:
         """What a buffer of events from another namespace says of our inner ends."""
