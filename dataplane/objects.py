@@ -21,7 +21,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from dataplane.desired import SLEEVE, VXLAN, Address, Desired, Interface, Port, RemoteEndpoint, RemotePeer, Segment
+from dataplane.desired import (
+    SLEEVE,
+    VXLAN,
+    Address,
+    Desired,
+    Exposed,
+    Interface,
+    Port,
+    RemoteEndpoint,
+    RemotePeer,
+    Segment,
+)
 
 # Kinds. Plain strings: there are tens of thousands of keys, and an enum's hash is a Python call.
 LINK: Final = "link"
@@ -33,13 +44,26 @@ BRIDGE_FDB: Final = "bridge-fdb"
 NEIGHBOUR: Final = "neighbour"
 GUEST: Final = "guest"
 GUEST_ADDRESS: Final = "guest-address"
+GUEST_ROUTE: Final = "guest-route"
 GUARD: Final = "guard"
 ACCEPT: Final = "accept"
+GATEWAY: Final = "gateway"
+HOST_ADDRESS: Final = "host-address"
+FORWARDING: Final = "forwarding"
 
 LINK_KINDS: Final = frozenset({LINK, UP, PORT})
 TABLE_KINDS: Final = frozenset({VXLAN_FDB, FLOOD, BRIDGE_FDB, NEIGHBOUR})
-GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS})
-FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT})
+GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS, GUEST_ROUTE})
+FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT, GATEWAY})
+HOST_KINDS: Final = frozenset({HOST_ADDRESS, FORWARDING})
+
+FAMILIES: Final[Mapping[int, bytes]] = {4: b"ip", 6: b"ip6"}
+"""Item of what there is once for IPv4 and once for IPv6, by version of the address."""
+BETWEEN: Final = b""
+OUT: Final = b" out"
+IN: Final = b" in"
+"""What an ACCEPT lets pass, as the end of its item: frames between containers, packets of theirs to the outside, and
+packets from there. Those two are wanted only where the host is exposed."""
 
 IPV6_MTU_MIN: Final = 1280
 """RFC 8200, section 5. The kernel takes IPv6 away from a device with less."""
@@ -140,6 +164,36 @@ class GuestAddress(NamedTuple):
     ours: bool = True
 
 
+class DefaultRoute(NamedTuple):
+    """GUEST_ROUTE: a container's default route through its host, which is a last resort. `others`: it has one from
+    somebody else, and then ours is not wanted there. `gateway` is None where ours is not there."""
+
+    gateway: bytes | None
+    others: bool = False
+
+
+class HostAddress(NamedTuple):
+    """HOST_ADDRESS: an address of the bridge itself. `ours` as with a container's address."""
+
+    ours: bool = True
+
+
+class Forwarding(NamedTuple):
+    """FORWARDING: the host forwards packets of a family. `ours`: what was before we switched it on is remembered, also
+    where somebody has switched it off again."""
+
+    ours: bool = True
+    on: bool = True
+
+
+class Gateway(NamedTuple):
+    """GATEWAY: the table that masquerades what leaves `networks`, keeps out what comes into them unasked, and keeps in
+    what is from nowhere in these or the `plain` ones. Sorted."""
+
+    networks: tuple[str, ...]
+    plain: tuple[str, ...] = ()
+
+
 class Guard(NamedTuple):
     """GUARD: the rules that keep unanswerable ARP and ND off an overlay port. `rules` are their comments, in order."""
 
@@ -168,6 +222,10 @@ Value = (
     | PortFlags
     | Guest
     | GuestAddress
+    | DefaultRoute
+    | HostAddress
+    | Forwarding
+    | Gateway
     | Guard
     | Unavailable
     | Odd
@@ -202,6 +260,8 @@ class Scope:
     ports: tuple[Port, ...] = ()
     vxlan_port: int | None = None
     """The UDP port that a firewall on this host should let in."""
+    routed: frozenset[bytes] = frozenset()
+    """The `FAMILIES` in which containers reach the outside through this host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +270,7 @@ class Expansion:
 
     objects: Mapping[Key, Value]
     port_of: Mapping[Key, str]
-    """The container port an object serves, for the objects that serve one."""
+    """The container port an object serves, for the objects that serve one; the bridge for what exposes the host."""
     skipped: tuple[Skipped, ...]
     scope: Scope
     settled: bool
@@ -230,7 +290,7 @@ def tap_name(bridge: str) -> str:
 
 
 def address_item(interface: Interface) -> bytes:
-    """Item of a GUEST_ADDRESS: the packed address and one byte of prefix length."""
+    """Item of a GUEST_ADDRESS or HOST_ADDRESS: the packed address and one byte of prefix length."""
     return interface.ip.packed + bytes((interface.network.prefixlen,))
 
 
@@ -251,8 +311,12 @@ def fits(wanted: Value, found: Value) -> bool:
             and (found.accept_ra is None or wanted.accept_ra == found.accept_ra)
             and (wanted.ipv6 is None or wanted.ipv6 == found.ipv6)
         )
-    if isinstance(wanted, GuestAddress):
-        return isinstance(found, GuestAddress)
+    if isinstance(wanted, DefaultRoute) and isinstance(found, DefaultRoute):
+        return found.gateway is None if found.others else found.gateway == wanted.gateway
+    if isinstance(wanted, Forwarding) and isinstance(found, Forwarding):
+        return found.on
+    if isinstance(wanted, GuestAddress | HostAddress):
+        return type(wanted) is type(found)
     return isinstance(found, Unavailable)
 
 
@@ -301,11 +365,19 @@ class Expander:
             mine = _port_rows(segment, port)
             objects.update(mine)
             port_of.update(dict.fromkeys(mine, port.ifname))
+        exposed = [each for each in desired.exposed if _is_carried(segment, each.interface)]
+        here = _exposed_rows(segment.bridge, exposed)
+        objects.update(here)
+        port_of.update(dict.fromkeys(here, segment.bridge))
+        for port in desired.ports if exposed else ():
+            mine = _route_rows(port, exposed)
+            objects.update(mine)
+            port_of.update(dict.fromkeys(mine, port.ifname))
         return Expansion(
             objects=objects,
             port_of=port_of,
             skipped=_skipped(desired, unusable),
-            scope=Scope(segment.bridge, desired.ports, segment.vxlan_port),
+            scope=Scope(segment.bridge, desired.ports, segment.vxlan_port, _families(exposed)),
             settled=desired.settled,
         )
 
@@ -364,6 +436,39 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
         rows[Key(GUEST_ADDRESS, name, address_item(address))] = GuestAddress()
         rows[Key(NEIGHBOUR, bridge, address.ip.packed)] = port.mac
     return rows
+
+
+def _exposed_rows(bridge: str, exposed: Sequence[Exposed]) -> dict[Key, Value]:
+    """What makes the host itself part of the overlay, and the way out for its containers."""
+    rows: dict[Key, Value] = {
+        Key(HOST_ADDRESS, bridge, address_item(each.interface)): HostAddress() for each in exposed
+    }
+    for family in _families(exposed):
+        rows[Key(FORWARDING, bridge, family)] = Forwarding()
+        rows[Key(ACCEPT, bridge, family + OUT)] = rows[Key(ACCEPT, bridge, family + IN)] = True
+    masqueraded = {str(each.interface.network) for each in exposed if each.masquerade}
+    plain = {str(each.interface.network) for each in exposed} - masqueraded
+    if masqueraded:
+        rows[Key(GATEWAY, bridge)] = Gateway(tuple(sorted(masqueraded)), tuple(sorted(plain)))
+    return rows
+
+
+def _families(exposed: Sequence[Exposed]) -> frozenset[bytes]:
+    return frozenset(FAMILIES[each.interface.version] for each in exposed)
+
+
+def _route_rows(port: Port, exposed: Sequence[Exposed]) -> dict[Key, Value]:
+    """A default route for each family in which the container and the host are in each other's network."""
+    rows: dict[Key, Value] = {}
+    for host in reversed(exposed):  # the first one wins
+        if any(_are_neighbours(host.interface, address) for address in port.addresses):
+            family = FAMILIES[host.interface.version]
+            rows[Key(GUEST_ROUTE, port.ifname, family)] = DefaultRoute(host.interface.ip.packed)
+    return rows
+
+
+def _are_neighbours(one: Interface, other: Interface) -> bool:
+    return one.ip in other.network and other.ip in one.network  # across families: never
 
 
 def _endpoint_rows(segment: Segment, endpoint: RemoteEndpoint) -> dict[Key, Value]:
@@ -429,7 +534,8 @@ def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]
 def _has_ipv6(desired: Desired) -> bool:
     local = (address for port in desired.ports for address in port.addresses)
     remote = (address for endpoint in desired.endpoints for address in endpoint.addresses)
-    return any(address.version == 6 for address in (*local, *remote))
+    exposed = (each.interface for each in desired.exposed)
+    return any(address.version == 6 for address in (*local, *exposed, *remote))
 
 
 def _some(names: Sequence[str], shown: int = 3) -> str:

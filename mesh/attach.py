@@ -12,8 +12,9 @@ for it. Others tell this module what ended and what is there again; it looks for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,6 +108,14 @@ class Attachments:
         async with self._lock:
             pass
 
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """While this is held nothing else changes here; for who must not take an address at the same time. Raises
+        `ApiError` when the daemon is stopping."""
+        async with self._lock:
+            self._refuse_closed()
+            yield
+
     # -- attach ------------------------------------------------------------------------------------
 
     async def attach(self, request: requests.Attach) -> Attachment:
@@ -191,14 +200,17 @@ class Attachments:
                 )
         for holder in self._around.table.claimants(interface.ip):
             if holder.owner == self._around.own:
+                if holder.is_host:
+                    text = f"{interface.ip} is an address of this host itself; hide it first"
+                    raise ApiError("address-taken", f"{text} ({holder.release(interface)}), or take another address")
                 return
             if self._around.is_reachable(holder.owner):
                 host = self._around.nickname_of(holder.owner)
                 away = ", away there" if holder.away else ""
                 raise ApiError(
                     "address-taken",
-                    f"{interface.ip} is held by {holder.id} on host {host}{away}; detach it there first (weft detach "
-                    f"{interface} {holder.id}), or take another address",
+                    f"{interface.ip} is held by {holder.id} on host {host}{away}; detach it there first "
+                    f"({holder.release(interface)}), or take another address",
                 )
 
     def _refuse_unpublishable(self, wanted: Attachment) -> None:

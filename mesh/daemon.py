@@ -40,6 +40,7 @@ from mesh.config import LaunchConfig
 from mesh.docker import Docker
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
+from mesh.expose import Exposures
 from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path, host_of
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
@@ -147,20 +148,20 @@ class Daemon:
         self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
         self._router = Router(self.node, self._own_mtu(), self._started, self._survey.bridge_mtu)
         targets = Targets(Docker(config.docker_socket))
-        self._attachments = Attachments(
-            Surroundings(
-                store=store,
-                write=self._write,
-                own=identity.name,
-                table=self._router.table,
-                targets=targets,
-                nickname_of=lambda peer: status.nickname(self._router, peer),
-                is_reachable=lambda peer: peer in self.node.replica.reachable,
-                wait_settled=self._wait_settled,
-                publish=self._publish_ports,
-                tell=self._tell,
-            )
+        around = Surroundings(
+            store=store,
+            write=self._write,
+            own=identity.name,
+            table=self._router.table,
+            targets=targets,
+            nickname_of=lambda peer: status.nickname(self._router, peer),
+            is_reachable=lambda peer: peer in self.node.replica.reachable,
+            wait_settled=self._wait_settled,
+            publish=self._publish_ports,
+            tell=self._tell,
         )
+        self._attachments = Attachments(around)
+        self._exposures = Exposures(around, self._attachments)
         self._returns = Returns(self._attachments, targets)
         own_mac, is_peer_mac = bridge_mac(identity.name), lambda mac: mac in self._router.peer_macs
         self._pinger = Pinger(BRIDGE, own_mac, is_peer_mac)
@@ -186,6 +187,8 @@ class Daemon:
         )  # fmt: skip
         for attachment in self._attachments.all():
             self._tell(attachment.ifname, attachment.endpoint(self.node.name))
+        if (host := self._exposures.endpoint()) is not None:
+            self._tell(BRIDGE, host)
         self._describe()
         try:
             await transport.start()
@@ -202,7 +205,7 @@ class Daemon:
         self._spawn(self._returns.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
-            self.node, self._router, self._attachments, transport, self._pinger,
+            self.node, self._router, self._attachments, self._exposures, transport, self._pinger,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._report,
                 self._sleeve_view, self._returns,
@@ -213,7 +216,7 @@ class Daemon:
 
     async def _start_kernel(self) -> None:
         try:
-            self._kernel = open_kernel()
+            self._kernel = open_kernel(directories.forwarding_path(self._config.state_dir))
         except KernelError as error:
             raise UserError(error.text) from None
         self._engine = Engine(self._kernel, self._report_from_thread)
@@ -323,8 +326,9 @@ class Daemon:
         ports = tuple(attachment.port for attachment in self._attachments.here())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
         desired = self._router.refresh(
-            local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path
-        )
+            local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path,
+            tuple(held.wanted for held in self._exposures.all()),
+        )  # fmt: skip
         self._prober.watch(self._router.probed, self._router.mtu, self._router.paths if settled else None)
         self._sleeve.tell(self._router.sleeve_peers, self._router.graph, settled)
         self._say_who_passes_udp()

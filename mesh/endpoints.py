@@ -31,6 +31,8 @@ NAMES_MAX = 64
 LABELS_MAX = 64
 TEXT_MAX_BYTES = 512
 CLAIM_MAX = (1 << 63) - 1
+EXPOSED_ID = "weft:expose"
+"""Id of the endpoint that is a host itself; its MAC is that of the host's bridge."""
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
 
@@ -74,6 +76,15 @@ class Endpoint:
     away: bool = False
     """Its container is not running and may come back."""
 
+    @property
+    def is_host(self) -> bool:
+        """Whether it is the host itself and no container of it."""
+        return self.mac == bridge_mac(self.owner)
+
+    def release(self, address: Interface | str) -> str:
+        """The command by which its host lets go of an address."""
+        return f"weft hide {address}" if self.is_host else f"weft detach {address} {self.id}"
+
 
 def encode_row(endpoint: Endpoint) -> bytes:
     addresses = [(binding.ip.packed, binding.length, binding.claim) for binding in endpoint.bindings]
@@ -100,8 +111,10 @@ def _endpoint(owner: PeerName, fields: Any) -> Endpoint:
     if not isinstance(fields, tuple) or len(fields) < 6:
         raise ValueError("not a list of six fields")
     name, mac, addresses, names, labels, network = fields[:6]
-    if not isinstance(mac, bytes) or len(mac) != 6 or mac[0] & 1 or mac == bytes(6) or mac[0] == _BRIDGE_MAC:
+    if not isinstance(mac, bytes) or len(mac) != 6 or mac[0] & 1 or mac == bytes(6):
         raise ValueError("not the MAC of an endpoint")
+    if mac[0] == _BRIDGE_MAC and mac != bridge_mac(owner):  # its own it has where it is exposed
+        raise ValueError("the MAC of another host")
     if not all(isinstance(each, tuple) for each in (addresses, names, labels)):
         raise ValueError("lists expected")
     if not all(_is_text(text) for text in (name, network, *names)) or len(names) > NAMES_MAX:

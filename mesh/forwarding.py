@@ -12,7 +12,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Address, Desired, Port, RemoteEndpoint, RemotePeer, Segment, Via
+from dataplane.desired import (
+    NOWHERE,
+    SLEEVE,
+    VXLAN,
+    Address,
+    Desired,
+    Exposed,
+    Port,
+    RemoteEndpoint,
+    RemotePeer,
+    Segment,
+    Via,
+)
 from dataplane.sleeve.control import SILENT, WRONG_SECRET, PeerStatus
 from gossip.names import PeerName
 from gossip.peers import AWAY, GONE, PeerRecord, split_address
@@ -298,3 +310,16 @@ def _held_ports(
         replace(port, addresses=tuple(each for each in port.addresses if (port.mac, each.ip) not in lost))
         for port in ports
     )
+
+
+def held_exposed(
+    exposed: tuple[Exposed, ...], table: EndpointTable, own: PeerName, expired: frozenset[PeerName]
+) -> tuple[Exposed, ...]:
+    """What this host is exposed as, without the addresses that an endpoint elsewhere holds by a better claim."""
+    lost = {
+        binding.ip
+        for endpoint in table.of(own)
+        if endpoint.is_host and table.is_contested(endpoint)
+        for binding, _ in table.lost(endpoint, expired)
+    }
+    return tuple(each for each in exposed if each.interface.ip not in lost) if lost else exposed

@@ -168,6 +168,29 @@ VERBS = (
         ),
     ),
     Verb(
+        "expose",
+        "[ADDR...]",
+        "put the host itself on the network, and lead its containers out",
+        most=_MANY,
+        details=(
+            f"{_ADDRESSES}\nPrints what is exposed then, one a line; without ADDR only that.\n"
+            "Containers in the network of an exposed address reach the outside through it, under an address\n"
+            "of the host; nothing comes in unasked."
+        ),
+        options=(
+            Option("--without-masquerade", "", "route the network as it is: no other address, no door closed"),
+            _JSON,
+        ),
+    ),
+    Verb(
+        "hide",
+        "[ADDR...]",
+        "take the host off the network again, or some addresses of it",
+        most=_MANY,
+        details=f"{_ADDRESSES}\nPrints the addresses that were taken off, one a line; without ADDR all are.",
+        options=(_JSON,),
+    ),
+    Verb(
         "status",
         f"[{'|'.join(STATUS_TOPICS)}]",
         "how this peer and the mesh are doing",

@@ -48,6 +48,7 @@ SHELLS = {
     "mesh.daemon": "the composition root",
     "mesh.docker": "asks the Docker Engine over its unix socket",
     "mesh.directories": "makes, locks and names the daemon's directories",
+    "mesh.expose": "waits for the kernel's report, as attach does",
     "mesh.lab": "builds namespaces",
     "mesh.launch": "starts the daemon as a process",
     "mesh.logs": "log lines go to a file",

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import hashlib
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ from mesh.attachment import Attachment
 from mesh.docker import Docker, DockerError, NoSuchContainer
 from mesh.dockerwire import Container
 from mesh.endpoints import Binding, Endpoint, EndpointTable, bridge_mac, derive_mac, encode_row
+from mesh.expose import Exposures
 from mesh.forwarding import Forwarding
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
@@ -105,20 +107,21 @@ class World:
         self.attachments = self.launch()
 
     def launch(self) -> Attachments:
-        return Attachments(
-            Surroundings(
-                store=self.store,
-                write=self._write,
-                own=ME,
-                table=self.table,
-                targets=self.targets,
-                nickname_of=lambda peer: self.nicknames[peer],
-                is_reachable=lambda peer: peer in self.reachable,
-                wait_settled=self._wait_settled,
-                publish=lambda: self.publish(),
-                tell=self._tell,
-            )
+        around = Surroundings(
+            store=self.store,
+            write=self._write,
+            own=ME,
+            table=self.table,
+            targets=self.targets,
+            nickname_of=lambda peer: self.nicknames[peer],
+            is_reachable=lambda peer: peer in self.reachable,
+            wait_settled=self._wait_settled,
+            publish=lambda: self.publish(),
+            tell=self._tell,
         )
+        attachments = Attachments(around)
+        self.exposures = Exposures(around, attachments)
+        return attachments
 
     def add(self, name: str, inode: int) -> None:
         self.namespaces[name] = Namespace(f"/run/netns/{name}", (4, inode))
@@ -177,6 +180,7 @@ class World:
     async def _publish(self) -> dict[str, Fault]:
         ports = tuple(attachment.port for attachment in self.attachments.here())
         desired = Forwarding().desired(SEGMENT, ports, {}, self.table, ME, frozenset(), True)
+        desired = replace(desired, exposed=tuple(held.wanted for held in self.exposures.all()))
         generation = self.engine.publish(desired)
         await asyncio.sleep(0)
         while self.report.generation < generation:

@@ -111,7 +111,7 @@ class Stage:
 
     def use(self, host: Host) -> None:
         """The next daemon that starts finds this host's kernel and underlay."""
-        self._monkeypatch.setattr(daemon_module, "open_kernel", lambda: host.kernel)
+        self._monkeypatch.setattr(daemon_module, "open_kernel", lambda memory: host.kernel)
         self._monkeypatch.setattr(underlay, "survey", lambda bridge: host.survey)
         self._monkeypatch.setattr(daemon_module, "Supervisor", host.supervise)
 

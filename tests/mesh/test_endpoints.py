@@ -19,6 +19,7 @@ from gossip.pages import ROW_MAX_BYTES, TablePager
 from mesh.endpoints import (
     ADDRESSES_MAX,
     CLAIM_MAX,
+    EXPOSED_ID,
     LABELS_MAX,
     NAMES_MAX,
     TEXT_MAX_BYTES,
@@ -254,6 +255,18 @@ def test_macs_of_bridges_and_endpoints_never_meet(name: bytes, first: Address, s
     assert of_bridge[0] & 3 == of_endpoint[0] & 3 == 2
     assert of_bridge[0] != of_endpoint[0]
     assert len(of_bridge) == len(of_endpoint) == 6
+
+
+def test_a_host_that_is_exposed_has_the_mac_of_its_own_bridge_and_nobody_elses() -> None:
+    """It says by which command an address of it comes free; a container of it by another."""
+    host = replace(endpoint(A, (str(X), 1)), mac=bridge_mac(A), id=EXPOSED_ID)
+    container = endpoint(A, (str(X), 1))
+    assert decode_row_untrusted(A, encode_row(host)) == host
+    with pytest.raises(ProtocolError, match="MAC of another host"):
+        decode_row_untrusted(B, encode_row(host))
+    assert host.is_host and not container.is_host
+    assert host.release(f"{X}/16") == f"weft hide {X}/16"
+    assert container.release(f"{X}/16") == f"weft detach {X}/16 {container.id}"
 
 
 def test_the_same_first_address_gives_the_same_mac() -> None:
