@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from gossip.errors import ProtocolError
 from gossip.events import CloseLink, Dial, DialKey, Event, Outcome, Send, StoreEpoch
@@ -234,7 +234,7 @@ class Transport:
         except UnicodeError:
             errors.append(f"cannot resolve {host}: this is no host name")
         else:
-            return [(str(sockaddr[0]), port) for *_, sockaddr in found]
+            return [(_host_of(sockaddr), port) for *_, sockaddr in found]
         return []
 
     async def _try(self, key: DialKey, host: str, port: int) -> str | None:
@@ -328,7 +328,8 @@ class _Connection(asyncio.Protocol):
         self._socket = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         peer = transport.get_extra_info("peername")
         if peer:  # None where the other side has left again before we looked.
-            self.remote = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+            host = _host_of(peer)
+            self.remote = f"[{host}]:{peer[1]}" if ":" in host else f"{host}:{peer[1]}"
         self._socket.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         due = self._link.next_timeout()
         assert due is not None
@@ -435,6 +436,13 @@ class _Connection(asyncio.Protocol):
     def _settle(self, error: str | None) -> None:
         if not self.outcome.done():
             self.outcome.set_result(error)
+
+
+def _host_of(address: tuple[Any, ...]) -> str:
+    """The host part of a socket's address; a link-local one with the number of our interface, without which it says
+    nothing."""
+    host = str(address[0]).partition("%")[0]
+    return f"{host}%{address[3]}" if len(address) == 4 and address[3] else host
 
 
 def _explain(reason: str, remote: str) -> str:

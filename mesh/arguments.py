@@ -61,8 +61,16 @@ def format_peer(host: str, port: int | None) -> str:
 
 
 def parse_underlay_address(text: str) -> str:
-    """An address of a host, for `--host` and `--advertise`."""
+    """An address of a host, for `--host`."""
     return _underlay_address(text, text)
+
+
+def parse_advertised(text: str) -> str:
+    """An address of this host that others can use, for `--advertise`."""
+    address = _underlay_address(text, text)
+    if ":" in address and ipaddress.ip_address(address).is_link_local:
+        raise ValueError(f"{text!r} is a link-local address, which means nothing on another host: give another one")
+    return address
 
 
 def parse_address(text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:

@@ -69,10 +69,10 @@ REASONS: dict[str, tuple[Local, Remote, Path]] = {
     "no-address over IPv4": (LOCAL, remote("fd00:9::3"), Path(SLEEVE, "no-address")),
     "vxlan-silent": (
         LOCAL,
-        replace(remote("10.9.0.3"), vxlan_fault="vxlan-silent"),
+        replace(remote("10.9.0.3"), vxlan_faults={4: "vxlan-silent"}),
         Path(SLEEVE, "vxlan-silent", TO_3),
     ),
-    "vxlan-mtu": (LOCAL, replace(remote("10.9.0.3"), vxlan_fault="vxlan-mtu"), Path(SLEEVE, "vxlan-mtu", TO_3)),
+    "vxlan-mtu": (LOCAL, replace(remote("10.9.0.3"), vxlan_faults={4: "vxlan-mtu"}), Path(SLEEVE, "vxlan-mtu", TO_3)),
     "no-wireguard": (SECRET, remote("10.9.0.3"), Path(SLEEVE, "no-wireguard")),
     "no-sleeve, secret": (SECRET, remote("10.9.0.3", sleeve_key=b""), Path(NONE, "no-sleeve")),
     "no-sleeve, clear": (LOCAL, remote("10.9.0.3", vxlan=False, sleeve_key="no key"), Path(NONE, "no-sleeve")),
@@ -84,7 +84,7 @@ REASONS: dict[str, tuple[Local, Remote, Path]] = {
     ),
     "unreachable by the sleeve, held": (
         LOCAL,
-        out_of_reach(replace(remote("10.9.0.3"), vxlan_fault="vxlan-silent"), HOLD_S - 1),
+        out_of_reach(replace(remote("10.9.0.3"), vxlan_faults={4: "vxlan-silent"}), HOLD_S - 1),
         Path(SLEEVE, "unreachable", TO_3),
     ),
     "unreachable with a secret, held": (
@@ -436,11 +436,11 @@ endpoints = st.builds(
 tables = st.lists(st.lists(endpoints, max_size=5), min_size=1, max_size=4)
 addresses = st.lists(st.sampled_from(["10.9.0.3", "10.8.0.3", "fd00:9::3", "127.0.0.1", "host"]), max_size=3)
 remotes = st.builds(
-    lambda told, link, state, reach, attributes, fault: replace(
+    lambda told, link, state, reach, attributes, faults: replace(
         remote(*told, state=state, link=link, **attributes),
         reachable=reach < 0,
         unreachable_s=max(0.0, reach),
-        vxlan_fault=fault,
+        vxlan_faults={version: each for version, each in faults.items() if each},
     ),
     addresses,
     st.sampled_from([None, "10.9.0.3", "fd00:9::3"]),
@@ -454,11 +454,12 @@ remotes = st.builds(
             "sleeve_key": st.sampled_from([b"\x01" * 32, b"", 7]),
         },
     ),
-    st.sampled_from(["", vxlanhealth.SILENT, vxlanhealth.TOO_NARROW]),
+    st.fixed_dictionaries(dict.fromkeys((4, 6), st.sampled_from(["", vxlanhealth.SILENT, vxlanhealth.TOO_NARROW]))),
 )
 locals_ = st.builds(
-    Local, st.just(ME), st.booleans(), st.booleans(), st.just(6784), st.just(LOCAL.networks), st.just(frozenset())
-)
+    Local, st.just(ME), st.booleans(), st.booleans(), st.just(6784), st.just(LOCAL.networks), st.just(frozenset()),
+    st.booleans(), st.just(frozenset({"3"})),
+)  # fmt: skip
 
 
 @given(locals_, remotes, st.one_of(st.none(), remotes))
@@ -468,13 +469,14 @@ def test_a_path_is_one_of_three_and_vxlan_leads_somewhere(local: Local, peer: Re
     path = choose_path(local, peer, previous)
     assert path.kind in (VXLAN, SLEEVE, NONE)
     if path.kind == VXLAN:
-        assert path.destination is not None and not peer.vxlan_fault
+        assert path.destination is not None and path.destination.version not in peer.vxlan_faults
     if local.has_secret or not local.vxlan or peer.unreachable_s >= HOLD_S:
         assert path.kind != VXLAN and path.destination is None
     if path.kind == SLEEVE:
         assert len(peer.record.attributes["sleeve_key"]) == 32
     if path.destination is not None:
-        assert path.destination.version == 4 and not path.destination.is_loopback
+        assert local.vxlan6 or path.destination.version == 4
+        assert not path.destination.is_loopback
     assert choose_path(local, peer, path) == path, "a second look changes nothing"
 
 

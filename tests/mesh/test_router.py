@@ -163,7 +163,7 @@ def test_with_a_secret_no_vxlan_device_is_wanted(host: Host) -> None:
     assert found.segment.vxlan_port is None
     assert [(each.destination, each.via) for each in (*found.peers, *found.endpoints)] == [(None, SLEEVE)] * 2
     assert here.router.paths[host.name] == Path(SLEEVE, "no-wireguard")
-    assert here.router.probed == frozenset()
+    assert not any(here.router.probed.values())
 
 
 def test_without_vxlan_no_device_is_wanted(here: Here, host: Host) -> None:
@@ -174,7 +174,7 @@ def test_without_vxlan_no_device_is_wanted(here: Here, host: Host) -> None:
     found = here.desired()
     assert found.segment.vxlan_port is None
     assert here.router.paths[host.name] == Path(SLEEVE, "no-vxlan")
-    assert here.router.probed == frozenset()
+    assert not any(here.router.probed.values())
 
 
 def test_a_peer_that_vxlan_does_not_reach_moves_to_the_sleeve_and_back(here: Here, host: Host) -> None:
@@ -189,7 +189,7 @@ def test_a_peer_that_vxlan_does_not_reach_moves_to_the_sleeve_and_back(here: Her
         assert objects[bridge_fdb] == port
         assert objects[Key(VXLAN_FDB, "weft-vx", host.endpoints[0].mac)] == ip_address("10.9.0.3").packed
         assert here.router.sleeve_peers[host.name].flood == (kind == SLEEVE)
-        assert here.router.probed == {host.name}
+        assert here.router.probed[4] == {host.name}
     assert len(here.told) == 3
 
 
@@ -202,7 +202,7 @@ def test_a_peer_out_of_reach_keeps_its_path_and_is_not_probed(here: Here, host: 
     here.node.replica.update_reach([], 2.0)
     here.desired(3.0)
     assert here.router.paths[host.name] == Path(SLEEVE, "unreachable", ip_address("10.9.0.3"))
-    assert (here.router.probed, set(here.router.sleeve_peers)) == (frozenset(), {host.name})
+    assert (here.router.probed[4], set(here.router.sleeve_peers)) == (frozenset(), {host.name})
     here.desired(2.0 + HOLD_S)
     assert here.router.sleeve_peers == {}
 
@@ -225,7 +225,7 @@ def test_the_worker_is_told_of_every_peer_whatever_its_path(here: Here, host: Ho
     here.hear(host)
     here.desired()
     assert len(here.router.sleeve_peers[host.name].macs) == 3
-    assert here.router.probed == {host.name}, "one without a sleeve could not answer, and has nowhere else to go"
+    assert here.router.probed[4] == {host.name}, "one without a sleeve could not answer, and has nowhere else to go"
 
 
 def test_peers_are_found_by_name_or_nickname(here: Here, host: Host) -> None:
