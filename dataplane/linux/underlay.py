@@ -104,14 +104,14 @@ def _usable(data: bytes, start: int, end: int, devices: Mapping[int, Link], brid
     found = attributes(data, start + _ADDRESS.size, end)
     flags = int.from_bytes(found.get(_IFA_FLAGS, b""), "little")
     packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
-    if packed is None or (family == _AF_INET6 and flags & _UNFIT):
+    if packed is None:
         return None
     interface: IPv4Interface | IPv6Interface = ip_interface((packed, length))
-    if interface.ip.is_loopback:
-        return None
     address = interface.ip
     if address.version == 6 and address.is_link_local:
-        address = ip_address(f"{address}%{ifindex}")
+        address = ip_address(f"{address}%{ifindex}")  # a tentative one says enough: that there is IPv6
+    elif address.is_loopback or (family == _AF_INET6 and flags & _UNFIT):
+        return None
     return UnderlayAddress(address, interface.network, link.name, link.mtu)
 
 

@@ -76,6 +76,7 @@ def test_an_entry_we_make_is_read_back_as_it_was_meant(key: Key, value: Value, i
         (entry(7, 4, 0x42, 2, attribute(2, MAC), attribute(1, V4), attribute(6, b"\x12\xb5")),
          (Key(VXLAN_FDB, "weft-vx", MAC), Odd("weft-vx"))),
         (entry(7, 4, 0x42, 2, attribute(2, ZERO_MAC), attribute(1, V4), u32(7, 9)), None),
+        (entry(7, 4, 0x42, 2, attribute(2, ZERO_MAC), attribute(1, V4), u32(8, 9)), None),
         (entry(7, 5, 0x80, 2, attribute(2, MAC)), None),
         (entry(7, 6, 0x80, 2, attribute(2, MAC)), None),
         (entry(2, 3, 0x04, 0, attribute(1, V4), attribute(2, MAC)), (Key(NEIGHBOUR, "weft", V4), None)),
@@ -83,7 +84,8 @@ def test_an_entry_we_make_is_read_back_as_it_was_meant(key: Key, value: Value, i
         (entry(2, 3, 0x80, 8, attribute(1, V4)), None),
     ],
     ids=["learned", "not-sticky", "extern-learn", "foreign-port", "local", "other-bridge", "vlan", "own-port",
-         "own-vni", "unicast-list-of-a-port", "unicast-list-of-the-tap", "stale", "other-device", "proxy"],
+         "own-vni", "own-device", "unicast-list-of-a-port", "unicast-list-of-the-tap", "stale", "other-device",
+         "proxy"],
 )  # fmt: skip
 def test_an_entry_that_is_not_of_our_form_is_odd_or_none_of_our_business(
     payload: bytes, found: tuple[Key, Value | None] | None

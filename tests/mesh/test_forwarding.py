@@ -40,6 +40,8 @@ ME, P, Q = (PeerName(bytes([number]) * 8) for number in (5, 3, 7))
 LOCAL = Local(
     ME, False, True, 6784, (ip_network("10.9.0.0/24"), ip_network("fd00:9::/64")), frozenset({ip_address("10.9.0.5")})
 )
+LOCAL6 = replace(LOCAL, vxlan6=True, zones=frozenset({"3"}))
+"""With a VXLAN device for IPv6, and a link-local address on interface 3."""
 ATTRIBUTES: Mapping[str, Any] = {
     "mtu": 1450, "vxlan": True, "vxlan_port": 6784, "advertise": False, "sleeve_key": b"\x07" * 32,
 }  # fmt: skip
@@ -59,6 +61,7 @@ def out_of_reach(peer: Remote, for_s: float) -> Remote:
 # Reasons
 
 TO_3 = ip_address("10.9.0.3")
+TO_3_V6 = ip_address("fd00:9::3")
 SECRET = replace(LOCAL, has_secret=True)
 REASONS: dict[str, tuple[Local, Remote, Path]] = {
     "best": (LOCAL, remote("10.9.0.3"), Path(VXLAN, "best", TO_3)),
@@ -67,6 +70,22 @@ REASONS: dict[str, tuple[Local, Remote, Path]] = {
     "other-port": (LOCAL, remote("10.9.0.3", vxlan_port=7000), Path(SLEEVE, "other-port")),
     "no-address": (LOCAL, remote(), Path(SLEEVE, "no-address")),
     "no-address over IPv4": (LOCAL, remote("fd00:9::3"), Path(SLEEVE, "no-address")),
+    "best over IPv6": (LOCAL6, remote("fd00:9::3"), Path(VXLAN, "best", TO_3_V6)),
+    "best over IPv6, silent over IPv4": (
+        LOCAL6,
+        replace(remote("10.9.0.3", "fd00:9::3"), vxlan_faults={4: "vxlan-silent"}),
+        Path(VXLAN, "best", TO_3_V6),
+    ),
+    "vxlan-silent over both": (
+        LOCAL6,
+        replace(remote("10.9.0.3", "fd00:9::3"), vxlan_faults={4: "vxlan-silent", 6: "vxlan-mtu"}),
+        Path(SLEEVE, "vxlan-silent", TO_3),
+    ),
+    "vxlan-mtu over IPv6": (
+        LOCAL6,
+        replace(remote("fd00:9::3"), vxlan_faults={6: "vxlan-mtu"}),
+        Path(SLEEVE, "vxlan-mtu", TO_3_V6),
+    ),
     "vxlan-silent": (
         LOCAL,
         replace(remote("10.9.0.3"), vxlan_faults={4: "vxlan-silent"}),
@@ -171,7 +190,7 @@ def test_then_the_nearest_then_the_first_told() -> None:
 
 
 def test_an_ipv6_link_does_not_hide_an_ipv4_address() -> None:
-    """The VXLAN device over IPv4 cannot send to the one, but to the other."""
+    """Without a device for IPv6 there is no sending to the one, but to the other."""
     assert destination(remote("fd00:9::3", "10.9.0.3", link="fd00:9::3")) == "10.9.0.3"
 
 
@@ -443,7 +462,7 @@ remotes = st.builds(
         vxlan_faults={version: each for version, each in faults.items() if each},
     ),
     addresses,
-    st.sampled_from([None, "10.9.0.3", "fd00:9::3"]),
+    st.sampled_from([None, "10.9.0.3", "fd00:9::3", "fe80::3%3"]),
     st.sampled_from([LIVE, AWAY]),
     st.sampled_from([-1.0, 0.0, HOLD_S - 1, HOLD_S, 1e9]),
     st.fixed_dictionaries(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from dataplane.desired import SLEEVE, VXLAN, Port, RemoteEndpoint
+from dataplane.desired import SLEEVE, VXLAN, Port, RemoteEndpoint, RemotePeer
 from dataplane.objects import BRIDGE_FDB, VXLAN_FDB, Key, expand
 from dataplane.sleeve.control import Peer
 from gossip.events import NameConflict, OwnerForgotten, PageChanged, PeerChanged, Settled
@@ -238,6 +238,68 @@ def test_peers_are_found_by_name_or_nickname(here: Here, host: Host) -> None:
     assert here.router.find_peer(format_name(host.name).upper()) == [host.name]
     assert here.router.find_peer("h3") == sorted([host.name, other.name])
     assert here.router.find_peer("me") == here.router.find_peer("") == []
+
+
+# Two IP versions
+
+
+@pytest.fixture
+def dual(here: Here, host: Host) -> Host:
+    """A peer with an address of each, and so have we."""
+    here.local = replace(here.local, vxlan6=True, networks=(*here.local.networks, ip_network("fd00:9::/64")))
+    host.record = replace(host.record, addresses=("10.9.0.3:6783", "[fd00:9::3]:6783"))
+    here.hear(host)
+    here.reach(host)
+    return host
+
+
+def test_both_addresses_are_entered_and_probed_and_one_serves(here: Here, dual: Host) -> None:
+    """Until probes say something against it."""
+    mac, bridge = dual.endpoints[0].mac, bridge_mac(dual.name)
+    for faults, serving, spare, device in (
+        ({}, "10.9.0.3", "fd00:9::3", "weft-vx"), ({dual.name: "vxlan-silent"}, "fd00:9::3", "10.9.0.3", "weft-vx6"),
+    ):  # fmt: skip
+        here.vxlan_faults = faults
+        found = here.desired()
+        assert found.segment.vxlan6
+        assert found.peers == (RemotePeer(dual.name, bridge, ip_address(serving), VXLAN, ip_address(spare)),)
+        objects = expand(found).objects
+        assert objects[Key(BRIDGE_FDB, "weft", mac)] == objects[Key(BRIDGE_FDB, "weft", bridge)] == device
+        assert here.router.probed == {4: {dual.name}, 6: {dual.name}}
+        assert here.router.macs_over_ipv6 == {bridge} and here.router.lost == frozenset()
+
+
+def test_a_peer_out_of_reach_with_both_versions_may_be_asked_on(here: Here, dual: Host) -> None:
+    """One with a single address may not: it has nothing else to be heard by."""
+    single = Host(4)
+    here.hear(single)
+    here.reach(dual, single)
+    here.desired()
+    here.node.replica.update_reach([], 2.0)
+    here.desired(3.0)
+    assert (here.router.probed, here.router.lost) == ({4: frozenset(), 6: frozenset()}, {dual.name})
+
+
+def test_the_mtu_fits_ipv6_from_the_first_path_over_it(here: Here, dual: Host) -> None:
+    """At once, and told to others; before that, probes are of the size that it would have."""
+    here.router.own_mtu, here.router.own_mtu_over_ipv6 = 1450, 1430
+    assert here.desired().segment.mtu == 1450
+    assert (here.router.told_mtu, here.router.probe_bytes(4), here.router.probe_bytes(6)) == (1450, 1450, 1430)
+    here.vxlan_faults = {dual.name: "vxlan-silent"}
+    assert here.desired().segment.mtu == 1430
+    assert (here.router.told_mtu, here.router.probe_bytes(4), here.router.probe_bytes(6)) == (1430, 1430, 1430)
+    here.vxlan_faults = {}
+    here.desired()
+    assert here.router.told_mtu == 1430, "it might go there again at any moment"
+
+
+def test_the_sleeve_over_ipv6_costs_no_mtu(here: Here, dual: Host) -> None:
+    """It cuts to what fits by itself."""
+    here.router.own_mtu, here.router.own_mtu_over_ipv6 = 1450, 1430
+    dual.record = replace(dual.record, addresses=("[fd00:9::3]:6783",))
+    here.hear(dual)
+    here.vxlan6_faults = {dual.name: "vxlan-silent"}
+    assert here.desired().segment.mtu == 1450 and not here.router.is_over_ipv6
 
 
 # The MTU
