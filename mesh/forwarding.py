@@ -173,18 +173,24 @@ def sleeve_addresses(local: Local, remote: Remote) -> tuple[tuple[str, int], ...
 def _sleeve_port(remote: Remote, at: Address) -> int | None:
     """The port that its sleeve has at an address: that of a link may be any. A peer with link-local addresses alone
     tells none; then it is the one before its VXLAN port."""
-    parts = [split for split in map(split_address, remote.record.addresses) if split]
-    if parts:
-        return next((port for host, port in parts if numeric_address(host) == at), parts[0][1])
+    told = _numeric(remote.record.addresses)
+    if told:
+        return next((port for address, port in told if address == at), told[0][1])
     vxlan_port = remote.record.attributes.get("vxlan_port")
     return vxlan_port - 1 if isinstance(vxlan_port, int) and 1 < vxlan_port < 65536 else None
 
 
 def _told(local: Local, remote: Remote) -> list[tuple[Address, int]]:
     """The addresses and ports that a peer tells and that may lead there from here."""
-    parts = [split for split in map(split_address, remote.record.addresses) if split]
+    return [(address, port) for address, port in _numeric(remote.record.addresses) if _may_lead(local, address)]
+
+
+@lru_cache(maxsize=4096)  # every peer's are looked at more than once in every refresh, and hardly ever change
+def _numeric(addresses: tuple[str, ...]) -> tuple[tuple[Address, int], ...]:
+    """Those of a peer's addresses that are some."""
+    parts = [split for split in map(split_address, addresses) if split]
     numeric = [(numeric_address(host), port) for host, port in parts]
-    return [(address, port) for address, port in numeric if address is not None and _may_lead(local, address)]
+    return tuple((address, port) for address, port in numeric if address is not None)
 
 
 def _link_address(local: Local, remote: Remote) -> Address | None:
@@ -199,7 +205,6 @@ def _link_address(local: Local, remote: Remote) -> Address | None:
     return link if is_told or not remote.record.attributes.get("advertise") else None
 
 
-@lru_cache(maxsize=4096)  # every peer's are looked at in every refresh, and hardly ever change
 def numeric_address(host: str) -> Address | None:
     """The address that `host` is, without its zone; None for a name. What others tell need not be an address."""
     try:
