@@ -150,3 +150,27 @@ def test_link_local_addresses_are_enough_for_hosts_that_have_a_link(
     if not password:
         entries = json.loads(lab.run("h1", ["bridge", "-json", "fdb", "show", "dev", "weft-vx6"]).stdout)
         assert {entry.get("viaIf", entry.get("via_if")) for entry in entries if "dst" in entry} == {"eth0"}
+
+
+def test_the_interface_of_a_link_local_address_counts(make_lab: Callable[..., Lab]) -> None:
+    """h2 has two with such addresses, of which the first leads nowhere: dialled, and sent to, is through the other."""
+    lab = make_lab(hosts=2, containers=1, host_versions={1: (), 2: ()})
+    lab.build()
+    lab.run("hub", ["ip", "link", "add", "second", "type", "veth", "peer", "eth1", "netns", lab.namespace("h2")])
+    lab.run("hub", ["ip", "link", "set", "second", "master", "hub", "up"])
+    lab.run("hub", ["ip", "link", "set", "h2", "nomaster"])
+    lab.run("h2", ["ip", "link", "set", "eth1", "up"])
+    lab.launch("h1")
+    lab.launch("h2", [f"{lab.link_local(1)}%eth1"])
+    lab.wait_connected()
+    for node in lab.container_nodes():
+        lab.attach(node)
+    assert paths(lab, "h2")["h1"][:2] == ("vxlan", "best")
+    all_pings_arrive(lab, [("c2.1", "c1.1"), ("c1.1", "c2.1")])
+    lab.weft("h2", ["connect", "fe80::1%nosuch0"])
+
+    def error() -> str:
+        rows = lab.weft_json("h2", "status", "targets")
+        return str(next(row["error"] for row in rows if row["target"] == "fe80::1%nosuch0"))
+
+    wait_until(lambda: "no interface nosuch0" in error(), 10, "the target's trouble was told")
