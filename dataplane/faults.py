@@ -25,6 +25,7 @@ from dataplane.objects import (
     GUEST_ADDRESS,
     GUEST_ROUTE,
     HOST_ADDRESS,
+    IFINDEX,
     LINK,
     NEIGHBOUR,
     PORT,
@@ -167,4 +168,6 @@ def _cure(operation: Operation, error: KernelError) -> str:
 
 
 def _address(packed: bytes) -> str:
-    return str(ip_address(packed))
+    """An address, or a VXLAN destination with the number of its interface."""
+    address, interface = packed[:16], packed[16:]
+    return f"{ip_address(address)}%{IFINDEX.unpack(interface)[0]}" if interface else str(ip_address(address))

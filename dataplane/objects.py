@@ -262,6 +262,8 @@ class Scope:
     """The UDP port that a firewall on this host should let in."""
     routed: frozenset[bytes] = frozenset()
     """The `FAMILIES` in which containers reach the outside through this host."""
+    over_ipv6: bool = False
+    """Some peer is reached over IPv6, so that the port should be open there too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +379,13 @@ class Expander:
             objects=objects,
             port_of=port_of,
             skipped=_skipped(desired, unusable),
-            scope=Scope(segment.bridge, desired.ports, segment.vxlan_port, _families(exposed)),
+            scope=Scope(
+                segment.bridge,
+                desired.ports,
+                segment.vxlan_port,
+                routed=_families(exposed),
+                over_ipv6=segment.vxlan6 and _is_over_ipv6(desired),
+            ),
             settled=desired.settled,
         )
 
@@ -529,6 +537,10 @@ def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]
         text = f"{macs}: not a MAC that something on another host can have, so it is left out"
         skipped.append(Skipped("unusable-mac", text, "change it on the host that has it"))
     return tuple(skipped)
+
+
+def _is_over_ipv6(desired: Desired) -> bool:
+    return any(peer.destination is not None and peer.destination.version == 6 for peer in desired.peers)
 
 
 def _has_ipv6(desired: Desired) -> bool:

@@ -14,8 +14,9 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_address
 from random import SystemRandom
 from typing import Any
 
@@ -25,7 +26,7 @@ from dataplane.desired import Desired
 from dataplane.engine import Engine, Report
 from dataplane.kernel import Fault, Kernel, KernelError
 from dataplane.linux import open_kernel, teardown, underlay
-from dataplane.objects import tap_name, vxlan_name
+from dataplane.objects import tap_name, vxlan6_name, vxlan_name
 from dataplane.sleeve.control import Configure
 from gossip.events import Event, NameConflict, PeerChanged, Settled
 from gossip.names import PeerName, format_name, parse_name
@@ -41,11 +42,11 @@ from mesh.docker import Docker
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
 from mesh.expose import Exposures
-from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path, host_of
+from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, VXLAN_OVERHEAD_V6_BYTES, Local, Path, host_of
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
-from mesh.prober import Prober
+from mesh.prober import Faults, Probers
 from mesh.returns import Returns
 from mesh.router import BRIDGE, Router, Seen
 from mesh.sleeve import Supervisor
@@ -66,6 +67,7 @@ IDENTITY = "identity"
 VXLAN_FAULTS = "vxlan"
 """The document of the peers that VXLAN did not reach when it was last known: the next daemon does not trust it again
 before it was answered."""
+VXLAN_FAULTS_KEYS = {4: "faults", 6: "faults6"}
 VXLAN_FAULTS_SAVE_DELAY_S = 1.0
 
 log = EventLog("daemon")
@@ -138,6 +140,8 @@ class Daemon:
         self._verbs: Verbs | None = None
         self._pager = TablePager()
         self._survey = survey
+        self._has_ipv6 = survey.has_ipv6
+        """Once it has, the device for it stays: an address that is lost for a while is no reason to remove that."""
         self._disk = asyncio.Lock()
 
         self._keys, epoch = _load_identity(store)
@@ -146,7 +150,10 @@ class Daemon:
         node_config = NodeConfig(port=config.port, discovery=config.discovery)
         record = PeerRecord(config.nickname, secrets.token_bytes(16), LIVE, VERSION, (), {})
         self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
-        self._router = Router(self.node, self._own_mtu(), self._started, self._survey.bridge_mtu)
+        own_mtu, own_mtu_over_ipv6 = self._own_mtus()
+        self._router = Router(self.node, own_mtu, self._started, self._survey.bridge_mtu)
+        self._router.own_mtu_over_ipv6 = own_mtu_over_ipv6
+        self._told_mtu = own_mtu
         targets = Targets(Docker(config.docker_socket))
         around = Surroundings(
             store=store,
@@ -163,12 +170,14 @@ class Daemon:
         self._attachments = Attachments(around)
         self._exposures = Exposures(around, self._attachments)
         self._returns = Returns(self._attachments, targets)
-        own_mac, is_peer_mac = bridge_mac(identity.name), lambda mac: mac in self._router.peer_macs
-        self._pinger = Pinger(BRIDGE, own_mac, is_peer_mac)
-        self._saved_faults: Mapping[PeerName, str] = _load_vxlan_faults(store)
-        self._prober = Prober(
-            vxlan_name(BRIDGE), own_mac, SystemRandom(), self._saved_faults, is_peer_mac, self._on_verdict
-        )
+        own_mac = bridge_mac(identity.name)
+        self._pinger = Pinger(BRIDGE, own_mac, lambda mac: mac in self._router.peer_macs)
+        self._saved_faults: Faults = _load_vxlan_faults(store)
+        self._probers = Probers(
+            {4: vxlan_name(BRIDGE), 6: vxlan6_name(BRIDGE)}, own_mac, SystemRandom(), self._saved_faults,
+            lambda version, mac: mac in (self._router.peer_macs if version == 4 else self._router.macs_over_ipv6),
+            self._on_verdict,
+        )  # fmt: skip
         self._saving_faults: asyncio.Task[None] | None = None
         self._sleeve = Supervisor(
             config.run_dir, config.state_dir, self._sleeve_settings(), epoch, on_news=self._refresh_soon
@@ -253,7 +262,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pinger.close()
-        self._prober.close()
+        self._probers.close()
         if self._transport is not None:
             await self._transport.stop()
         await self._sleeve.close(end=self._gone or (not self._has_started and self._sleeve.started > 0))
@@ -322,6 +331,8 @@ class Daemon:
             networks=self._survey.networks,
             addresses=frozenset(found.address for found in self._survey.addresses),
             nat=self._is_behind_nat(),
+            vxlan6=self._has_ipv6,
+            zones=self._survey.zones,
         )
         ports = tuple(attachment.port for attachment in self._attachments.here())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
@@ -329,7 +340,11 @@ class Daemon:
             local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path,
             tuple(held.wanted for held in self._exposures.all()),
         )  # fmt: skip
-        self._prober.watch(self._router.probed, self._router.mtu, self._router.paths if settled else None)
+        if self._router.told_mtu != self._told_mtu:
+            self._describe()
+        sizes = {version: self._router.probe_bytes(version) for version in self._probers.each}
+        known = self._router.paths if settled else None
+        self._probers.watch(self._router.probed, self._router.lost, sizes, known)
         self._sleeve.tell(self._router.sleeve_peers, self._router.graph, settled)
         self._say_who_passes_udp()
         lost = frozenset(endpoint.mac for endpoint in self._router.lost_macs(now))
@@ -338,7 +353,11 @@ class Daemon:
         return desired
 
     def _seen(self) -> Seen:
-        return Seen(self._prober.verdicts, lambda name: self._prober.rtt_s(name) is not None, self._sleeve.peers)
+        return Seen(
+            self._probers.verdicts,
+            lambda name, version: self._probers.rtt_s(name, version) is not None,
+            self._sleeve.peers,
+        )
 
     def _hand_over(self, desired: Desired) -> int:
         """To the engine; the generation that its report will bear."""
@@ -409,16 +428,18 @@ class Daemon:
         )
 
     def _sleeve_view(self) -> status.SleeveView:
-        rtts_s = {name: self._prober.rtt_s(name) for name in self._router.probed}
+        paths = self._router.paths.items()
+        serving = {name: path.destination.version for name, path in paths if path.destination is not None}
+        rtts_s = {name: self._probers.rtt_s(name, version) for name, version in serving.items()}
         return status.SleeveView(
             self._sleeve.peers, self._sleeve.status, self._sleeve.started, self._sleeve.trouble(time.monotonic()),
-            {name: rtt_s for name, rtt_s in rtts_s.items() if rtt_s is not None}, self._prober.counters,
+            {name: rtt_s for name, rtt_s in rtts_s.items() if rtt_s is not None}, self._probers.counters,
         )  # fmt: skip
 
     def _open_probe_sockets(self) -> None:
         self._pinger.open()
         if self._config.vxlan and not self._config.passwords:
-            self._prober.open()
+            self._probers.open()
 
     def _on_verdict(self) -> None:
         self._refresh_soon()
@@ -426,12 +447,15 @@ class Daemon:
             self._saving_faults = self._spawn(self._save_vxlan_faults())
 
     async def _save_vxlan_faults(self) -> None:
-        while (faults := self._prober.verdicts) != self._saved_faults:
+        while (faults := self._probers.verdicts) != self._saved_faults:
             await asyncio.sleep(VXLAN_FAULTS_SAVE_DELAY_S)  # many may come together
-            faults = self._prober.verdicts
-            rows = {format_name(name): reason for name, reason in sorted(faults.items())}
+            faults = self._probers.verdicts
+            rows = {
+                key: {format_name(name): reason for name, reason in sorted(faults[version].items())}
+                for version, key in VXLAN_FAULTS_KEYS.items()
+            }
             try:
-                await self._write(VXLAN_FAULTS, {"faults": rows})
+                await self._write(VXLAN_FAULTS, rows)
             except StoreError as error:
                 log.warning("vxlan-faults-not-saved", error=error)
                 break
@@ -457,12 +481,13 @@ class Daemon:
         record = self.node.replica.peers[self.node.name]
         if record.state != LIVE:
             return
+        self._told_mtu = self._router.told_mtu
         port = self._config.port
         advertised = self._config.advertise
         hosts = list(advertised) or [str(address) for address in self._addresses()]
         addresses = tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
         attributes: dict[str, int | str | bool | bytes] = {
-            "mtu": self._config.mtu or self._router.own_mtu,
+            "mtu": self._config.mtu or self._told_mtu,
             "vxlan": self._config.vxlan and not self._config.passwords,
             "vxlan_port": port + 1,
             "advertise": bool(advertised),
@@ -493,17 +518,22 @@ class Daemon:
         )
 
     def _addresses(self) -> list[Any]:
-        """This host's own addresses; one that `--host` names is the only one."""
+        """This host's own addresses; one that `--host` names is the only one. Link-local ones are told to nobody."""
         if self._config.host:
-            return [self._config.host]
+            is_told = ":" not in self._config.host or not ip_address(self._config.host).is_link_local
+            return [self._config.host] if is_told else []
         return [found.address for found in self._survey.addresses]
 
-    def _own_mtu(self) -> int:
-        """The largest overlay packet that the underlay takes: the smallest of the interfaces that carry it."""
+    def _own_mtus(self) -> tuple[int, int]:
+        """The largest overlay packet that the underlay takes, given the smallest of the interfaces that carry it: as
+        long as IPv4 does where this host has it, and when VXLAN goes over IPv6."""
         told = set(self._config.advertise) | ({self._config.host} if self._config.host else set())
-        found = self._survey.addresses
-        mtus = [each.mtu for each in found if not told or str(each.address) in told] or [each.mtu for each in found]
-        return max(MTU_MIN, min(mtus, default=1500) - VXLAN_OVERHEAD_V4_BYTES)
+        found = self._survey.addresses or self._survey.link_local
+        carrying = [each for each in found if not told or str(each.address) in told] or found
+        mtu = min((each.mtu for each in carrying), default=1500)
+        over_ipv6 = max(MTU_MIN, mtu - VXLAN_OVERHEAD_V6_BYTES)
+        has_ipv4 = not carrying or any(each.address.version == 4 for each in carrying)
+        return max(MTU_MIN, mtu - VXLAN_OVERHEAD_V4_BYTES) if has_ipv4 else over_ipv6, over_ipv6
 
     async def _survey_forever(self) -> None:
         """Look again at what the host's network is like, at once where its addresses change; let holds expire; keep
@@ -537,12 +567,13 @@ class Daemon:
 
     def _surveyed(self, survey: underlay.Survey) -> None:
         # Without any address there is nobody to tell, and an MTU made up for that moment would shrink the network's.
-        if survey.addresses and survey != self._survey:
+        if (survey.addresses or survey.link_local) and survey != self._survey:
             left = {str(found.address) for found in self._survey.addresses if found not in survey.addresses}
             self._survey = survey
             if self._transport is not None:
                 self._transport.drop_from(left - {str(found.address) for found in survey.addresses})
-            self._router.own_mtu = self._own_mtu()
+            self._has_ipv6 = self._has_ipv6 or survey.has_ipv6
+            self._router.own_mtu, self._router.own_mtu_over_ipv6 = self._own_mtus()
             self._describe()
 
     async def _store_epoch(self, epoch: int) -> None:
@@ -589,9 +620,12 @@ def _load_identity(store: Store) -> tuple[Keys, int]:
     return keys, epoch
 
 
-def _load_vxlan_faults(store: Store) -> dict[PeerName, str]:
-    document = store.read(VXLAN_FAULTS) or {"faults": {}}
-    return {parse_name(name): str(reason) for name, reason in document["faults"].items()}
+def _load_vxlan_faults(store: Store) -> Faults:
+    document = store.read(VXLAN_FAULTS) or {}
+    return {
+        version: {parse_name(name): str(reason) for name, reason in document.get(key, {}).items()}
+        for version, key in VXLAN_FAULTS_KEYS.items()
+    }
 
 
 def _load_targets(store: Store, config: LaunchConfig) -> list[str]:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from dataplane.desired import SLEEVE, Desired, Exposed, Port, Segment
+from dataplane.desired import SLEEVE, VXLAN, Address, Desired, Exposed, Port, Segment
 from dataplane.sleeve.control import Graph, Peer, PeerStatus
 from gossip.events import Event, OwnerForgotten, PageChanged
 from gossip.names import PeerName
@@ -19,6 +19,8 @@ from gossip.peers import GONE
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, EndpointTable, bridge_mac
 from mesh.forwarding import (
     HOLD_S,
+    VXLAN_OVERHEAD_V4_BYTES,
+    VXLAN_OVERHEAD_V6_BYTES,
     Forwarding,
     Local,
     Path,
@@ -28,6 +30,7 @@ from mesh.forwarding import (
     host_of,
     network_mtu,
     sleeve_addresses,
+    spare_destination,
 )
 from mesh.identity import sleeve_key_of
 from mesh.udpreach import UDP_TABLE, UdpReach
@@ -42,10 +45,10 @@ HISTORY_MAX = 256
 class Seen:
     """What the data path was seen to do."""
 
-    vxlan_faults: Mapping[PeerName, str] = field(default_factory=dict)
-    """What probes say against VXLAN, as reasons."""
-    vxlan_answers: Callable[[PeerName], bool] = lambda _: False
-    """Whether probes to that peer were answered by VXLAN."""
+    vxlan_faults: Mapping[int, Mapping[PeerName, str]] = field(default_factory=dict)
+    """What probes say against VXLAN, as reasons, by IP version."""
+    vxlan_answers: Callable[[PeerName, int], bool] = lambda *_: False
+    """Whether probes to that peer were answered by VXLAN over that IP version."""
     sleeve: Mapping[PeerName, PeerStatus] = field(default_factory=dict)
     """What the worker says of each."""
 
@@ -68,6 +71,10 @@ class Router:
         self.node = node
         self.table = EndpointTable()
         self.own_mtu = own_mtu
+        self.own_mtu_over_ipv6 = own_mtu
+        """The same where packets go by VXLAN over IPv6; not larger."""
+        self.is_over_ipv6 = False
+        """Frames go to somebody by VXLAN over IPv6, or did: from then on the network's MTU must fit that."""
         self.mtu = min(own_mtu, adopted_mtu or own_mtu)
         self.paths: dict[PeerName, Path] = {}
         self.since: dict[PeerName, float] = {}
@@ -80,8 +87,12 @@ class Router:
         self.reach = UdpReach()
         self.graph = Graph(())
         """What the worker should know of who exchanges UDP with whom."""
-        self.probed: frozenset[PeerName] = frozenset()
-        """Peers in reach to which VXLAN leads, or would: those whose silence there means something."""
+        self.probed: Mapping[int, frozenset[PeerName]] = {4: frozenset(), 6: frozenset()}
+        """By IP version, peers in reach to which VXLAN leads there, or would: those whose silence means something."""
+        self.lost: frozenset[PeerName] = frozenset()
+        """Peers out of reach that VXLAN knows an address of either version of: one may be why they are out of reach."""
+        self.macs_over_ipv6: frozenset[bytes] = frozenset()
+        """The bridges that probes over IPv6 can be answered to."""
         self._forwarding = Forwarding()
         self._started = started
         self._was_settled = False
@@ -156,8 +167,8 @@ class Router:
                 reachable=name in self.node.replica.reachable,
                 unreachable_s=self.unreachable_s(name, now),
                 link_address=host_of(links.get(name)),
-                vxlan_fault=seen.vxlan_faults.get(name, ""),
-                vxlan_answers=seen.vxlan_answers(name),
+                vxlan_faults={version: faults[name] for version, faults in seen.vxlan_faults.items() if name in faults},
+                vxlan_answers=frozenset(version for version in (4, 6) if seen.vxlan_answers(name, version)),
                 sleeve=seen.sleeve.get(name),
             )
             for name in self.others()
@@ -177,18 +188,34 @@ class Router:
             self.since = {name: self.since[name] for name in paths}
             self.peer_macs = frozenset(map(bridge_mac, paths))
         self.paths = paths
+        carrying = (path.destination for path in paths.values() if path.kind == VXLAN)
+        self.is_over_ipv6 = self.is_over_ipv6 or any(each is not None and each.version == 6 for each in carrying)
         # The first time that the mesh's state is in, the MTU may grow beyond what an earlier life had; then no more.
         current = self.mtu if self._was_settled or not settled else None
         self._was_settled = settled
-        self.mtu = fixed_mtu or network_mtu(self.own_mtu, remotes.values(), current)
+        self.mtu = fixed_mtu or network_mtu(self.told_mtu, remotes.values(), current)
         vxlan_port = local.vxlan_port if local.vxlan and not local.has_secret else None
-        segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
+        segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port, vxlan6=local.vxlan6)
         expired = self.expired(now)
-        desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled)
+        found = {name: spare_destination(local, remote, paths[name]) for name, remote in remotes.items()}
+        spares = {name: spare for name, spare in found.items() if spare is not None}
+        desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled, spares)
         desired = replace(desired, exposed=held_exposed(exposed, self.table, local.name, expired))
         self._describe_sleeve(local, remotes, expired, links.keys())
+        self._describe_probes(remotes, spares)
         self.graph = self.reach.graph(self.node.replica.reachable | {self.node.name})
         return desired
+
+    @property
+    def told_mtu(self) -> int:
+        """What this host tells others of its own underlay."""
+        return min(self.own_mtu, self.own_mtu_over_ipv6) if self.is_over_ipv6 else self.own_mtu
+
+    def probe_bytes(self, version: int) -> int:
+        """How large a packet must get through by VXLAN over that IP version. While nothing goes over IPv6 that is what
+        the network's MTU would become if it did."""
+        is_spare = version == 6 and not self.is_over_ipv6
+        return self.mtu - (VXLAN_OVERHEAD_V6_BYTES - VXLAN_OVERHEAD_V4_BYTES) * is_spare
 
     def _describe_sleeve(
         self,
@@ -197,9 +224,8 @@ class Router:
         expired: frozenset[PeerName],
         linked: Collection[PeerName],
     ) -> None:
-        """Who is told to the worker, and who is probed. What did not change is the same object."""
+        """Who is told to the worker. What did not change is the same object."""
         before, self.sleeve_peers = self.sleeve_peers, {}
-        probed = []
         for name, remote in remotes.items():
             key = sleeve_key_of(remote.record.attributes)
             if key is None or name in expired:
@@ -209,6 +235,15 @@ class Router:
             peer = Peer(name, key, sleeve_addresses(local, remote), macs, path.via == SLEEVE, keep=name in linked)
             known = before.get(name)
             self.sleeve_peers[name] = known if known is not None and known == peer else peer
-            if path.destination is not None and remote.reachable:
-                probed.append(name)
-        self.probed = frozenset(probed)
+
+    def _describe_probes(self, remotes: Mapping[PeerName, Remote], spares: Mapping[PeerName, Address]) -> None:
+        """Who is asked, and answered, by VXLAN over which IP version. Who has no sleeve has nothing to fall back to."""
+        entered: dict[int, set[PeerName]] = {4: set(), 6: set()}
+        for name, path in self.paths.items():
+            for address in (path.destination, spares.get(name)):
+                if address is not None:
+                    entered[address.version].add(name)
+        asked = {name for name in self.sleeve_peers if remotes[name].reachable}
+        self.probed = {version: frozenset(names & asked) for version, names in entered.items()}
+        self.lost = frozenset((entered[4] & entered[6] & self.sleeve_peers.keys()) - asked)
+        self.macs_over_ipv6 = frozenset(map(bridge_mac, entered[6]))

@@ -111,12 +111,18 @@ class Firewall:
         self.warnings: tuple[Warning, ...] = ()
 
     def listing(
-        self, bridge: str, overlay: Mapping[str, int], port: int | None, routed: frozenset[bytes] = frozenset()
+        self,
+        bridge: str,
+        overlay: Mapping[str, int],
+        port: int | None,
+        routed: frozenset[bytes] = frozenset(),
+        ipv6: bool = False,
     ) -> dict[Key, Value]:
         """GUARD of overlay devices, ACCEPT of the customary chains, GATEWAY.
 
         `overlay` has the ifindex of each device, 0 for one that is not there now. `port` is the UDP port that input
-        chains should let in, `routed` the families in which containers reach the outside.
+        chains should let in, those for IPv6 too where that is used, `routed` the families in which containers reach
+        the outside.
         """
         try:
             chains = _items("chain", self._run(_commands({"list": {"chains": {}}})))
@@ -151,7 +157,7 @@ class Firewall:
         verdicts = (judge_forward(chain, rules, bridge, _ways_through(chain, routed)) for chain in foreign)
         self._found = (
             *(warning for warning in verdicts if warning),
-            *(warning for chain in wanted if (warning := judge_input(chain, rules, port))),
+            *(warning for chain in wanted if (warning := judge_input(chain, rules, port, ipv6))),
             *judge_legacy(bridge, routed),
         )
         self.warnings = (*self._found, *self._shortcomings())

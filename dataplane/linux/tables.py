@@ -137,8 +137,10 @@ def decode(
         return Key(BRIDGE_FDB, bridge, mac), value
     if name not in vxlans:
         return None
-    destination = found.get(_NDA_DST, NOWHERE) + found.get(_NDA_IFINDEX, b"")
+    address, interface = found.get(_NDA_DST, NOWHERE), found.get(_NDA_IFINDEX, b"")
+    destination = address + interface
     plain = state & (_NUD_NOARP | _NUD_PERMANENT) and not any(kind in found for kind in _NDA_DETOURS)
+    plain = plain and not (interface and len(address) < _IPV6_BYTES)
     if mac == ZERO_MAC:
         return (Key(FLOOD, name, destination), True) if plain else None
     return Key(VXLAN_FDB, name, mac), destination if plain else Odd(name)

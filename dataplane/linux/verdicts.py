@@ -60,9 +60,10 @@ def judge_forward(chain: Json, rules: Sequence[Json], bridge: str, ways: frozens
     return Warning("forward-drop", text, " && ".join(cures))
 
 
-def judge_input(chain: Json, rules: Sequence[Json], port: int | None) -> Warning | None:
+def judge_input(chain: Json, rules: Sequence[Json], port: int | None, ipv6: bool = False) -> Warning | None:
     """A hint where an input chain drops by default and nothing in it obviously lets VXLAN in."""
-    if port is None or chain.get("hook") != "input" or chain.get("family") not in ("ip", "inet"):
+    families = ("ip", "inet", "ip6") if ipv6 else ("ip", "inet")
+    if port is None or chain.get("hook") != "input" or chain.get("family") not in families:
         return None
     mine = [rule for rule in rules if is_in(rule, chain)]
     verdicts = [verdict for rule in mine if (verdict := _unconditional(rule))]

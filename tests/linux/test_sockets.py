@@ -128,8 +128,15 @@ def test_the_survey_tells_underlay_addresses_and_leaves_out_what_leads_nowhere(l
         ("10.9.0.1", "eth0", 1400),
         ("10.9.0.101", "eth0", 1400),
         ("2001:db8::1", "eth0", 1400),
+        ("fd00:9::1", "eth0", 1400),
     ]
-    assert [str(network) for network in found.networks] == ["10.9.0.0/24", "10.9.0.0/24", "2001:db8::/64"]
+    networks = ["10.9.0.0/24", "10.9.0.0/24", "2001:db8::/64", "fd00:9::/64"]
+    assert [str(network) for network in found.networks] == networks
+    index = host.run("ip", "-o", "link", "show", "dev", "eth0").split(":")[0]
+    assert found.has_ipv6 and found.zones == {index}
+    assert [(each.ifname, each.mtu, str(each.address).startswith("fe80:")) for each in found.link_local] == [
+        ("eth0", 1400, True)
+    ]
     assert found.bridge_mtu == 1300
 
 

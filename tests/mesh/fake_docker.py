@@ -186,8 +186,8 @@ class FakeDocker:
         if url.path == "/events":
             filters = json.loads(parse_qs(url.query)["filters"][0])
             assert filters == {"type": ["container"], "event": ["start", "die", "destroy"]}
-            connection.sendall((HEAD.format(status="200 OK") + "Transfer-Encoding: chunked\r\n\r\n").encode())
-            with self._lock:
+            with self._lock:  # whoever has read the head is sent what happens from then on
+                connection.sendall((HEAD.format(status="200 OK") + "Transfer-Encoding: chunked\r\n\r\n").encode())
                 self._streams.append(connection)
             return True
         status, body = self._inspect(unquote(url.path).removeprefix("/containers/").removesuffix("/json"))

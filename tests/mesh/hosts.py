@@ -53,7 +53,9 @@ class Here:
         self.fixed_mtu: int | None = None
         self.ports: tuple[Port, ...] = ()
         self.vxlan_faults: dict[PeerName, str] = {}
-        self.vxlan_answers: set[PeerName] = set()
+        """Over IPv4."""
+        self.vxlan6_faults: dict[PeerName, str] = {}
+        self.vxlan_answers: set[tuple[PeerName, int]] = set()
         self.sleeve: dict[PeerName, PeerStatus] = {}
 
     def hear(self, host: Host, now: float = 0.0, age_s: int = 0) -> bool:
@@ -76,7 +78,12 @@ class Here:
     def desired(self, now: float = 1.0, settled: bool = True) -> Desired:
         return self.router.refresh(
             self.local, self.ports, self.fixed_mtu, now, 1000.0 + now, settled,
-            Seen(self.vxlan_faults, self.vxlan_answers.__contains__, self.sleeve), lambda *row: self.told.append(row),
+            Seen(
+                {4: self.vxlan_faults, 6: self.vxlan6_faults},
+                lambda *asked: asked in self.vxlan_answers,
+                self.sleeve,
+            ),
+            lambda *row: self.told.append(row),
         )  # fmt: skip
 
 
