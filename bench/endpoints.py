@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # only the child process pays for them
 COUNTS = (100, 1_000, 3_000, 10_000)
 ROUNDS = 3
 PEERS = 50
+GROUP = 90
+"""About as many as a page of gossip holds."""
 PROGRAMMED_S_MAX = 1.0
 REPORT_TIMEOUT_S = 120.0
 
@@ -114,7 +116,7 @@ class _Programmer:
 def _inside(count: int) -> dict[str, Any]:
     """In the namespace: publish, wait, withdraw, look again."""
     full = _desired(count)
-    empty = replace(full, endpoints=())
+    empty = replace(full, groups=())
     programmed_s, withdrawn_s = [], []
     with _Programmer() as programmer:
         programmer.publish(empty)
@@ -148,15 +150,16 @@ def _desired(count: int) -> Desired:
         RemotePeer(PeerName(bytes([2, 0, 0, 0, 0, 0, 0, number])), bytes([2, 1, 0, 0, 0, number]), underlay[number])
         for number in range(PEERS)
     )
-    endpoints = tuple(
+    endpoints = [
         RemoteEndpoint(
             bytes([2, 2]) + number.to_bytes(4, "big"),
             (IPv4Address("10.32.0.0") + number + 1, IPv6Address("fd00:32::") + number + 1),
             underlay[number % PEERS],
         )
         for number in range(count)
-    )
-    return Desired(Segment("weft", bytes([2, 1, 0, 0, 1, 0]), 1450, 7, 6784), peers=peers, endpoints=endpoints)
+    ]
+    groups = tuple(tuple(endpoints[first : first + GROUP]) for first in range(0, count, GROUP))
+    return Desired(Segment("weft", bytes([2, 1, 0, 0, 1, 0]), 1450, 7, 6784), peers=peers, groups=groups)
 
 
 def _entries() -> int:

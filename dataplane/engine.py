@@ -181,9 +181,10 @@ class Engine:
             return False
         self._taken = taken
         self._generation, desired = taken
-        self._expansion = self._expander.expand(desired)
-        self._kernel.watch(self._expansion.scope)
-        self._reconciler.want(self._expansion)
+        expansion = self._expander.expand(desired)
+        self._kernel.watch(expansion.scope)
+        self._reconciler.want(expansion)
+        self._expansion = replace(expansion, objects={}, gone=())  # the reconciler has them
         return True
 
     def _observe(self, observed: Observation) -> frozenset[str]:

@@ -29,6 +29,7 @@ from mesh.forwarding import (
     sleeve_addresses,
 )
 from mesh.identity import sleeve_key_of
+from mesh.roster import Entry
 
 BRIDGE = "weft"
 VNI = 0x776566
@@ -61,7 +62,7 @@ class Router:
         self.malformed_rows = 0
         self.peer_macs: frozenset[bytes] = frozenset()
         """The bridges that data-path pings may come from."""
-        self.sleeve_peers: dict[PeerName, Peer] = {}
+        self.sleeve_peers: dict[PeerName, Entry] = {}
         """What the sleeve worker should know of other hosts, whatever their path."""
         self.probed: frozenset[PeerName] = frozenset()
         """Peers in reach to which VXLAN leads, or would: those whose silence there means something."""
@@ -174,10 +175,10 @@ class Router:
             if key is None or name in expired:
                 continue
             path = self.paths[name]
-            macs = (bridge_mac(name), *self._forwarding.macs.get(name, ()))
-            peer = Peer(name, key, sleeve_addresses(local, remote), macs, flood=path.kind == SLEEVE)
+            peer = Peer(name, key, sleeve_addresses(local, remote), (bridge_mac(name),), flood=path.kind == SLEEVE)
+            entry = Entry(peer, self._forwarding.behind.get(name, ()))
             known = before.get(name)
-            self.sleeve_peers[name] = known if known is not None and known == peer else peer
+            self.sleeve_peers[name] = known if known is not None and known == entry else entry
             if path.destination is not None and remote.reachable:
                 probed.append(name)
         self.probed = frozenset(probed)

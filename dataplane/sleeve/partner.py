@@ -71,6 +71,7 @@ class Partner:
         "forged",
         "heard_s",
         "limit",
+        "macs",
         "marks",
         "meter",
         "metered_s",
@@ -99,6 +100,8 @@ class Partner:
 
     def __init__(self, peer: control.Peer) -> None:
         self.peer = peer
+        self.macs: set[bytes] = set()
+        """What is behind it now; `peer` says what was when it was said whole."""
         self.address: Address | None = None
         """Where its last record came from."""
         self.candidates: tuple[Address, ...] = ()

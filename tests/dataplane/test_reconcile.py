@@ -64,7 +64,8 @@ def test_nothing_wanted_leaves_nothing() -> None:
     """Teardown is reconciling towards nothing, in the order that harms nobody."""
     world = World()
     world.reach(DESIRED)
-    world.reconciler.want(replace(expand(DESIRED), objects={}, port_of={}))
+    wanted = expand(DESIRED)
+    world.reconciler.want(replace(wanted, objects={}, gone=list(wanted.objects)))
     world.settle()
     assert world.kernel.objects == {} and world.kernel.harm == []
 
@@ -72,15 +73,15 @@ def test_nothing_wanted_leaves_nothing() -> None:
 def test_the_order_of_a_unicast_path_is_vxlan_first_and_last() -> None:
     """Added before, deleted after the bridge entry of the same MAC; a new destination is one replacement."""
     world = World()
-    world.reach(replace(DESIRED, endpoints=()))
-    made = world.reach(replace(DESIRED, endpoints=(endpoint(11),)))
+    world.reach(replace(DESIRED, groups=()))
+    made = world.reach(replace(DESIRED, groups=((endpoint(11),),)))
     assert [(op.verb, op.key.kind) for op in made] == [
         (ADD, VXLAN_FDB), (ADD, BRIDGE_FDB), (ADD, NEIGHBOUR), (ADD, NEIGHBOUR),
         (ANNOUNCE, NEIGHBOUR), (ANNOUNCE, NEIGHBOUR),
     ]  # fmt: skip
-    moved = world.reach(replace(DESIRED, endpoints=(endpoint(11, 3),)))
+    moved = world.reach(replace(DESIRED, groups=((endpoint(11, 3),),)))
     assert [(op.verb, op.key.kind) for op in moved] == [(REPLACE, VXLAN_FDB)]
-    gone = world.reach(replace(DESIRED, endpoints=()))
+    gone = world.reach(replace(DESIRED, groups=()))
     assert [(op.verb, op.key.kind) for op in gone] == [
         (DELETE, NEIGHBOUR), (DELETE, NEIGHBOUR), (DELETE, BRIDGE_FDB), (DELETE, VXLAN_FDB),
     ]  # fmt: skip
@@ -121,7 +122,7 @@ def test_while_unsettled_nothing_of_other_hosts_is_deleted() -> None:
 def test_an_endpoint_that_moves_here_and_away_again_is_replaced() -> None:
     """Remote to local and back; no moment at which its frames go to every peer."""
     world = World()
-    away, here = replace(DESIRED, endpoints=(endpoint(1),), ports=()), replace(DESIRED, endpoints=())
+    away, here = replace(DESIRED, groups=((endpoint(1),),), ports=()), replace(DESIRED, groups=())
     for desired in (away, here, away, here):
         world.reach(desired)
         world.assert_holds(desired)
@@ -133,7 +134,7 @@ def test_a_changed_mac_is_announced_directly_or_after_a_gap() -> None:
     world = World()
     world.reach(DESIRED)
     new = replace(endpoint(11), mac=mac(99))
-    operations = world.reach(replace(DESIRED, endpoints=(new, *DESIRED.endpoints[1:])))
+    operations = world.reach(replace(DESIRED, groups=((new, *DESIRED.endpoints[1:]),)))
     announced = [op for op in operations if op.verb == ANNOUNCE]
     assert [(op.key.item, op.value, op.old) for op in announced] == [
         (address.packed, mac(99), mac(11)) for address in new.addresses
@@ -141,18 +142,18 @@ def test_a_changed_mac_is_announced_directly_or_after_a_gap() -> None:
     assert operations.index(announced[0]) > max(
         index for index, op in enumerate(operations) if op.key.kind in (BRIDGE_FDB, NEIGHBOUR) and op.verb == ADD
     )
-    world.reach(replace(DESIRED, endpoints=()))
+    world.reach(replace(DESIRED, groups=()))
     back = world.reach(DESIRED)
     assert len([op for op in back if op.verb == ANNOUNCE]) == 2
-    world.reach(replace(DESIRED, endpoints=()))
+    world.reach(replace(DESIRED, groups=()))
     assert [op for op in world.reach(DESIRED) if op.verb == ANNOUNCE] == []
 
 
 def test_a_newcomer_is_announced_for_whoever_asked_too_early() -> None:
     """A container whose question came before the answer was known asks again only after a second."""
     world = World()
-    world.reach(replace(DESIRED, endpoints=()))
-    made = world.reach(replace(DESIRED, endpoints=(endpoint(11),)))
+    world.reach(replace(DESIRED, groups=()))
+    made = world.reach(replace(DESIRED, groups=((endpoint(11),),)))
     assert [(op.key.item, op.value) for op in made if op.verb == ANNOUNCE] == [
         (address.packed, mac(11)) for address in endpoint(11).addresses
     ]
@@ -162,8 +163,8 @@ def test_a_whole_mesh_of_newcomers_is_not_announced() -> None:
     """Beyond the limit nobody waits for any one of them, and every container here would hear them all."""
     many = tuple(endpoint(number) for number in range(20, NEWCOMERS_ANNOUNCED_MAX + 21))
     world = World()
-    world.reach(replace(DESIRED, endpoints=()))
-    made = world.reach(replace(DESIRED, endpoints=many))
+    world.reach(replace(DESIRED, groups=()))
+    made = world.reach(replace(DESIRED, groups=(many,)))
     assert [op for op in made if op.verb == ANNOUNCE] == []
 
 
@@ -272,7 +273,7 @@ def test_an_announcement_is_not_made_for_an_entry_that_was_refused() -> None:
     world = World()
     world.reach(DESIRED)
     world.kernel.fail = lambda number, op: errno.ENOSPC if op.key.kind == NEIGHBOUR and op.verb == REPLACE else 0
-    operations = world.reach(replace(DESIRED, endpoints=(replace(endpoint(11), mac=mac(99)),)))
+    operations = world.reach(replace(DESIRED, groups=((replace(endpoint(11), mac=mac(99)),),)))
     assert [op for op in operations if op.verb == ANNOUNCE] == []
 
 
@@ -311,11 +312,11 @@ def test_a_bridge_entry_that_cannot_be_deleted_keeps_its_vxlan_entry() -> None:
     world = World()
     world.reach(DESIRED)
     world.kernel.fail = lambda number, op: errno.EBUSY if op.verb == DELETE and op.key.kind == BRIDGE_FDB else 0
-    world.reach(replace(DESIRED, endpoints=()))
+    world.reach(replace(DESIRED, groups=()))
     assert Key(VXLAN_FDB, "weft-vx", mac(11)) in world.kernel.objects and world.kernel.harm == []
     world.kernel.fail = lambda number, op: 0
     world.later(RETRY_FIRST_S)
-    world.assert_holds(replace(DESIRED, endpoints=()))
+    world.assert_holds(replace(DESIRED, groups=()))
 
 
 def test_a_port_without_its_flags_is_not_brought_up() -> None:
@@ -429,7 +430,7 @@ def test_a_change_of_the_bridge_makes_the_tables_untrusted() -> None:
 def test_an_event_about_one_object_looks_at_that_object_only() -> None:
     """The plan after it has at most its operations."""
     world = World()
-    world.reach(replace(DESIRED, endpoints=tuple(endpoint(n) for n in range(10, 250))))
+    world.reach(replace(DESIRED, groups=(tuple(endpoint(n) for n in range(10, 250)),)))
     key = Key(NEIGHBOUR, "weft", ip_address("10.32.0.77").packed)
     world.kernel.meddle(key, None)
     for change in world.kernel.wait(0.0).changes:
@@ -448,7 +449,9 @@ DESIREDS = st.builds(
         lambda ports: tuple({port.ifname: port for port in ports}.values())
     ),
     peers=st.lists(st.builds(peer, NUMBERS, VIAS), max_size=3).map(tuple),
-    endpoints=st.lists(st.builds(endpoint, NUMBERS, st.sampled_from([None, 2, 3]), VIAS), max_size=5).map(tuple),
+    groups=st.lists(
+        st.lists(st.builds(endpoint, NUMBERS, st.sampled_from([None, 2, 3]), VIAS), max_size=4).map(tuple), max_size=3
+    ).map(tuple),
     settled=st.booleans(),
 )
 

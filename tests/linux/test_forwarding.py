@@ -64,7 +64,7 @@ def test_a_broadcast_reaches_every_container_elsewhere_once(lab: Lab) -> None:
                 host.segment(),
                 (port(space, number, 1),),
                 tuple(map(peer, others)),
-                tuple(remote(other, 1) for other in others),
+                (tuple(remote(other, 1) for other in others),),
             )
         )
         spaces.append(space)
@@ -110,7 +110,7 @@ def test_an_endpoint_without_a_path_is_answered_for_and_its_frames_are_dropped(l
 
 def test_a_path_that_comes_back_carries_frames_again(pair: Pair) -> None:
     """From nowhere to somewhere is one replaced destination."""
-    lost = replace(pair.desired_a, endpoints=(remote(2, 1, destination=None),))
+    lost = replace(pair.desired_a, groups=((remote(2, 1, destination=None),),))
     pair.a.publish(lost)
     assert not pair.ca.ping("10.32.2.1", count=1)
     before = pair.a.report.counters.applied
@@ -136,6 +136,6 @@ def test_a_peer_that_can_only_be_reached_over_ipv6_is_told_and_dropped(lab: Lab)
     host.start()
     over_ipv6 = replace(peer(2), destination=remote(2, 1).addresses[1])
     endpoint = remote(2, 1, destination="2001:db8::2")
-    report = host.publish(Desired(host.segment(), (port(space, 1, 1),), (over_ipv6,), (endpoint,)))
+    report = host.publish(Desired(host.segment(), (port(space, 1, 1),), (over_ipv6,), ((endpoint,),)))
     assert [warning.code for warning in report.warnings] == ["ipv6-underlay"] and report.faults == ()
     assert "0.0.0.0" in host.run("bridge", "fdb", "show", "dev", "weft-vx")

@@ -33,7 +33,7 @@ def test_teardown_leaves_links_and_rules_as_they_were(lab: Lab) -> None:
     host.run("ip", "link", "add", "mine", "type", "bridge")
     before = everything(host, space)
     host.start()
-    desired = Desired(host.segment(), (port(space, 1, 1),), (peer(2),), (remote(2, 1), remote(2, 2)))
+    desired = Desired(host.segment(), (port(space, 1, 1),), (peer(2),), ((remote(2, 1), remote(2, 2)),))
     assert host.publish(desired).faults == ()
     assert all(now != then for now, then in zip(everything(host, space), before, strict=True))
     host.stop()

@@ -28,7 +28,7 @@ from dataplane.linux.netns import Namespace
 from dataplane.linux.underlay import Survey, UnderlayAddress
 from dataplane.memory import MemoryKernel
 from dataplane.objects import GUEST_ADDRESS, NEIGHBOUR, Key
-from dataplane.sleeve.control import Configure, Peer, PeerStatus, Status
+from dataplane.sleeve.control import Configure, PeerStatus, Status
 from gossip.names import PeerName
 from mesh import attach as attach_module
 from mesh import daemon as daemon_module
@@ -38,6 +38,7 @@ from mesh import requests
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
 from mesh.errors import UserError
+from mesh.roster import Entry
 from mesh.store import Store
 
 WAIT_LIMIT_S = 10.0
@@ -134,7 +135,7 @@ class StandIn:
         self.peers: Mapping[PeerName, PeerStatus] = {}
         self.started = 0
         self.trouble_text: str | None = None
-        self.told: Mapping[PeerName, Peer] = {}
+        self.told: Mapping[PeerName, Entry] = {}
         self.settled = False
         self.refusal = host.refusal
         self.ended: bool | None = None
@@ -151,7 +152,7 @@ class StandIn:
         if self.refusal:
             raise UserError(self.refusal)
 
-    def tell(self, peers: Mapping[PeerName, Peer], settled: bool) -> None:
+    def tell(self, peers: Mapping[PeerName, Entry], settled: bool) -> None:
         self.told, self.settled = dict(peers), settled
 
     def trouble(self, now: float) -> str | None:
