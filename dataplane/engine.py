@@ -216,7 +216,9 @@ class Engine:
         self._listing_error = None
         for part in (part for part in PARTS if part in stale):
             try:
-                objects.update(self._kernel.listing(part))
+                found = self._kernel.listing(part)
+                objects, found = (found, objects) if len(found) > len(objects) else (objects, found)
+                objects.update(found)  # the few into the many
                 kinds |= PARTS[part]
             except KernelError as error:
                 self._listing_error = error

@@ -40,6 +40,7 @@ from mesh.config import LaunchConfig
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
 from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path
+from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
@@ -141,6 +142,7 @@ class Daemon:
         record = PeerRecord(config.nickname, secrets.token_bytes(16), LIVE, VERSION, (), {})
         self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
         self._router = Router(self.node, self._own_mtu(), self._started, self._survey.bridge_mtu)
+        self._heap = Heap()
         self._attachments = Attachments(
             Surroundings(
                 store=store,
@@ -465,7 +467,7 @@ class Daemon:
         return max(MTU_MIN, min(mtus, default=1500) - VXLAN_OVERHEAD_V4_BYTES)
 
     async def _survey_forever(self) -> None:
-        """Look again at what the host's network is like; let holds expire; keep the probe socket open."""
+        """Look again at the host's network; let holds expire; keep the probe socket open and the heap still."""
         while True:
             await asyncio.sleep(SURVEY_INTERVAL_S)
             try:
@@ -474,6 +476,7 @@ class Daemon:
                 log.warning("survey-failed", error=error.text)
             self._open_probe_sockets()
             self._refresh_soon()
+            self._heap.settle(len(self._router.table))
 
     def _surveyed(self, survey: underlay.Survey) -> None:
         # Without any address there is nobody to tell, and an MTU made up for that moment would shrink the network's.

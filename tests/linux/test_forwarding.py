@@ -101,7 +101,7 @@ def test_an_endpoint_without_a_path_is_answered_for_and_its_frames_are_dropped(l
     host, space = lab.host(1), lab.space("c1")
     host.start()
     lost = remote(2, 1, destination=None)
-    assert host.publish(Desired(host.segment(), (port(space, 1, 1),), (peer(3),), (lost,))).faults == ()
+    assert host.publish(Desired(host.segment(), (port(space, 1, 1),), (peer(3),), ((lost,),))).faults == ()
     capture = Capture(host, "eth0", "udp port 6784")
     assert not space.ping("10.32.2.1", count=2)
     assert guest_mac(2, 1).hex(":") in space.run("ip", "neigh", "show", "10.32.2.1")

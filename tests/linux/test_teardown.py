@@ -94,5 +94,5 @@ def test_without_the_rights_one_line_says_so(lab: Lab) -> None:
     drop = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=65534")
     path = f"PYTHONPATH={Path(__file__).parents[2]}"
     text = lab.host(1).run("env", path, *drop, sys.executable, "-c", program)
-    assert text.strip().endswith("run weft as root, with CAP_NET_ADMIN")
+    assert text.strip().endswith("run weft as root, with CAP_NET_ADMIN and CAP_NET_RAW")
     assert len(text.strip().splitlines()) == 1
