@@ -34,7 +34,7 @@ from mesh.forwarding import Local
 from mesh.heap import Heap
 from mesh.namespaces import LabError
 from mesh.roster import Roster
-from mesh.router import BRIDGE, Router
+from mesh.router import BRIDGE, Router, Seen
 
 HOSTS = 11
 ROWS = 91
@@ -46,6 +46,8 @@ CHANGE_OPERATIONS = 6
 KINDS = (VXLAN_FDB, BRIDGE_FDB, NEIGHBOUR)
 """In the order in which they are made."""
 LIMIT_CHANGES = 20
+NOTHING_SEEN = Seen({}, lambda name: False, {})
+"""By probes and by the sleeve worker: there are none."""
 
 
 class Member:
@@ -108,8 +110,8 @@ class Mesh:
 
     def refresh(self) -> Desired:
         """As the daemon does after news, what the sleeve worker is told included."""
-        desired = self._router.refresh(self._local, (), 1450, 1.0, 1.0, True, {}, lambda peer, path: None)
-        self._roster.want(self._router.sleeve_peers, True)
+        desired = self._router.refresh(self._local, (), 1450, 1.0, 1.0, True, NOTHING_SEEN, lambda *_: None)
+        self._roster.want(self._router.sleeve_peers, self._router.graph, True)
         self._roster.pending()
         return desired
 

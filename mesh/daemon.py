@@ -39,15 +39,16 @@ from mesh.attach import Attachments, Surroundings
 from mesh.config import LaunchConfig
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
-from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path
+from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path, host_of
 from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
 from mesh.prober import Prober
-from mesh.router import BRIDGE, Router
+from mesh.router import BRIDGE, Router, Seen
 from mesh.sleeve import Supervisor
 from mesh.store import Store, StoreError
+from mesh.udpreach import UDP_TABLE, own_page
 from mesh.verbs import TARGETS, Facts, Verbs
 from mesh.version import VERSION
 
@@ -163,7 +164,9 @@ class Daemon:
             vxlan_name(BRIDGE), own_mac, SystemRandom(), self._saved_faults, is_peer_mac, self._on_verdict
         )
         self._saving_faults: asyncio.Task[None] | None = None
-        self._sleeve = Supervisor(config.run_dir, config.state_dir, self._sleeve_settings(), epoch)
+        self._sleeve = Supervisor(
+            config.run_dir, config.state_dir, self._sleeve_settings(), epoch, on_news=self._refresh_soon
+        )
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -309,18 +312,23 @@ class Daemon:
             vxlan_port=self._config.port + 1,
             networks=self._survey.networks,
             addresses=frozenset(found.address for found in self._survey.addresses),
+            nat=self._is_behind_nat(),
         )
         ports = tuple(attachment.port for attachment in self._attachments.all())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
         desired = self._router.refresh(
-            local, ports, self._config.mtu, now, time.time(), settled, self._prober.verdicts, self._log_path
+            local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path
         )
         self._prober.watch(self._router.probed, self._router.mtu, self._router.paths if settled else None)
-        self._sleeve.tell(self._router.sleeve_peers, settled)
+        self._sleeve.tell(self._router.sleeve_peers, self._router.graph, settled)
+        self._say_who_passes_udp()
         lost = frozenset(endpoint.mac for endpoint in self._router.lost_macs(now))
         if lost and not self._closed:
             self._spawn(self._attachments.give_way(lost))
         return desired
+
+    def _seen(self) -> Seen:
+        return Seen(self._prober.verdicts, lambda name: self._prober.rtt_s(name) is not None, self._sleeve.peers)
 
     def _hand_over(self, desired: Desired) -> int:
         """To the engine; the generation that its report will bear."""
@@ -329,7 +337,8 @@ class Daemon:
         return self._engine.publish(desired)
 
     def _log_path(self, peer: PeerName, path: Path) -> None:
-        log.info("path", peer=format_name(peer), path=path.kind, reason=path.reason, address=path.destination)
+        log.info("path", peer=format_name(peer), path=path.kind, reason=path.reason, address=path.destination,
+                 via=[format_name(name) for name in path.between] or None)  # fmt: skip
 
     async def _publish(self, timeout_s: float) -> Report:
         """Publish and wait until the kernel has it. Raises `TimeoutError`."""
@@ -448,10 +457,29 @@ class Daemon:
             "advertise": bool(advertised),
             SLEEVE_KEY: self._keys.sleeve_public,
         }
+        if self._is_behind_nat():
+            attributes["nat"] = True
         described = replace(record, addresses=addresses[:ADDRESSES_ADVERTISED_MAX], attributes=attributes)
         outcomes = self.node.describe(described, time.monotonic())
         if self._transport is not None:
             self._transport.perform(outcomes)
+
+    def _say_who_passes_udp(self) -> None:
+        """One page that says with which link neighbours our worker exchanges datagrams: others find ways by it."""
+        body = own_page((link.peer for link in self.node.links()), self._sleeve.peers)
+        outcomes = self.node.publish(UDP_TABLE, 0, body, time.monotonic())
+        self._router.reach.take_untrusted(self.node.name, body)
+        if self._transport is not None:
+            self._transport.perform(outcomes)
+
+    def _is_behind_nat(self) -> bool:
+        """Whether a neighbour sees us at an address that this host does not have."""
+        own = {found.address for found in self._survey.addresses}
+        seen = (host_of(link.observed) for link in self.node.links())
+        return not self._config.advertise and any(
+            address is not None and address not in own and not address.is_loopback and not address.is_link_local
+            for address in seen
+        )
 
     def _addresses(self) -> list[Any]:
         """This host's own addresses; one that `--host` names is the only one."""

@@ -27,6 +27,7 @@ from dataplane.desired import (
     Segment,
     Via,
 )
+from dataplane.sleeve.control import SILENT, WRONG_SECRET, PeerStatus
 from gossip.names import PeerName
 from gossip.peers import AWAY, GONE, PeerRecord, split_address
 from mesh.endpoints import Endpoint, EndpointTable, Place, bridge_mac
@@ -42,13 +43,16 @@ SLEEVE_ADDRESSES_MAX = 8
 """A worker tries so many of a peer's addresses."""
 
 NONE = "none"
-"""The third kind of path, beside `VXLAN` and `SLEEVE`."""
+RELAY = "relay"
+"""The other kinds of path, beside `VXLAN` and `SLEEVE`."""
 
 BEST = "best"
 NO_WIREGUARD = "no-wireguard"
 NO_VXLAN = "no-vxlan"
 NO_ADDRESS = "no-address"
 OTHER_PORT = "other-port"
+NAT = "nat"
+NO_DIRECT = "no-direct"
 NO_SLEEVE = "no-sleeve"
 UNREACHABLE = "unreachable"
 AWAY_REASON = "away"
@@ -69,6 +73,8 @@ class Local:
     """Directly connected underlay networks: an address in one of them is the nearest."""
     addresses: frozenset[Address] = frozenset()
     """This host's own. Another host may well have the same private address; it does not lead there from here."""
+    nat: bool = False
+    """Others see this host at an address that is not its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,10 @@ class Remote:
     """The other end of our link with it, where there is one."""
     vxlan_fault: str = ""
     """What probes say against VXLAN, as a reason; empty where nothing does."""
+    vxlan_answers: bool = False
+    """Probes were answered by VXLAN."""
+    sleeve: PeerStatus | None = None
+    """How the worker does towards it, as far as it has had to do with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,16 @@ class Path:
     reason: str
     destination: Address | None = None
     """Where VXLAN would send, also while the sleeve carries the frames."""
+    between: tuple[PeerName, ...] = ()
+    """The hosts that pass frames on, the nearest first."""
+
+    @property
+    def via(self) -> Via:
+        """The bridge port behind which a peer with this path is. Where the sleeve does not get through it goes on
+        trying, and finds out by what it is given."""
+        if self.kind in (SLEEVE, RELAY) or self.reason in (SILENT, WRONG_SECRET):
+            return SLEEVE
+        return VXLAN if self.kind == VXLAN else NOWHERE
 
 
 def choose_path(local: Local, remote: Remote, previous: Path | None) -> Path:
@@ -99,10 +119,19 @@ def choose_path(local: Local, remote: Remote, previous: Path | None) -> Path:
     destination, obstacle = _try_vxlan(local, remote, previous)
     if obstacle and sleeve_key_of(remote.record.attributes) is None:
         return Path(NONE, NO_SLEEVE)
-    reason = obstacle or BEST
-    if not remote.reachable:
-        reason = AWAY_REASON if remote.record.state == AWAY else UNREACHABLE
-    return Path(SLEEVE if obstacle else VXLAN, reason, destination)
+    path = _by_sleeve(remote.sleeve, obstacle, destination) if obstacle else Path(VXLAN, BEST, destination)
+    if not remote.reachable and path.kind != NONE:
+        return replace(path, reason=AWAY_REASON if remote.record.state == AWAY else UNREACHABLE)
+    return path
+
+
+def _by_sleeve(seen: PeerStatus | None, obstacle: str, destination: Address | None) -> Path:
+    """What comes of it where VXLAN is not to be had; nothing is known yet of a peer that nothing was sent to."""
+    if seen is not None and seen.state in (SILENT, WRONG_SECRET):
+        return Path(NONE, seen.state, destination)
+    if seen is not None and seen.via:
+        return Path(RELAY, NO_DIRECT, destination, seen.via)
+    return Path(SLEEVE, obstacle, destination)
 
 
 def _try_vxlan(local: Local, remote: Remote, previous: Path | None) -> tuple[Address | None, str]:
@@ -116,7 +145,20 @@ def _try_vxlan(local: Local, remote: Remote, previous: Path | None) -> tuple[Add
     if attributes.get("vxlan_port") != local.vxlan_port:
         return None, OTHER_PORT
     destination = _choose_destination(local, remote, previous.destination if previous else None)
-    return destination, remote.vxlan_fault if destination is not None else NO_ADDRESS
+    if destination is None:
+        return None, NO_ADDRESS
+    if not remote.vxlan_answers and _is_translated(local, remote, destination):
+        return destination, NAT
+    return destination, remote.vxlan_fault
+
+
+def _is_translated(local: Local, remote: Remote, destination: Address) -> bool:
+    """Whether something between the two changes addresses, as far as can be seen. VXLAN hardly ever passes there (its
+    answers go to a port that nothing was sent from), so it is not believed in before it answers."""
+    if all(address != destination for address, _ in _told(local, remote)):
+        return True
+    is_near = any(destination in network for network in local.networks)
+    return not is_near and (local.nat or bool(remote.record.attributes.get("nat")))
 
 
 def _choose_destination(local: Local, remote: Remote, previous: Address | None) -> Address | None:
@@ -166,6 +208,12 @@ def numeric_address(host: str) -> Address | None:
         return ip_address(host.partition("%")[0])
     except ValueError:
         return None
+
+
+def host_of(address: str | None) -> Address | None:
+    """The numeric address in `10.9.0.1:6783` or `[fd00::1]:6783`; None where there is none."""
+    parts = split_address(address) if address else None
+    return numeric_address(parts[0]) if parts else None
 
 
 def _may_lead(local: Local, address: Address) -> bool:
@@ -220,9 +268,9 @@ class Forwarding:
     ) -> Desired:
         """The whole desired state. `expired` owners' endpoints are left out as if they had been detached."""
         peers = tuple(
-            RemotePeer(name, bridge_mac(name), path.destination, _via(path))
+            RemotePeer(name, bridge_mac(name), path.destination, path.via)
             for name, path in sorted(paths.items())
-            if path.kind != NONE
+            if path.via != NOWHERE
         )
         ways = {owner: _way(paths.get(owner)) for owner in table.owners() if owner != own}
         places = self._take_changed(table, ways, expired, frozenset(port.mac for port in ports))
@@ -288,14 +336,7 @@ class Forwarding:
 
 
 def _way(path: Path | None) -> Way:
-    return (None if path is None else path.destination, _via(path))
-
-
-def _via(path: Path | None) -> Via:
-    """The bridge port behind which a peer with this path is."""
-    if path is None or path.kind == NONE:
-        return NOWHERE
-    return SLEEVE if path.kind == SLEEVE else VXLAN
+    return (None, NOWHERE) if path is None else (path.destination, path.via)
 
 
 def _held(endpoint: Endpoint, table: EndpointTable, expired: frozenset[PeerName]) -> tuple[Address, ...]:

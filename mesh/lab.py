@@ -58,11 +58,13 @@ table bridge weftlab {
  set from { type ifname; }
  set to { type ifname; }
  set pairs { type ifname . ifname; }
+ set datagrams { type ifname . ifname; }
  chain forward {
   type filter hook forward priority 0; policy accept;
   iifname @from drop
   oifname @to drop
   iifname . oifname @pairs drop
+  iifname . oifname @datagrams meta l4proto udp drop
  }
 }
 """
@@ -372,9 +374,14 @@ class Lab:
         """Cut two hosts off from each other, and from nobody else."""
         self._nft_element("add", "pairs", f'"{one}" . "{other}", "{other}" . "{one}"')
 
+    def cut_datagrams(self, one: str, other: str, direction: str = "both") -> None:
+        """No UDP between two hosts, or in one direction only (`there`: from the one to the other; `back`)."""
+        ways = {"there": [(one, other)], "back": [(other, one)], "both": [(one, other), (other, one)]}[direction]
+        self._nft_element("add", "datagrams", ", ".join(f'"{source}" . "{sink}"' for source, sink in ways))
+
     def heal(self) -> None:
         """Every cut at an end."""
-        for name in ("from", "to", "pairs"):
+        for name in ("from", "to", "pairs", "datagrams"):
             self.run("hub", ["nft", "flush", "set", "bridge", "weftlab", name])
 
     def _nft_element(self, verb: str, name: str, elements: str) -> None:

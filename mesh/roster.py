@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from dataplane.desired import Group
-from dataplane.sleeve.control import Complete, Forget, Macs, Message, Peer
+from dataplane.sleeve.control import Complete, Forget, Graph, Macs, Message, Peer
 from gossip.names import PeerName
 
 
@@ -35,20 +35,24 @@ class Roster:
 
     def __init__(self) -> None:
         self._wanted: Mapping[PeerName, Entry] = {}
+        self._graph = Graph(())
+        self._told_graph = Graph(())
         self._told: dict[PeerName, Entry] = {}
         self._is_settled = False
         self._is_complete = False
         """The worker has heard that these are all."""
         self._is_adopted = False
 
-    def want(self, peers: Mapping[PeerName, Entry], settled: bool) -> None:
+    def want(self, peers: Mapping[PeerName, Entry], graph: Graph, settled: bool) -> None:
         """What the worker should know from now on. `settled`: these are all that there are."""
         self._wanted = peers
+        self._graph = graph
         self._is_settled = settled
 
     def begin(self, *, adopted: bool) -> None:
         """Another worker listens: one that knows nothing, or one that knows what an earlier life told it."""
         self._told = {}
+        self._told_graph = Graph(())
         self._is_complete = False
         self._is_adopted = adopted
 
@@ -65,6 +69,9 @@ class Roster:
                 messages.append(change)
         messages += [Forget(name) for name in sorted(self._told) if name not in self._wanted]
         self._told = dict(self._wanted)
+        if self._graph != self._told_graph:
+            messages.append(self._graph)
+            self._told_graph = self._graph
         if self._is_settled and not self._is_complete:
             messages.append(Complete())
             self._is_complete = True

@@ -7,15 +7,15 @@ documents is what must not flap: each peer's path and since when, and the networ
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
-from dataplane.desired import SLEEVE, Address, Desired, Port, Segment
-from dataplane.sleeve.control import Peer
+from dataplane.desired import SLEEVE, Desired, Port, Segment
+from dataplane.sleeve.control import Graph, Peer, PeerStatus
 from gossip.events import Event, OwnerForgotten, PageChanged
 from gossip.names import PeerName
 from gossip.node import Node
-from gossip.peers import GONE, split_address
+from gossip.peers import GONE
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, EndpointTable, bridge_mac
 from mesh.forwarding import (
     HOLD_S,
@@ -24,17 +24,30 @@ from mesh.forwarding import (
     Path,
     Remote,
     choose_path,
+    host_of,
     network_mtu,
-    numeric_address,
     sleeve_addresses,
 )
 from mesh.identity import sleeve_key_of
 from mesh.roster import Entry
+from mesh.udpreach import UDP_TABLE, UdpReach
 
 BRIDGE = "weft"
 VNI = 0x776566
 """The default network's VXLAN network identifier: the letters "wef"."""
 HISTORY_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the data path was seen to do."""
+
+    vxlan_faults: Mapping[PeerName, str] = field(default_factory=dict)
+    """What probes say against VXLAN, as reasons."""
+    vxlan_answers: Callable[[PeerName], bool] = lambda _: False
+    """Whether probes to that peer were answered by VXLAN."""
+    sleeve: Mapping[PeerName, PeerStatus] = field(default_factory=dict)
+    """What the worker says of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,9 @@ class Router:
         """The bridges that data-path pings may come from."""
         self.sleeve_peers: dict[PeerName, Entry] = {}
         """What the sleeve worker should know of other hosts, whatever their path."""
+        self.reach = UdpReach()
+        self.graph = Graph(())
+        """What the worker should know of who exchanges UDP with whom."""
         self.probed: frozenset[PeerName] = frozenset()
         """Peers in reach to which VXLAN leads, or would: those whose silence there means something."""
         self._forwarding = Forwarding()
@@ -74,13 +90,16 @@ class Router:
         """One event of the node; whether the desired state may have changed."""
         match event:
             case PageChanged(owner, table, index):
+                page = self.node.replica.store.get((owner, table, index))
+                if table == UDP_TABLE:
+                    return page is not None and self.reach.take_untrusted(owner, page.body)
                 if table != ENDPOINTS_TABLE:
                     return False
-                page = self.node.replica.store.get((owner, table, index))
                 if page is not None:
                     self.malformed_rows += self.table.replace_page(owner, index, page.body)
             case OwnerForgotten(owner):
                 self.table.forget(owner)
+                self.reach.forget(owner)
         return True
 
     def is_settled(self, now: float, limit_s: float) -> bool:
@@ -124,19 +143,21 @@ class Router:
         now: float,
         unix_now: float,
         settled: bool,
-        vxlan_faults: Mapping[PeerName, str],
+        seen: Seen,
         on_path: Callable[[PeerName, Path], None],
     ) -> Desired:
         """Decide every path and the MTU anew and build the desired state, and what the worker should know beside it.
-        `vxlan_faults` is what probes say against VXLAN; `on_path` hears what changed."""
+        `on_path` hears which paths changed."""
         links = {link.peer: link.remote for link in self.node.links()}
         remotes = {
             name: Remote(
                 record=self.node.replica.peers[name],
                 reachable=name in self.node.replica.reachable,
                 unreachable_s=self.unreachable_s(name, now),
-                link_address=_address_of(links.get(name)),
-                vxlan_fault=vxlan_faults.get(name, ""),
+                link_address=host_of(links.get(name)),
+                vxlan_fault=seen.vxlan_faults.get(name, ""),
+                vxlan_answers=seen.vxlan_answers(name),
+                sleeve=seen.sleeve.get(name),
             )
             for name in self.others()
         }
@@ -163,10 +184,17 @@ class Router:
         segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
         expired = self.expired(now)
         desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled)
-        self._describe_sleeve(local, remotes, expired)
+        self._describe_sleeve(local, remotes, expired, links.keys())
+        self.graph = self.reach.graph(self.node.replica.reachable | {self.node.name})
         return desired
 
-    def _describe_sleeve(self, local: Local, remotes: Mapping[PeerName, Remote], expired: frozenset[PeerName]) -> None:
+    def _describe_sleeve(
+        self,
+        local: Local,
+        remotes: Mapping[PeerName, Remote],
+        expired: frozenset[PeerName],
+        linked: Collection[PeerName],
+    ) -> None:
         """Who is told to the worker, and who is probed. What did not change is the same object."""
         before, self.sleeve_peers = self.sleeve_peers, {}
         probed = []
@@ -175,15 +203,11 @@ class Router:
             if key is None or name in expired:
                 continue
             path = self.paths[name]
-            peer = Peer(name, key, sleeve_addresses(local, remote), (bridge_mac(name),), flood=path.kind == SLEEVE)
+            macs = (bridge_mac(name),)
+            peer = Peer(name, key, sleeve_addresses(local, remote), macs, path.via == SLEEVE, keep=name in linked)
             entry = Entry(peer, self._forwarding.behind.get(name, ()))
             known = before.get(name)
             self.sleeve_peers[name] = known if known is not None and known == entry else entry
             if path.destination is not None and remote.reachable:
                 probed.append(name)
         self.probed = frozenset(probed)
-
-
-def _address_of(remote: str | None) -> Address | None:
-    parts = split_address(remote) if remote else None
-    return numeric_address(parts[0]) if parts else None

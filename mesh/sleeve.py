@@ -30,6 +30,7 @@ from dataplane.sleeve.control import (
     WRONG_SECRET,
     Configure,
     Decoder,
+    Graph,
     Message,
     PeerStatus,
     Refused,
@@ -93,9 +94,18 @@ class Supervisor:
     """The worker of one daemon."""
 
     def __init__(
-        self, run_dir: str, state_dir: str, settings: Configure, epoch: int, command: Sequence[str] = COMMAND
+        self,
+        run_dir: str,
+        state_dir: str,
+        settings: Configure,
+        epoch: int,
+        command: Sequence[str] = COMMAND,
+        *,
+        on_news: Callable[[], None] = lambda: None,
     ) -> None:
-        """`settings` without their epoch, which is made from `epoch`, the daemon's own, and a count of workers."""
+        """`settings` without their epoch, which is made from `epoch`, the daemon's own, and a count of workers.
+        `on_news` is called when the way to a peer has changed, as far as a worker knows it."""
+        self._on_news = on_news
         self.status: Status | None = None
         """The worker's last one; None while none serves."""
         self.peers: Mapping[PeerName, PeerStatus] = {}
@@ -185,9 +195,9 @@ class Supervisor:
 
     # -- what is said ------------------------------------------------------------------------------
 
-    def tell(self, peers: Mapping[PeerName, Entry], settled: bool) -> None:
+    def tell(self, peers: Mapping[PeerName, Entry], graph: Graph, settled: bool) -> None:
         """What the worker should know of other hosts; it hears of what is different. `settled`: these are all."""
-        self._roster.want(peers, settled)
+        self._roster.want(peers, graph, settled)
         if self._conversation is not None and self._task is not None:
             self._conversation.send(*self._roster.pending())
 
@@ -208,7 +218,10 @@ class Supervisor:
                 # Coming up and falling idle is how every pair lives.
                 tell = log.info if {before, peer.state} & {SILENT, WRONG_SECRET} else log.debug
                 tell("sleeve", peer=format_name(name), state=peer.state, address=peer.address, cipher=peer.cipher)
+        ways = {name: _way(peer) for name, peer in self.peers.items()}
         self.status, self.peers = status, peers
+        if ways != {name: _way(peer) for name, peer in peers.items()}:
+            self._on_news()
 
     # -- one worker after another ------------------------------------------------------------------
 
@@ -453,6 +466,10 @@ class _Process:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _way(peer: PeerStatus) -> tuple[object, ...]:
+    return peer.state, peer.via, peer.is_translated
 
 
 def _open_log(path: str) -> int:

@@ -17,7 +17,7 @@ from gossip.peers import GONE
 from gossip.transport import Refusals
 from mesh.attach import Attachment
 from mesh.endpoints import Endpoint
-from mesh.forwarding import NONE, Path
+from mesh.forwarding import RELAY, Path
 from mesh.router import Router
 
 Row = dict[str, Any]
@@ -59,33 +59,28 @@ def peers(router: Router) -> list[Row]:
     ]
 
 
-def shown(path: Path, sleeve: PeerStatus | None) -> tuple[str, str]:
-    """Path and reason as they are shown: none, where the sleeve carries the frames and nothing comes of it."""
-    if path.kind == SLEEVE and sleeve is not None and sleeve.state in (SILENT, WRONG_SECRET):
-        return NONE, sleeve.state
-    return path.kind, path.reason
-
-
 def connections(router: Router, encrypted: bool, view: SleeveView) -> list[Row]:
     links = {link.peer: link for link in router.node.links()}
     rows: list[Row] = []
     for name, path in sorted(router.paths.items()):
         link, sleeve = links.get(name), view.peers.get(name)
-        kind, reason = shown(path, sleeve)
         rtts_s = (link.rtt_s if link is not None else None, view.vxlan_rtts_s.get(name))
         rtt_ms = next((round(rtt_s * 1000, 3) for rtt_s in rtts_s if rtt_s is not None), sleeve and sleeve.rtt_ms)
+        if path.kind == RELAY and sleeve is not None and sleeve.rtt_ms is not None:
+            rtt_ms = round(sleeve.rtt_ms, 3)  # frames go another way than the link
         rows.append(
             {
                 "peer": format_name(name),
                 "nickname": nickname(router, name),
                 "link": link is not None,
-                "path": kind,
-                "reason": reason,
-                "encrypted": encrypted and kind == SLEEVE,
+                "path": path.kind,
+                "reason": path.reason,
+                "encrypted": encrypted and path.kind in (SLEEVE, RELAY),
                 "mtu": router.mtu,
                 "rtt_ms": rtt_ms,
                 "since": router.since[name],
                 "address": frames_go_to(path, sleeve),
+                "via": [nickname(router, each) for each in path.between],
                 "sleeve": _sleeve(sleeve),
             }
         )
@@ -94,7 +89,7 @@ def connections(router: Router, encrypted: bool, view: SleeveView) -> list[Row]:
 
 def frames_go_to(path: Path, sleeve: PeerStatus | None) -> str | None:
     """The underlay address, as far as it is known."""
-    if path.kind == SLEEVE:
+    if path.via == SLEEVE:
         return sleeve.address if sleeve is not None else None
     return str(path.destination) if path.destination is not None else None
 
@@ -184,9 +179,8 @@ def summary(
 ) -> Row:
     node = router.node
     kinds: dict[str, int] = {VXLAN: 0}
-    for name, path in router.paths.items():
-        kind, _ = shown(path, view.peers.get(name))
-        kinds[kind] = kinds.get(kind, 0) + 1
+    for path in router.paths.values():
+        kinds[path.kind] = kinds.get(path.kind, 0) + 1
     expired = router.expired(now)
     return {
         "version": version,
@@ -250,7 +244,7 @@ def _sleeve_warnings(router: Router, view: SleeveView) -> list[Row]:
     states: dict[str, list[PeerName]] = {}
     for name, path in sorted(router.paths.items()):
         sleeve = view.peers.get(name)
-        if path.kind == SLEEVE and sleeve is not None and name in router.node.replica.reachable:
+        if path.via == SLEEVE and sleeve is not None and name in router.node.replica.reachable:
             states.setdefault(sleeve.state, []).append(name)
     if names := states.get(SILENT):
         text = f"no answer over UDP from {_named(router, names)}, so containers there cannot be reached"
@@ -279,6 +273,7 @@ def history(router: Router) -> list[Row]:
             "peer": format_name(change.peer),
             "path": change.path.kind,
             "reason": change.path.reason,
+            "via": [nickname(router, each) for each in change.path.between],
             "address": str(change.path.destination) if change.path.destination is not None else None,
         }
         for change in router.history

@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 SOL_UDP: Final = 17
@@ -151,3 +151,13 @@ def pack_address(address: SocketAddress) -> bytes:
     packed = ip_address(str(address[0]).partition("%")[0]).packed
     mapped = packed if len(packed) == 16 else bytes(10) + b"\xff\xff" + packed
     return mapped + int(str(address[1])).to_bytes(2, "big")
+
+
+def unpack_address(packed: bytes) -> SocketAddress | None:
+    """What `pack_address` packed; None where that is nowhere that a datagram could be sent. No zone travels with it."""
+    address, port = IPv6Address(packed[:16]), int.from_bytes(packed[16:18], "big")
+    mapped = address.ipv4_mapped
+    found = mapped or address
+    if not port or found.is_unspecified or found.is_multicast or found.is_loopback or found.is_link_local:
+        return None
+    return (str(mapped), port) if mapped else (str(address), port, 0, 0)

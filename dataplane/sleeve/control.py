@@ -77,6 +77,8 @@ class Peer:
     """Everything behind it: its bridge, its endpoints."""
     flood: bool
     """Whether broadcasts go to it by the sleeve; false while another path carries them."""
+    keep: bool = False
+    """Stay in contact also without traffic: so it is known whether UDP passes, and it can pass on for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,13 @@ class Forget:
     """A peer that is no more."""
 
     name: PeerName
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Who exchanges UDP directly with whom, as all hosts tell: what routes are made of. Replaces the one before."""
+
+    edges: tuple[tuple[PeerName, tuple[PeerName, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,10 @@ class PeerStatus:
     """How many of them may be lost."""
     offloads_off: tuple[str, ...]
     """Those that the self-test found not to work towards it, or that were switched off."""
+    via: tuple[PeerName, ...] = ()
+    """The hosts that pass its records on, the nearest first; none where they go straight."""
+    is_translated: bool = False
+    """It is reached at an address that it did not tell: something between changes addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +157,9 @@ class Status:
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
-Message = Configure | Peer | Macs | Forget | Complete | Stop | Refused | Status
+Message = Configure | Peer | Macs | Forget | Graph | Complete | Stop | Refused | Status
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__.lower(): kind for kind in (Configure, Peer, Macs, Forget, Complete, Stop, Refused, Status)
+    kind.__name__.lower(): kind for kind in (Configure, Peer, Macs, Forget, Graph, Complete, Stop, Refused, Status)
 }
 
 

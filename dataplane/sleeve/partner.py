@@ -14,16 +14,17 @@ from typing import Final
 
 from dataplane.sleeve import control
 from dataplane.sleeve.buffers import Buffer
-from dataplane.sleeve.loss import LossMeter
+from dataplane.sleeve.loss import BURST, LossMeter
 from dataplane.sleeve.queue import FairQueue
-from dataplane.sleeve.trial import Trial
+from dataplane.sleeve.routes import Route
+from dataplane.sleeve.trial import DATAGRAMS, Trial
+from dataplane.sleeve.whereabouts import Address, Whereabouts
 from dataplane.sleeve.wire import DATAGRAMS_MAX, FRAME_MAX_BYTES, HEADER_BYTES, TAG_BYTES, Report
-
-Address = tuple[object, ...]
-"""Of a datagram, as the socket gave it: its length tells the family, nothing else is read here."""
 
 QUEUE_BYTES: Final = 1024 * 1024
 """What may wait for one peer."""
+RELAYED_PIECE_BYTES: Final = 1400
+"""Of a record that goes by a route and must be small, because the way loses: what counts for one datagram."""
 WINDOW_MIN_BYTES: Final = 256 * 1024
 WINDOW_S: Final = 0.0008
 """Above what the network holds, what the receiver takes in so long: enough that it always has something to do."""
@@ -36,6 +37,7 @@ STALL_S: Final = 0.03
 METER_S: Final = 0.05
 """As long as nothing is lost, the meter need not be told more often."""
 MARKS_MAX: Final = 8192
+APART_MAX: Final = 256
 REPORT_BYTES: Final = 128 * 1024
 """Received without a word to the sender at most; half of the smallest window."""
 REPORT_RIDE_BYTES: Final = 64 * 1024
@@ -61,15 +63,15 @@ class Partner:
     """Another host."""
 
     __slots__ = (
-        "address",
+        "apart",
         "asked_s",
         "blocked_s",
-        "candidates",
         "consumed_bytes",
         "direct",
         "filling",
         "forged",
         "heard_s",
+        "hellos",
         "limit",
         "macs",
         "marks",
@@ -77,6 +79,8 @@ class Partner:
         "metered_s",
         "network_bytes",
         "notes",
+        "own",
+        "own_s",
         "peer",
         "queue",
         "rate",
@@ -86,7 +90,10 @@ class Partner:
         "report_due_s",
         "reported",
         "reported_s",
+        "routes",
+        "routes_s",
         "rtt_ms",
+        "sees",
         "sent_bytes",
         "sent_index",
         "tally",
@@ -94,7 +101,10 @@ class Partner:
         "unanswered_s",
         "unmetered",
         "unreported_bytes",
+        "used_s",
         "waiting_s",
+        "waits_bytes",
+        "where",
         "window_bytes",
     )  # fmt: skip
 
@@ -102,10 +112,10 @@ class Partner:
         self.peer = peer
         self.macs: set[bytes] = set()
         """What is behind it now; `peer` says what was when it was said whole."""
-        self.address: Address | None = None
-        """Where its last record came from."""
-        self.candidates: tuple[Address, ...] = ()
-        """Where the daemon says it may be."""
+        self.where = Whereabouts()
+        self.routes: list[Route] = []
+        self.routes_s = float("-inf")
+        """When they were last looked for."""
         self.queue: FairQueue[bytes | Buffer] = FairQueue(QUEUE_BYTES)
         self.filling: Buffer | None = None
         """The record that small frames are packed into."""
@@ -124,6 +134,9 @@ class Partner:
         self.consumed_bytes = 0
         self.marks: deque[tuple[int, int]] = deque(maxlen=MARKS_MAX)
         """Of every record under way: the counter after it, and `sent_bytes` then."""
+        self.apart: deque[int] = deque(maxlen=APART_MAX)
+        """Counters of datagrams that went another way or in another size than frames do, to try that: that they are
+        lost says nothing of the way in use."""
         self.reported: Report | None = None
         self.reported_s = 0.0
         self.rate = 0.0
@@ -136,10 +149,19 @@ class Partner:
         self.network_bytes = 0.0
         self.window_bytes = float(WINDOW_MIN_BYTES)
         self.unanswered_s: float | None = None
-        """Since when frames go there and nothing at all comes back."""
+        """Since when frames go there and none of them is known to have arrived."""
         self.heard_s: float | None = None
         self.renewed_s = 0.0
         self.asked_s = 0.0
+        self.used_s = 0.0
+        """When something was last to go there."""
+        self.hellos = 0
+        """Sent since it was last heard."""
+        self.sees = b""
+        """Where it sees us, packed."""
+        self.own = b""
+        """Where we send to it from, packed, as of `own_s`."""
+        self.own_s = 0.0
         self.blocked_s: float | None = None
         self.waiting_s: float | None = None
         """Since when frames wait for keys."""
@@ -149,15 +171,34 @@ class Partner:
         """Records that came from its address and were not its own, or not as it sent them."""
         self.unreported_bytes = 0
         self.report_due_s: float | None = None
+        self.waits_bytes = 0
+        """What last stood before its records at those who pass them on."""
+
+    @property
+    def address(self) -> Address | None:
+        """Where its records go."""
+        return self.where.address
+
+    @property
+    def is_relayed(self) -> bool:
+        return isinstance(self.where.address, Route)
 
     @property
     def datagram_bytes(self) -> int:
         assert self.trial is not None
         return self.trial.way.datagram_bytes
 
+    def unanswered(self, now: float) -> float:
+        """For how many seconds frames have gone there without a word of their arrival."""
+        return 0.0 if self.unanswered_s is None else now - self.unanswered_s
+
     def capacity(self) -> int:
         """Bytes of entries that one record may hold now."""
         datagrams = min(self.meter.shape.datagrams, DATAGRAMS_MAX)
+        if self.is_relayed:
+            whole = DATAGRAMS * self.datagram_bytes
+            wanted = whole if self.meter.shape is BURST else min(whole, datagrams * RELAYED_PIECE_BYTES)
+            return wanted - HEADER_BYTES - TAG_BYTES
         room = self.datagram_bytes - HEADER_BYTES
         return min(datagrams * room - TAG_BYTES - datagrams, FRAME_MAX_BYTES + 2)
 
@@ -169,16 +210,18 @@ class Partner:
         self.waiting_s = None
         self.sent_bytes = self.consumed_bytes = 0
         self.marks.clear()
+        self.apart.clear()
         self.reported = None
         self.rated_bytes = 0
         self.network_bytes = 0.0
         self.window_bytes = float(WINDOW_MIN_BYTES)
 
-    def sent(self, counter: int, size: int, now: float) -> None:
-        """A record of `size` bytes is on its way; `counter` is the next one."""
+    def sent(self, counter: int, size: int, now: float, is_reported: bool = True) -> None:
+        """A record of `size` bytes is on its way; `counter` is the next one. `is_reported`: it holds more than notes,
+        so the other side will say that it came."""
         self.sent_bytes += size
         self.marks.append((counter, self.sent_bytes))
-        if self.unanswered_s is None:
+        if is_reported and self.unanswered_s is None:
             self.unanswered_s = now
 
     def is_blocked(self, now: float) -> bool:
@@ -202,8 +245,13 @@ class Partner:
             return 0
         self.reported = report
         self.reported_s = now
+        if before is None or report.seen > before.seen:
+            self.unanswered_s = None
         seen, received = (before.seen, before.received) if before is not None else (0, 0)
         lost = (report.seen - seen) - (report.received - received)
+        while self.apart and self.apart[0] < report.seen:
+            self.apart.popleft()
+            lost -= lost > 0
         self.unmetered += report.seen - seen
         forged = (report.forged - before.forged) & 0xFFFFFFFF if before is not None else 0
         if forged:
@@ -230,9 +278,5 @@ class Partner:
         self.unreported_bytes = 0
         self.report_due_s = None
         tally = self.tally
-        waiting = min(backlog_bytes, 0xFFFFFFFF)
+        waiting = min(backlog_bytes + (self.waits_bytes if self.is_relayed else 0), 0xFFFFFFFF)
         return Report(tally.index, tally.seen, tally.received, tally.recovered, waiting, self.forged & 0xFFFFFFFF)
-
-    def heard(self, now: float) -> None:
-        self.heard_s = now
-        self.unanswered_s = None

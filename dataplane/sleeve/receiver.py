@@ -14,8 +14,10 @@ from cryptography.exceptions import InvalidTag
 
 from dataplane.sleeve import frames
 from dataplane.sleeve.assembly import AGE_MAX_S, Assembly, Burst
-from dataplane.sleeve.partner import REPORT_S, Address, Partner, Tally
+from dataplane.sleeve.partner import REPORT_S, Partner, Tally
+from dataplane.sleeve.routes import Route
 from dataplane.sleeve.session import Session
+from dataplane.sleeve.whereabouts import Address
 from dataplane.sleeve.wire import (
     BURST,
     BURST_HEADER,
@@ -26,9 +28,13 @@ from dataplane.sleeve.wire import (
     NOTE,
     PIECE_HEADER,
     PIECES,
+    RELAYED,
     SEND_MAX_BYTES,
     TAG_BYTES,
+    Relayed,
     decode_note_untrusted,
+    decode_relayed_untrusted,
+    is_probe,
     nonce,
 )
 from gossip.errors import ProtocolError
@@ -64,14 +70,17 @@ class Receiver:
         self,
         counters: dict[str, int],
         find: Callable[[int], tuple[Session, Partner] | None],
-        authenticated: Callable[[Session, Partner, Address, float], None],
+        authenticated: Callable[[Session, Partner, Address | None, float], None],
         note: Callable[[Partner, int, bytes, float], None],
         handshake: Callable[[bytes, Address, float], None],
         stranger: Callable[[Address, float], None],
         stray: Callable[[Address, int], None],
+        relayed: Callable[[Partner, Relayed, float], Frames],
     ) -> None:
-        """`find`: a session by our index. `authenticated`: a record was opened. `stranger`: a record of no session.
-        `stray`: so many datagrams without a header, most likely of a burst whose first one was lost."""
+        """`find`: a session by our index. `authenticated`: a record was opened, and where it came
+        from if its sender means to be there. `stranger`: a record of no session.
+        `stray`: so many datagrams without a header, most likely of a burst whose first one was lost. `relayed`: a
+        datagram that goes by a route; the frames in it, where it ends here."""
         self.counters = counters
         self.assembly = Assembly()
         self.reporting: dict[Partner, None] = {}
@@ -82,6 +91,9 @@ class Receiver:
         self._handshake = handshake
         self._stranger = stranger
         self._stray = stray
+        self._relayed = relayed
+        self.source: Address = ()
+        """Where the record came from whose notes are being told."""
 
     def datagrams(self, data: memoryview, segment: int, address: Address, now: float) -> Frames:
         """What one `recvmsg` gave: datagrams of `segment` bytes each, the last one perhaps shorter. The frames are
@@ -190,7 +202,7 @@ class Receiver:
             self._count("replayed")
         elif size > total:
             self._count("burst-long")
-        elif partner.address != address or not 1 < datagrams <= DATAGRAMS_MAX or total > SEND_MAX_BYTES:
+        elif not partner.where.is_known(address) or not 1 < datagrams <= DATAGRAMS_MAX or total > SEND_MAX_BYTES:
             self._count("burst-cut")
         else:
             if address in self.assembly.bursts:
@@ -252,7 +264,7 @@ class Receiver:
         self._tally(session, partner).received += many
         if not session.window.is_new(counter):
             return []  # its record is complete already, or it is a repetition: the same to us
-        if address != partner.address and count > 1:
+        if count > 1 and not partner.where.is_known(address):
             self._count("piece-elsewhere")
             return []
         before = self.assembly.recovered
@@ -291,7 +303,7 @@ class Receiver:
         if not session.window.accept(counter):
             self._count("replayed")
             return []
-        tally = partner.tally
+        tally, source = partner.tally, address
         if tally.index != session.local_index:
             tally = self._tally(session, partner)
         if header[0] == BURST:
@@ -300,14 +312,10 @@ class Receiver:
             tally.seen = counter + datagrams
         else:
             address = partner.address or address  # late: it tells nothing of where the peer is now
-        if (
-            address != partner.address
-            or not session.confirmed
-            or partner.unanswered_s is not None
-            or (now - (partner.heard_s or 0.0) > HEARD_S)
-        ):
-            self._authenticated(session, partner, address, now)
-        return self._entries(data[:end], partner, now)
+        if address != partner.address or not session.confirmed or now - (partner.heard_s or 0.0) > HEARD_S:
+            moves = address != partner.address and (partner.address is None or not is_probe(data[:end]))
+            self._authenticated(session, partner, address if moves else None, now)
+        return self._entries(data[:end], partner, source, now)
 
     def _tally(self, session: Session, partner: Partner) -> Tally:
         """What arrived under the newest session; records of an older one that are late are nobody's concern."""
@@ -319,8 +327,10 @@ class Receiver:
             tally = partner.tally = fresh
         return tally
 
-    def _entries(self, data: memoryview, partner: Partner, now: float) -> Frames:
+    def _entries(self, data: memoryview, partner: Partner, source: Address, now: float) -> Frames:
         out: Frames = []
+        self.source = source
+        is_reported = False
         check = frames.check_untrusted
         position, end = HEADER_BYTES, len(data)
         while position + LENGTH_BYTES <= end:
@@ -335,6 +345,19 @@ class Receiver:
                     self._count(error.reason)
                     break
                 continue
+            if size == RELAYED:
+                try:
+                    datagram, position = decode_relayed_untrusted(data, position)
+                except ProtocolError as error:
+                    self._count(error.reason)
+                    break
+                is_reported = True
+                if isinstance(source, Route):
+                    self._count("relayed-twice")  # a hop has no hops of its own, or there would be no end to it
+                else:
+                    out += self._relayed(partner, datagram, now)
+                    self.source = source
+                continue
             position += LENGTH_BYTES
             if size < FRAME_MIN_BYTES or position + size > end:
                 self._count("bad-record")
@@ -346,7 +369,7 @@ class Receiver:
                 out.append(frame)
             else:
                 self._count(fault)
-        if out:
+        if out or is_reported:
             partner.unreported_bytes += end
             if partner.report_due_s is None:
                 partner.report_due_s = now + REPORT_S

@@ -15,12 +15,14 @@ from typing import Final
 from dataplane.sleeve import frames
 from dataplane.sleeve import parity as code
 from dataplane.sleeve.buffers import ETHERNET_AT, FRAME_AT, Buffer, Pool
-from dataplane.sleeve.partner import REPORT_RIDE_BYTES, Address, Partner
+from dataplane.sleeve.partner import REPORT_RIDE_BYTES, Partner
 from dataplane.sleeve.session import Session
 from dataplane.sleeve.trial import Way
+from dataplane.sleeve.whereabouts import Address
 from dataplane.sleeve.wire import (
     BURST,
     BURST_HEADER,
+    DATAGRAMS_MAX,
     FRAME_MAX_BYTES,
     FRAME_MIN_BYTES,
     HEADER_BYTES,
@@ -28,6 +30,7 @@ from dataplane.sleeve.wire import (
     LENGTH_BYTES,
     PIECE_HEADER,
     PIECES,
+    RELAYED,
     SEND_MAX_BYTES,
     TAG_BYTES,
     encode_report,
@@ -49,6 +52,7 @@ PROTECT_FROM: Final = 2
 
 
 Item = bytes | Buffer
+"""An entry with its length in front; a large one in the buffer that it will be sealed in, at HEADER_BYTES."""
 _DESTINATION: Final = struct.Struct("6s")
 
 
@@ -79,13 +83,15 @@ class Sender:
         partner = self.macs.get(destination)
         if partner is None:
             if destination[0] & 1:
-                copy = bytes(view[FRAME_AT : FRAME_AT + size])
+                LENGTH.pack_into(view, HEADER_BYTES, size)
+                copy = bytes(view[HEADER_BYTES : FRAME_AT + size])
                 for each in self.flooded:
                     self._push(each, copy, size, b"")
             else:
                 self._count("tap-unknown-destination")
             return False
         end = FRAME_AT + size
+        LENGTH.pack_into(view, HEADER_BYTES, size)
         if size > SMALL_BYTES:
             buffer.end = end
             for dropped in partner.queue.push(frames.flow_key(view[ETHERNET_AT:end]), buffer, size):
@@ -97,17 +103,32 @@ class Sender:
             at = record.end
             filled = at + LENGTH_BYTES + size
             if filled <= partner.limit:
-                LENGTH.pack_into(record.view, at, size)
-                record.view[at + LENGTH_BYTES : filled] = view[FRAME_AT:end]
+                record.view[at:filled] = view[HEADER_BYTES:end]
                 record.end = filled
                 return False
-        self._push(partner, bytes(view[FRAME_AT:end]), size, frames.flow_key(view[ETHERNET_AT:end]))
+        self._push(partner, bytes(view[HEADER_BYTES:end]), size, frames.flow_key(view[ETHERNET_AT:end]))
         return False
 
     def _push(self, partner: Partner, item: Item, size: int, flow: Hashable) -> None:
         for dropped in partner.queue.push(flow, item, size):
             self._drop(dropped, "queue-full")
         self.backlog[partner] = None
+
+    def pass_on(self, hop: Partner, head: bytes, parts: Sequence[bytes | memoryview], flow: Hashable) -> None:
+        """A datagram that goes by a route, behind its head: an entry like any other for the next one on it."""
+        size = len(head) + sum(map(len, parts))
+        if size <= SMALL_BYTES:
+            self._push(hop, b"".join((head, *parts)), size, flow)
+            return
+        buffer = self.pool.take()
+        at = HEADER_BYTES
+        for part in (head, *parts):
+            buffer.view[at : at + len(part)] = part
+            at += len(part)
+        buffer.end = at
+        for dropped in hop.queue.push(flow, buffer, size):
+            self._drop(dropped, "queue-full")
+        self.backlog[hop] = None
 
     def _drop(self, item: Item, reason: str) -> None:
         self._count(reason)
@@ -146,7 +167,6 @@ class Sender:
             left -= size
             if partner.filling is not None:
                 yield from self.flush(partner, session, now)  # frames of one flow stay in order
-            LENGTH.pack_into(item.view, HEADER_BYTES, size - FRAME_AT)
             if size <= whole:
                 if partner.notes or partner.unreported_bytes >= REPORT_RIDE_BYTES:
                     self._write_notes(partner, item)
@@ -154,23 +174,26 @@ class Sender:
                 partner.sent(session.counter, size, now)
             elif size <= HEADER_BYTES + partner.capacity():
                 yield from self._seal(partner, session, item, now)
-            else:
+            elif LENGTH.unpack_from(item.view, HEADER_BYTES)[0] != RELAYED:
                 yield from self._cut(partner, session, item, now)
+            elif size + TAG_BYTES <= DATAGRAMS_MAX * (partner.datagram_bytes - HEADER_BYTES):
+                yield from self._seal(partner, session, item, now)  # nobody but its origin can cut it
+            else:
+                self._count("relayed-too-large")  # its origin tries smaller ones
             self.pool.give(item)
         if partner.filling is not None:
             yield from self.flush(partner, session, now)
 
-    def _pack(self, partner: Partner, session: Session, frame: bytes, now: float) -> Iterator[Send]:
-        """A small frame, into the record that is being filled."""
-        size = len(frame)
+    def _pack(self, partner: Partner, session: Session, entry: bytes, now: float) -> Iterator[Send]:
+        """A small entry, into the record that is being filled."""
+        size = len(entry)
         record = self._record(partner)
-        if record.end + LENGTH_BYTES + size > partner.limit and record.end > HEADER_BYTES:
+        if record.end + size > partner.limit and record.end > HEADER_BYTES:
             yield from self.flush(partner, session, now)
             record = self._record(partner)
-        LENGTH.pack_into(record.view, record.end, size)
-        start = record.end + LENGTH_BYTES
+        start = record.end
         record.end = start + size
-        record.view[start : record.end] = frame
+        record.view[start : record.end] = entry
 
     def _record(self, partner: Partner) -> Buffer:
         record = partner.filling
@@ -202,9 +225,10 @@ class Sender:
         if not parts:
             self._count("tap-frame-odd")  # its headers contradict each other
         for part in parts:
-            yield from self._pack(partner, session, part, now)
+            yield from self._pack(partner, session, LENGTH.pack(len(part)) + part, now)
 
     def _seal(self, partner: Partner, session: Session, record: Buffer, now: float) -> Iterator[Send]:
+        is_reported = record.end > HEADER_BYTES
         if partner.notes or partner.unreported_bytes >= REPORT_RIDE_BYTES:
             self._write_notes(partner, record)
         trial = partner.trial
@@ -212,13 +236,15 @@ class Sender:
         way = trial.way
         _, parity, guarded = partner.meter.shape
         size = record.end
-        if (parity or guarded) and (size + TAG_BYTES > way.datagram_bytes or parity >= PROTECT_FROM):
+        if partner.is_relayed:
+            yield self._burst(partner, session, record, SEND_MAX_BYTES)
+        elif (parity or guarded) and (size + TAG_BYTES > way.datagram_bytes or parity >= PROTECT_FROM):
             yield from self.seal_pieces(partner, session, record, parity)
         elif way.segmented:
             yield self._burst(partner, session, record, way.datagram_bytes)
         else:
             yield from self.seal_burst(partner, session, record, way)
-        partner.sent(session.counter, size, now)
+        partner.sent(session.counter, size, now, is_reported)
 
     def _write_notes(self, partner: Partner, record: Buffer) -> None:
         if partner.unreported_bytes >= REPORT_RIDE_BYTES:
@@ -256,7 +282,7 @@ class Sender:
 
     def seal_burst(self, partner: Partner, session: Session, record: Buffer, way: Way) -> Iterator[Send]:
         """The same, sent in the way that is asked for."""
-        send = self._burst(partner, session, record, way.datagram_bytes)
+        send = self._burst(partner, session, record, SEND_MAX_BYTES if partner.is_relayed else way.datagram_bytes)
         (whole,), segment, address = send
         if way.segmented or not segment:
             yield send

@@ -7,7 +7,6 @@ no more for a while holds everything back behind it, and whole networks of these
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -15,15 +14,23 @@ from typing import Final
 from dataplane.sleeve import control, handshake
 from dataplane.sleeve.buffers import Buffer
 from dataplane.sleeve.keys import Keyring
-from dataplane.sleeve.partner import REPORT_BYTES, Address, Partner
+from dataplane.sleeve.loss import LossMeter
+from dataplane.sleeve.partner import REPORT_BYTES, Partner
+from dataplane.sleeve.paths import Paths
 from dataplane.sleeve.receiver import Frames, Receiver
+from dataplane.sleeve.relay import Relay
+from dataplane.sleeve.routes import Graph, Route
 from dataplane.sleeve.sender import Send, Sender
 from dataplane.sleeve.session import Session
 from dataplane.sleeve.trial import DATAGRAM_BYTES, DATAGRAMS, Trial, Way
+from dataplane.sleeve.whereabouts import HUNT_AFTER_S, Address
 from dataplane.sleeve.wire import (
     HEADER_BYTES,
     NOTE_ANSWER,
     NOTE_ASK,
+    NOTE_CALL,
+    NOTE_PROBE,
+    NOTE_PROOF,
     NOTE_REPORT,
     TAG_BYTES,
     decode_report_untrusted,
@@ -33,17 +40,27 @@ from dataplane.sleeve.wire import (
 from gossip.errors import ProtocolError
 from gossip.names import PeerName
 
-ADDRESSES_TRIED_MAX: Final = 8
-"""Of a peer's addresses, a handshake goes to so many at once."""
 UNANSWERED_S: Final = 1.0
 """Frames go out and nothing at all comes back for so long: the other worker is a new one, or gone. Ask it."""
 RENEW_S: Final = 1.0
 """Between two such askings of one peer."""
-RTT_EVERY_S: Final = 5.0
+USED_S: Final = 5.0
+"""A partner was heard so lately: its way is asked after once in so long."""
+KEEP_S: Final = 5.0
+"""The same for one to stay in contact with."""
+SILENT_AFTER_S: Final = 3.0
+INTEREST_S: Final = 10.0
+"""What was sent so long ago is not asked after any more."""
+HOP_QUEUE_BYTES: Final = 256 * 1024
+"""What waits at the first hop of a route at most before more is put there: the queue stands where it is fair."""
+PROOFS_MAX: Final = 256
+RELAYED_BYTES: Final = (21_800, 10_900, 1_100)
+"""A third of a record by a route: the largest that fits with its names; what fits a hop of small datagrams; safe."""
 BLOCKED_S: Final = 0.01
 WAITING_MAX_S: Final = 3.0
 """Frames that waited so long for keys are of no use to anybody."""
 NEVER_S: Final = float("inf")
+NOW_S: Final = 0.0
 BUSY_S: Final = 0.05
 IDLE_S: Final = 1.0
 """Between two looks at what is due, with and without traffic."""
@@ -53,9 +70,6 @@ NOTES_MAX: Final = 16
 KEEPALIVE_S: Final = 25.0
 """Towards peers that see us behind a NAT; its mapping is gone after 30 s where it is short."""
 _SAFE: Final = Way(DATAGRAM_BYTES[-1], False)
-_STAMP: Final = struct.Struct("!d")
-_TRIAL: Final = b"t"
-_RTT: Final = b"r"
 
 
 class Sleeve:
@@ -63,35 +77,40 @@ class Sleeve:
 
     def __init__(
         self,
+        name: PeerName,
         keyring: Keyring,
         is_clear: bool,
         may_segment: bool,
         resolve: Callable[[tuple[str, int]], Address | None],
         datagram_bytes: Callable[[Address], int],
         pack_address: Callable[[Address], bytes],
+        unpack_address: Callable[[bytes], Address | None],
         own_address: Callable[[Address], bytes],
         backlog_bytes: Callable[[], int],
     ) -> None:
         """`resolve`: an address as the socket gives and takes it, None where it cannot be used here. `datagram_bytes`:
-        the UDP payload that this host's underlay takes towards it. `pack_address`: 16 + 2 bytes for the handshake.
-        `own_address`: the same of ours, as the routing table gives it, towards that one. `backlog_bytes`: what waits in
-        our sockets, for the reports to those who sent it."""
+        the UDP payload that this host's underlay takes towards it. `pack_address`: 16 + 2 bytes, as others are told
+        of them, and `unpack_address` the other way. `own_address`: the same of ours, as the routing table gives it,
+        towards that one. `backlog_bytes`: what waits in our sockets, for the reports to those who sent it."""
+        self.is_news = False
+        """A partner changed between an address and a route since this was last set back."""
         self.counters: dict[str, int] = {}
         self.partners: dict[PeerName, Partner] = {}
         self.sender = Sender(self.counters, backlog_bytes)
         self.receiver = Receiver(
-            self.counters, self._find, self._authenticated, self._note, self._handshake, self._stranger, self._stray
-        )
+            self.counters, self._find, self._authenticated, self._note, self._handshake, self._stranger, self._stray,
+            lambda *datagram: self.relay.take_untrusted(*datagram),
+        )  # fmt: skip
         self.keyring = keyring
+        self.relay = Relay(name, self.partners, self.sender, self.counters, self._arrived)
+        self.paths = Paths(name, self.partners, keyring, resolve, pack_address, unpack_address, own_address)
         self._is_clear = is_clear
         self._may_segment = may_segment
-        self._resolve = resolve
         self._datagram_bytes = datagram_bytes
-        self._pack_address = pack_address
-        self._own_address = own_address
         self._outbox: deque[Send] = deque()
         self._by_address: dict[Address, Partner] = {}
         self._answering: dict[Partner, None] = {}
+        self._proofs: deque[tuple[Partner, Address, bytes]] = deque()
         self._active: dict[Partner, None] = {}
         """Those that were heard lately, or that must go on hearing us."""
         self._questioned: Partner | None = None
@@ -114,13 +133,15 @@ class Sleeve:
             partner.peer = peer
         self.keyring.set_peer(peer.name, peer.key)
         self._move_macs(partner, peer.macs, partner.macs.difference(peer.macs))
-        for address in partner.candidates:
+        for address in partner.where.told:
             if self._by_address.get(address) is partner and address != partner.address:
                 del self._by_address[address]
-        found = (self._resolve(each) for each in peer.addresses)
-        partner.candidates = tuple(address for address in found if address is not None)
-        for address in partner.candidates:
+        self.paths.tell(partner)
+        for address in partner.where.told:
             self._by_address[address] = partner
+        if peer.keep and partner not in self._active:
+            self._active[partner] = None
+            self._timers_s = NOW_S
         self._flood()
 
     def change_macs(self, change: control.Macs) -> None:
@@ -137,6 +158,10 @@ class Sleeve:
         for mac in came:
             partner.macs.add(mac)
             self.sender.macs[mac] = partner
+
+    def set_graph(self, graph: Graph) -> None:
+        """Who exchanges UDP with whom: what routes are made of from now on."""
+        self.paths.set_graph(graph)
 
     def forget(self, name: PeerName) -> None:
         partner = self.partners.pop(name, None)
@@ -175,32 +200,41 @@ class Sleeve:
         partner = self.partners.get(session.peer)
         return None if partner is None else (session, partner)
 
-    def _authenticated(self, session: Session, partner: Partner, address: Address, now: float) -> None:
+    def _authenticated(self, session: Session, partner: Partner, address: Address | None, now: float) -> None:
         if not session.confirmed:
             self.keyring.authenticated(session, now)
             self._timers_s = now  # the other side waits for a record that confirms it
-        if partner.address != address:
-            self._move(partner, address)
+        if address is not None and partner.where.is_followed(address, now):
+            self._move(partner, address, now)
         partner.heard_s = now
-        partner.unanswered_s = None
+        partner.hellos = 0
         if partner not in self._active:
             self._active[partner] = None
             self._timers_s = now
 
-    def _move(self, partner: Partner, address: Address) -> None:
-        """Its records come from there: so ours go there."""
-        before = partner.address
+    def _move(self, partner: Partner, address: Address, now: float) -> None:
+        """Its records come from there, or were proven to arrive there: so ours go there."""
+        where = partner.where
+        before = where.address
+        is_turn = where.move(address, now)
         if before is not None:
-            self._count("roamed")
-            if before not in partner.candidates and self._by_address.get(before) is partner:
+            self._count(("relayed" if where.route else "returned") if is_turn else "roamed")
+            if not where.is_known(before) and self._by_address.get(before) is partner:
                 del self._by_address[before]
-        partner.address = address
-        self._by_address[address] = partner
+        self.is_news = self.is_news or (is_turn and (before is not None or where.route is not None))
+        if where.route is None:
+            self._by_address[address] = partner
+        if is_turn:
+            partner.meter = LossMeter()
+        partner.unanswered_s = None
         self._begin_trial(partner)
 
     def _begin_trial(self, partner: Partner) -> None:
-        assert partner.address is not None
-        partner.trial = Trial(self._datagram_bytes(partner.address), self._may_segment)
+        if partner.is_relayed:
+            partner.trial = Trial(RELAYED_BYTES[0], False, RELAYED_BYTES)
+        else:
+            assert partner.address is not None
+            partner.trial = Trial(self._datagram_bytes(partner.address), self._may_segment)
 
     def _note(self, partner: Partner, kind: int, body: bytes, now: float) -> None:
         """Something the other worker says of itself, under the seal."""
@@ -211,40 +245,58 @@ class Sleeve:
             if len(partner.notes) < NOTES_MAX:
                 partner.notes.append(encode_note(NOTE_ANSWER, body))
             self._answering[partner] = None
-        elif kind == NOTE_ANSWER and body[:1] == _TRIAL and partner.trial is not None:
-            partner.trial.answered(body[1:], now)
-        elif kind == NOTE_ANSWER and body[:1] == _RTT and len(body) == 1 + _STAMP.size:
-            asked_s = _STAMP.unpack_from(body, 1)[0]
-            if asked_s == partner.asked_s:
-                partner.rtt_ms = max(0.0, (now - asked_s) * 1000)
+        elif kind == NOTE_ANSWER and partner.trial is not None:
+            partner.trial.answered(body, now)
+        elif kind == NOTE_PROBE:
+            source = self.receiver.source
+            if len(self._proofs) < PROOFS_MAX:
+                self._proofs.append((partner, source, self.paths.take_probe(partner, source, body)))
+            self._timers_s = now
+        elif kind == NOTE_PROOF:
+            better = self.paths.take_proof(partner, self.receiver.source, body, now)
+            if better is not None:
+                self._move(partner, better, now)
+        elif kind == NOTE_CALL:
+            self.paths.take_call(partner, body)
+            self._timers_s = now
 
     def _handshake(self, datagram: bytes, address: Address, now: float) -> None:
         try:
             if datagram[0] == handshake.HELLO:
-                _, answer = self.keyring.hello_untrusted(datagram, self._pack_address(address), now)
+                _, answer = self.keyring.hello_untrusted(datagram, self.paths.pack(address), now)
                 self._send((answer,), address)
             elif datagram[0] == handshake.WELCOME:
                 partner = self.partners[self.keyring.welcome_untrusted(datagram, now)]
                 if partner.address != address:
-                    self._move(partner, address)  # it answered from there; records would move it again
+                    self._move(partner, address, now)  # it answered from there; records would move it again
+                session = self.keyring.current(partner.peer.name)
+                if session is not None:
+                    self.paths.see(partner, session.observed)
             else:
                 self.keyring.refusal_untrusted(datagram, now)
         except ProtocolError:
             return  # the keyring has counted it
         self._timers_s = now
 
+    def _arrived(self, datagram: memoryview, route: Route, now: float) -> Frames:
+        """Of a route that ends here."""
+        return self.receiver.datagrams(datagram, len(datagram), route, now)
+
     def _stranger(self, address: Address, now: float) -> None:
         """A record of a session we do not have, from where a peer is: it speaks to an earlier life of ours."""
-        partner = self._by_address.get(address)
+        partner = self._partner_at(address)
         if partner is not None and now - partner.renewed_s >= RENEW_S:
             partner.renewed_s = now
             self.keyring.want(partner.peer.name, now, renew=True)
 
     def _stray(self, address: Address, many: int) -> None:
         """The rest of a burst whose beginning was lost: for its sender, it did arrive."""
-        partner = self._by_address.get(address)
+        partner = self._partner_at(address)
         if partner is not None:
             partner.tally.received += max(0, min(many, partner.tally.seen - partner.tally.received))
+
+    def _partner_at(self, address: Address) -> Partner | None:
+        return self.partners.get(address[-1]) if isinstance(address, Route) else self._by_address.get(address)
 
     # To the socket.
 
@@ -256,39 +308,49 @@ class Sleeve:
         if now >= self._timers_s:
             yield from self._timers(now)
         while self._outbox:
-            yield self._outbox.popleft()
+            yield from self.relay.by_route(iter((self._outbox.popleft(),)))
+        if self._proofs:
+            yield from self._prove(now)
         if sender.filling:
             for partner in list(sender.filling):
                 session = self._session(partner, now)
                 if session is None:
                     self._wait(partner, now)
                     continue
-                yield from sender.flush(partner, session, now)
-                partner.direct = not partner.is_blocked(now)
+                yield from self._deliver(partner, sender.flush(partner, session, now))
+                partner.direct = not self._is_blocked(partner, now)
         if sender.backlog:
             for partner in list(sender.backlog):
                 session = self._session(partner, now)
                 if session is None:
                     self._wait(partner, now)
                     continue
-                if partner.is_blocked(now):
+                if self._is_blocked(partner, now):
                     partner.direct = False
                     self._look_again_s = now + BLOCKED_S
                     continue
                 partner.direct = True
-                yield from sender.serve(partner, session, now)
+                yield from self._deliver(partner, sender.serve(partner, session, now))
                 self.is_busy = self.is_busy or partner in sender.backlog
         if self._answering:
             answering, self._answering = self._answering, {}
             for partner in answering:
                 session = self._session(partner, now)
                 if session is not None:
-                    yield from sender.flush(partner, session, now)
+                    yield from self._deliver(partner, sender.flush(partner, session, now))
         if self.receiver.reporting:
             yield from self._report(now)
+        self.is_busy, self.relay.has_given = self.is_busy or self.relay.has_given, False
         # What came while the socket took no more, behind the place that we had reached.
-        if self._outbox or self._answering or (sender.filling and any(each.direct for each in sender.filling)):
+        is_filled = sender.filling and any(each.direct for each in sender.filling)
+        if self._outbox or self._answering or self._proofs or is_filled:
             self.is_busy = True
+
+    def _is_blocked(self, partner: Partner, now: float) -> bool:
+        """Whether enough is under way to it, or waits at the first hop to it."""
+        route = partner.where.route
+        hop = self.partners.get(route[1]) if route is not None else None
+        return partner.is_blocked(now) or (hop is not None and hop.queue.held_bytes > HOP_QUEUE_BYTES)
 
     def _wait(self, partner: Partner, now: float) -> None:
         """Frames wait for keys, but not for ever."""
@@ -310,12 +372,10 @@ class Sleeve:
             partner.begin_sending(session.remote_index)
             if partner.trial is None:
                 self._begin_trial(partner)
-        since = partner.unanswered_s
-        if since is not None and now - since > UNANSWERED_S and now - partner.renewed_s >= RENEW_S:
-            partner.renewed_s = now
-            self.keyring.want(partner.peer.name, now, renew=True)
-            if partner.trial is not None:
-                partner.trial.doubt(now)
+        partner.used_s = now
+        if partner.unanswered(now) > HUNT_AFTER_S and partner not in self._active:
+            self._active[partner] = None
+            self._timers_s = now
         return session
 
     def _report(self, now: float) -> Iterator[Send]:
@@ -328,78 +388,118 @@ class Sleeve:
                 session = self._session(partner, now)
                 if session is not None:
                     partner.notes.append(encode_report(partner.make_report(self.sender.backlog_bytes())))
-                    yield from self.sender.flush(partner, session, now)
+                    yield from self._deliver(partner, self.sender.flush(partner, session, now))
+
+    def _deliver(self, partner: Partner, sends: Iterator[Send]) -> Iterator[Send]:
+        return self.relay.by_route(sends) if partner.is_relayed else sends
 
     def _timers(self, now: float) -> Iterator[Send]:
-        """Handshakes, trials and what else is due. A peer may be forgotten while the socket takes no more."""
+        """Handshakes, probes, trials and what else is due. A peer may be forgotten while the socket takes no more."""
         self.receiver.expire(now)
         for name, hello in self.keyring.due(now):
             asked = self.partners.get(name)
-            for address in () if asked is None else self._addresses(asked):
-                yield (hello,), 0, address
+            for address in () if asked is None else self.paths.hello_to(asked, now):
+                yield from self.relay.by_route(iter((((hello,), 0, address),)))
         for session in self.keyring.confirmations(now):
             confirmed = self.partners.get(session.peer)
             if confirmed is not None and confirmed.address is not None:
                 self._active[confirmed] = None
-                yield from self._say(confirmed, session, encode_note(NOTE_ASK, b""), now)
-        following = now + IDLE_S
+                yield from self._say(confirmed, session, encode_note(NOTE_ASK, b""), confirmed.address)
+        self._timers_s = now + IDLE_S
         for partner in list(self._active):
-            current = self.keyring.current(partner.peer.name)
-            if current is None or partner.address is None or partner.heard_s is None:
-                self._active.pop(partner, None)
-                continue
-            if now - partner.heard_s < RTT_EVERY_S:
-                following = now + BUSY_S
-                yield from self._probe(partner, current, now)
-            elif not self._keep_alive(current, partner.address):
-                self._active.pop(partner, None)
-            elif now - max(partner.heard_s, partner.asked_s) > KEEPALIVE_S:
-                partner.asked_s = now
-                yield from self._say(partner, current, encode_note(NOTE_ASK, b""), now)
+            yield from self._look_after(partner, now)
         due = self.keyring.next_due()
-        self._timers_s = following if self._active else now + IDLE_S
         if due is not None:
             self._timers_s = min(self._timers_s, due)
 
-    def _say(self, partner: Partner, session: Session, note: bytes, now: float) -> Iterator[Send]:
-        """A record with a note, under that very session."""
+    def _look_after(self, partner: Partner, now: float) -> Iterator[Send]:
+        """Ask what should be known of a partner: whether its way works, what else would, how much it takes."""
+        name, where = partner.peer.name, partner.where
+        session = self.keyring.current(name)
+        if session is None or where.address is None:
+            if partner.peer.keep:
+                self.keyring.want(name, now)
+            else:
+                self._active.pop(partner, None)
+            return
+        unanswered_s = partner.unanswered(now)
+        if unanswered_s > UNANSWERED_S:
+            self._doubt(partner, now)
+        if where.is_returning(now):
+            yield from self._say(partner, session, self.paths.call(partner), where.address)
+        routes = self.paths.routes(partner, now) if unanswered_s > HUNT_AFTER_S else ()
+        for address in where.due(routes, unanswered_s, now):
+            yield from self._probe(partner, session, address, now)
+        is_used = partner.heard_s is not None and now - partner.heard_s < USED_S
+        if is_used and partner in self._active:
+            yield from self._try(partner, session, now)
+        every_s = USED_S if is_used else self._quiet_s(partner)
+        if every_s is None and (unanswered_s == 0.0 or now - partner.used_s > INTEREST_S):
+            self._active.pop(partner, None)
+            return
+        is_due = every_s is not None and now - partner.asked_s >= every_s
+        if is_due or (is_used and self.paths.has_moved(partner, now)):
+            partner.asked_s = now
+            yield from self._probe(partner, session, where.address, now)
+        following = now + BUSY_S if is_used else max(now + BUSY_S, where.next_s(unanswered_s))
+        self._timers_s = min(self._timers_s, following)
+
+    def _quiet_s(self, partner: Partner) -> float | None:
+        """How often one without traffic is asked after; None: not at all."""
+        if partner.peer.keep:
+            return KEEP_S
+        return KEEPALIVE_S if self.paths.is_translated(partner) else None
+
+    def _doubt(self, partner: Partner, now: float) -> None:
+        """Nothing that goes there is known to arrive: perhaps it has lost our keys, or its way takes less."""
+        if now - partner.renewed_s >= RENEW_S:
+            partner.renewed_s = now
+            self.keyring.want(partner.peer.name, now, renew=True)
+            if partner.trial is not None:
+                partner.trial.doubt(now)
+
+    def _say(self, partner: Partner, session: Session, note: bytes, address: Address) -> Iterator[Send]:
+        """A record with a note, under that very session, to there."""
         record = self.sender.pool.take()
         record.view[HEADER_BYTES : HEADER_BYTES + len(note)] = note
         record.end = HEADER_BYTES + len(note)
-        yield from self.sender.seal_burst(partner, session, record, _SAFE)
+        if address != partner.address:
+            partner.apart.append(session.counter)
+        for buffers, segment, _ in self.sender.seal_burst(partner, session, record, _SAFE):
+            yield from self.relay.by_route(iter(((buffers, segment, address),)))
         self.sender.pool.give(record)
 
-    def _probe(self, partner: Partner, session: Session, now: float) -> Iterator[Send]:
-        """Of a pair in use: what its path takes, and how long it takes."""
+    def _probe(self, partner: Partner, session: Session, address: Address, now: float) -> Iterator[Send]:
+        """Ask whether records arrive there, and their answers here."""
+        yield from self._say(partner, session, self.paths.probe(partner, address, now), address)
+
+    def _prove(self, now: float) -> Iterator[Send]:
+        """Answers to probes, each on the way that its question came."""
+        while self._proofs:
+            partner, address, note = self._proofs.popleft()
+            session = self.keyring.current(partner.peer.name)
+            if session is not None and self.partners.get(partner.peer.name) is partner:
+                yield from self._say(partner, session, note, address)
+
+    def _try(self, partner: Partner, session: Session, now: float) -> Iterator[Send]:
+        """Of a pair in use: what its path takes."""
         if partner.trial is None:
             self._begin_trial(partner)
         assert partner.trial is not None
-        if (question := partner.trial.due(now)) is not None:
-            way, body = question
-            note = encode_note(NOTE_ASK, _TRIAL + body)
-            record = self.sender.pool.take()
-            record.end = DATAGRAMS * way.datagram_bytes - TAG_BYTES - 8
-            record.view[HEADER_BYTES : record.end] = note + bytes(record.end - HEADER_BYTES - len(note))
-            self._questioned = partner
-            yield from self.sender.seal_burst(partner, session, record, way)
-            self._questioned = None
-            self.sender.pool.give(record)
-        if now - partner.asked_s >= RTT_EVERY_S:
-            partner.asked_s = now
-            yield from self._say(partner, session, encode_note(NOTE_ASK, _RTT + _STAMP.pack(now)), now)
-
-    def _keep_alive(self, session: Session, address: Address) -> bool:
-        """Whether the peer sees us elsewhere than we are: a NAT lies between, and forgets us when we are silent."""
-        return bool(session.observed) and session.observed != self._own_address(address)
-
-    def _addresses(self, partner: Partner) -> list[Address]:
-        """Where a handshake is sent: where the peer was last, and wherever it says it may be."""
-        found: dict[Address, None] = {} if partner.address is None else {partner.address: None}
-        for each in partner.peer.addresses:
-            address = self._resolve(each)
-            if address is not None:
-                found[address] = None
-        return list(found)[:ADDRESSES_TRIED_MAX]
+        question = partner.trial.due(now)
+        if question is None:
+            return
+        way, body = question
+        note = encode_note(NOTE_ASK, body)
+        record = self.sender.pool.take()
+        record.end = DATAGRAMS * way.datagram_bytes - TAG_BYTES - 8
+        record.view[HEADER_BYTES : record.end] = note + bytes(record.end - HEADER_BYTES - len(note))
+        first = session.counter
+        self._questioned = partner
+        yield from self._deliver(partner, self.sender.seal_burst(partner, session, record, way))
+        self._questioned = None
+        partner.apart.extend(range(first, session.counter))
+        self.sender.pool.give(record)
 
     def next_due(self) -> float:
         """When `outgoing` should be called again at the latest."""
@@ -443,6 +543,8 @@ class Sleeve:
 
     def _status(self, partner: Partner, now: float) -> control.PeerStatus:
         state, since = self.keyring.state(partner.peer.name, now)
+        if state == control.UP and partner.unanswered(now) > SILENT_AFTER_S:
+            state, since = control.SILENT, now - partner.unanswered(now)  # what we hear goes one way only
         session = self.keyring.current(partner.peer.name)
         shape = partner.meter.shape
         off = [] if self._may_segment else [control.UDP_SEGMENT]
@@ -451,15 +553,17 @@ class Sleeve:
         return control.PeerStatus(
             name=partner.peer.name,
             state=state,
-            address=_text(partner.address),
+            address=None if partner.is_relayed else _text(partner.address),
             encrypted=not self._is_clear,
             cipher=session.cipher if session is not None else "none",
-            since_s=since,
+            since_s=max(since, partner.where.turned_s),
             rtt_ms=None if partner.rtt_ms is None else round(partner.rtt_ms, 3),
             loss=round(partner.meter.loss, 6),
             datagrams=shape.datagrams,
             parity=shape.parity,
             offloads_off=tuple(off),
+            via=route.between if (route := partner.where.route) is not None else (),
+            is_translated=state == control.UP and self.paths.is_translated(partner),
         )
 
 

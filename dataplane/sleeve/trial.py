@@ -40,10 +40,10 @@ class Way:
 class Trial:
     """Of one session with one peer."""
 
-    def __init__(self, datagram_bytes: int, may_segment: bool) -> None:
-        """`datagram_bytes`: what fits the underlay's MTU on this host."""
+    def __init__(self, datagram_bytes: int, may_segment: bool, steps: tuple[int, ...] = DATAGRAM_BYTES) -> None:
+        """`datagram_bytes`: what fits the underlay's MTU on this host; `steps`: what to fall back to."""
         datagram_bytes = min(datagram_bytes, LARGEST_BYTES)
-        sizes = [datagram_bytes, *(size for size in DATAGRAM_BYTES if size < datagram_bytes)]
+        sizes = [datagram_bytes, *(size for size in steps if size < datagram_bytes)]
         ways = [Way(size, segmented) for size in sizes for segmented in (True, False)]
         self.ways = [way for way in ways if may_segment or not way.segmented]
         self.proven: int | None = None

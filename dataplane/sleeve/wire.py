@@ -29,9 +29,18 @@ that of no text with all before it as associated data: it proves that the parts 
 Numbers are big-endian, but in a record's entries, which are laid out for the kernel's side of the worker:
 
     0           2                                        what the length says
-    +-----------+--------------------------------- - -   10 .. 65,534: virtio_net_hdr (10 bytes) and an Ethernet frame
+    +-----------+--------------------------------- - -   10 .. 65,430: virtio_net_hdr (10 bytes) and an Ethernet frame
     | length    | ...                                    65,535:       a note: kind (u8), size (u8), body
-    +-----------+--------------------------------- - -   0:            padding: nothing more in this record
+    +-----------+--------------------------------- - -   65,534:       a datagram for somebody else, to be passed on
+                                                         0:            padding: nothing more in this record
+
+A datagram that travels by a route has all names on it, from the first host to the last. `at` is the number of the one
+that the record around it goes to, `waits` how many KiB stood before it in the queues of those who passed it on:
+
+    0           2        3        4           6            8                  8 + 8n
+    +-----------+--------+--------+-----------+------------+-------------- - -+---------- - -
+    | 65,534    | n (u8) | at(u8) | size: u16 | waits: u16 | n names          | datagram
+    +-----------+--------+--------+-----------+------------+-------------- - -+---------- - -
 
 Types 1 to 3 are the handshake's (`handshake`).
 """
@@ -42,6 +51,7 @@ import struct
 from typing import Final, NamedTuple
 
 from gossip.errors import ProtocolError
+from gossip.names import PEER_NAME_BYTES, PeerName
 
 BURST: Final = 4
 PIECES: Final = 5
@@ -67,8 +77,23 @@ NOTE_REPORT: Final = 1
 NOTE_ASK: Final = 2
 """Answer with NOTE_ANSWER and the same body."""
 NOTE_ANSWER: Final = 3
+NOTE_PROBE: Final = 4
+"""The only entry of its record, which may come another way than those with frames: answer with NOTE_PROOF, there."""
+NOTE_PROOF: Final = 5
+"""What a probe said, and the address that it came from (zeros where that was a route)."""
+NOTE_CALL: Final = 6
+"""Addresses at which others see us: send a probe to each, as we do to yours, and what stands between lets them in."""
 NOTE_MAX_BYTES: Final = 64
 _REPORT: Final = struct.Struct("!IQQQII")
+
+RELAYED: Final = 0xFFFE
+_RELAYED_HEAD: Final = struct.Struct("<HBBHH")
+_WAITS_MAX: Final = 0xFFFF
+RELAYED_NAMES_MAX: Final = 6
+RELAYED_MAX_BYTES: Final = (
+    SEND_MAX_BYTES - HEADER_BYTES - _RELAYED_HEAD.size - RELAYED_NAMES_MAX * PEER_NAME_BYTES - TAG_BYTES - LENGTH_BYTES
+)
+"""A datagram that fits whatever its route is, in a record of its own."""
 
 
 class Report(NamedTuple):
@@ -107,6 +132,45 @@ def decode_note_untrusted(data: memoryview, position: int) -> tuple[int, bytes, 
     if size > NOTE_MAX_BYTES or end > len(data):
         raise ProtocolError("bad-record", "a note is longer than its record")
     return kind, bytes(data[end - size : end]), end
+
+
+def is_probe(data: memoryview) -> bool:
+    """Whether an opened record is a probe or the answer to one: such tell nothing of where frames should go."""
+    return (
+        len(data) > HEADER_BYTES + _NOTE_HEAD.size
+        and LENGTH.unpack_from(data, HEADER_BYTES)[0] == NOTE
+        and data[HEADER_BYTES + LENGTH_BYTES] in (NOTE_PROBE, NOTE_PROOF)
+    )
+
+
+class Relayed(NamedTuple):
+    """A datagram that goes by a route."""
+
+    names: tuple[PeerName, ...]
+    at: int
+    """The number of the one that the record around it goes to."""
+    waits_kib: int
+    """What stood before it in the queues so far."""
+    datagram: memoryview
+
+
+def encode_relayed(names: tuple[PeerName, ...], at: int, waits_kib: int, size: int) -> bytes:
+    """What stands in front of a datagram of `size` bytes."""
+    assert size <= RELAYED_MAX_BYTES and len(names) <= RELAYED_NAMES_MAX
+    return _RELAYED_HEAD.pack(RELAYED, len(names), at, size, min(waits_kib, _WAITS_MAX)) + b"".join(names)
+
+
+def decode_relayed_untrusted(data: memoryview, position: int) -> tuple[Relayed, int]:
+    """The entry at `position`, and where the next one begins."""
+    if position + _RELAYED_HEAD.size > len(data):
+        raise ProtocolError("bad-record", "a relayed datagram is cut short")
+    _, many, at, size, waits_kib = _RELAYED_HEAD.unpack_from(data, position)
+    start = position + _RELAYED_HEAD.size
+    begin = start + many * PEER_NAME_BYTES
+    if many > RELAYED_NAMES_MAX or at >= many or begin + size > len(data):
+        raise ProtocolError("bad-record", "a relayed datagram is longer than its record, or its route is none")
+    names = (PeerName(bytes(data[each : each + PEER_NAME_BYTES])) for each in range(start, begin, PEER_NAME_BYTES))
+    return Relayed(tuple(names), at, waits_kib, data[begin : begin + size]), begin + size
 
 
 def decode_report_untrusted(body: bytes) -> Report:

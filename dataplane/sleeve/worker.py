@@ -138,7 +138,9 @@ class Worker:
             if (readable or self._wrote) and self._tap >= 0:
                 self._read()
             self._send(now)
-        if events and self._status_s > now + STATUS_S:
+        if self._sleeve.is_news:
+            self._sleeve.is_news, self._status_s = False, now
+        elif events and self._status_s > now + STATUS_S:
             self._status_s = now + STATUS_S
         if now >= self._status_s and self._is_agreed and not self._unsaid:
             self._status_s = now + (STATUS_S if self._was_used else QUIET_STATUS_S)
@@ -353,6 +355,8 @@ class Worker:
                 self._sleeve.change_macs(message)
             case control.Forget(name) if self._sleeve is not None:
                 self._sleeve.forget(name)
+            case control.Graph(edges) if self._sleeve is not None:
+                self._sleeve.set_graph(dict(edges))
             case control.Complete() if self._sleeve is not None:
                 for name in [each for each in self._sleeve.partners if each not in self._said]:
                     self._sleeve.forget(name)
@@ -379,12 +383,14 @@ class Worker:
         self._is_agreed = True
         keyring = Keyring(wanted.name, wanted.private_key, wanted.psks, wanted.epoch, has_aes(), os.urandom)
         self._sleeve = Sleeve(
+            wanted.name,
             keyring,
             is_clear=not wanted.psks,
             may_segment=control.UDP_SEGMENT not in off and datagram.may_segment(),
             resolve=lambda each: datagram.resolve(*each),
             datagram_bytes=datagram.datagram_bytes,
             pack_address=datagram.pack_address,
+            unpack_address=datagram.unpack_address,
             own_address=lambda address: datagram.own_address(address, wanted.port),
             backlog_bytes=self._backlog,
         )

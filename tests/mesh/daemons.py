@@ -28,7 +28,7 @@ from dataplane.linux.netns import Namespace
 from dataplane.linux.underlay import Survey, UnderlayAddress
 from dataplane.memory import MemoryKernel
 from dataplane.objects import GUEST_ADDRESS, NEIGHBOUR, Key
-from dataplane.sleeve.control import Configure, PeerStatus, Status
+from dataplane.sleeve.control import Configure, Graph, PeerStatus, Status
 from gossip.names import PeerName
 from mesh import attach as attach_module
 from mesh import daemon as daemon_module
@@ -136,6 +136,8 @@ class StandIn:
         self.started = 0
         self.trouble_text: str | None = None
         self.told: Mapping[PeerName, Entry] = {}
+        self.graph = Graph(())
+        self.on_news: Callable[[], None] = lambda: None
         self.settled = False
         self.refusal = host.refusal
         self.ended: bool | None = None
@@ -152,8 +154,8 @@ class StandIn:
         if self.refusal:
             raise UserError(self.refusal)
 
-    def tell(self, peers: Mapping[PeerName, Entry], settled: bool) -> None:
-        self.told, self.settled = dict(peers), settled
+    def tell(self, peers: Mapping[PeerName, Entry], graph: Graph, settled: bool) -> None:
+        self.told, self.graph, self.settled = dict(peers), graph, settled
 
     def trouble(self, now: float) -> str | None:
         return self.trouble_text
@@ -189,8 +191,11 @@ class Host:
         """Why its worker does not come up."""
         self.sleeves: list[StandIn] = []
 
-    def supervise(self, run_dir: str, state_dir: str, settings: Configure, epoch: int) -> StandIn:
+    def supervise(
+        self, run_dir: str, state_dir: str, settings: Configure, epoch: int, *, on_news: Callable[[], None]
+    ) -> StandIn:
         self.sleeves.append(StandIn(self, settings, epoch))
+        self.sleeves[-1].on_news = on_news
         return self.sleeves[-1]
 
     @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from dataplane.desired import Desired, Port
+from dataplane.sleeve.control import PeerStatus
 from gossip.documents import sign_page
 from gossip.events import PageChanged
 from gossip.identity import Identity
@@ -16,7 +17,7 @@ from gossip.pages import TablePager
 from gossip.peers import LIVE, PEER_TABLE, PeerRecord, encode_peer
 from mesh.endpoints import ENDPOINTS_TABLE, Binding, Endpoint, derive_mac, encode_row
 from mesh.forwarding import Local, Path
-from mesh.router import Router
+from mesh.router import Router, Seen
 
 OWN = Identity(b"\x00" * 32, b"\x00" * 32)
 X = ip_address("10.32.0.1")
@@ -52,6 +53,8 @@ class Here:
         self.fixed_mtu: int | None = None
         self.ports: tuple[Port, ...] = ()
         self.vxlan_faults: dict[PeerName, str] = {}
+        self.vxlan_answers: set[PeerName] = set()
+        self.sleeve: dict[PeerName, PeerStatus] = {}
 
     def hear(self, host: Host, now: float = 0.0, age_s: int = 0) -> bool:
         """All documents of a host arrive; whether the router says that something may have changed."""
@@ -72,8 +75,8 @@ class Here:
 
     def desired(self, now: float = 1.0, settled: bool = True) -> Desired:
         return self.router.refresh(
-            self.local, self.ports, self.fixed_mtu, now, 1000.0 + now, settled, self.vxlan_faults,
-            lambda *row: self.told.append(row),
+            self.local, self.ports, self.fixed_mtu, now, 1000.0 + now, settled,
+            Seen(self.vxlan_faults, self.vxlan_answers.__contains__, self.sleeve), lambda *row: self.told.append(row),
         )  # fmt: skip
 
 

@@ -133,6 +133,8 @@ def test_a_peer_that_vxlan_does_not_reach_moves_and_is_remembered(
                 second.sleeves[1].peers = {
                     name: PeerStatus(name, SILENT, None, False, "none", 0.0, None, 0.0, 1, 0, ())
                 }
+                second.sleeves[1].on_news()
+                await until(lambda: b._router.paths[name].kind == "none", "the path follows")
                 assert (await read(b, "connections"))[0]["path"] == "none"
                 assert [row["code"] for row in (await read(b, "status"))["warnings"]] == ["sleeve-silent"]
                 assert (await read(b, "report"))["counters"]["sleeve"]["started"] == 1

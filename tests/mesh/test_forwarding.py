@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired, Port, RemoteEndpoint, RemotePeer, Segment
 from dataplane.objects import BRIDGE_FDB, FLOOD, LINK, NEIGHBOUR, VXLAN_FDB, Key, Vxlan, expand
 from dataplane.sleeve import control
+from dataplane.sleeve.control import SILENT, UP, WRONG_SECRET, PeerStatus
 from gossip.names import PeerName
 from gossip.pages import TablePager
 from gossip.peers import AWAY, GONE, LIVE, PeerRecord
@@ -26,6 +27,7 @@ from mesh.forwarding import (
     HOLD_S,
     MTU_MIN,
     NONE,
+    RELAY,
     SLEEVE_ADDRESSES_MAX,
     Forwarding,
     Local,
@@ -52,6 +54,12 @@ def remote(*addresses: str, state: str = LIVE, link: str | None = None, **attrib
     return Remote(record, True, 0.0, ip_address(link) if link else None)
 
 
+def seen(peer: Remote, state: str, via: tuple[PeerName, ...] = ()) -> Remote:
+    """A peer of which the worker knows that."""
+    row = PeerStatus(P, state, None, True, "aes-256-gcm", 0.0, None, 0.0, 64, 0, (), via)
+    return replace(peer, sleeve=row)
+
+
 def out_of_reach(peer: Remote, for_s: float) -> Remote:
     return replace(peer, reachable=False, unreachable_s=for_s, link_address=None)
 
@@ -73,6 +81,25 @@ REASONS: dict[str, tuple[Local, Remote, Path]] = {
         Path(SLEEVE, "vxlan-silent", TO_3),
     ),
     "vxlan-mtu": (LOCAL, replace(remote("10.9.0.3"), vxlan_fault="vxlan-mtu"), Path(SLEEVE, "vxlan-mtu", TO_3)),
+    "nat before it": (LOCAL, remote("10.8.0.3", link="192.0.2.7"), Path(SLEEVE, "nat", ip_address("192.0.2.7"))),
+    "nat before us": (replace(LOCAL, nat=True), remote("10.8.0.3"), Path(SLEEVE, "nat", ip_address("10.8.0.3"))),
+    "nat, it says": (LOCAL, remote("10.8.0.3", nat=True), Path(SLEEVE, "nat", ip_address("10.8.0.3"))),
+    "behind the same nat": (replace(LOCAL, nat=True), remote("10.9.0.3", nat=True), Path(VXLAN, "best", TO_3)),
+    "nat that VXLAN passes": (
+        replace(LOCAL, nat=True),
+        replace(remote("10.8.0.3"), vxlan_answers=True),
+        Path(VXLAN, "best", ip_address("10.8.0.3")),
+    ),
+    "no-direct": (SECRET, seen(remote("10.9.0.3"), UP, via=(Q,)), Path(RELAY, "no-direct", None, (Q,))),
+    "no-direct, clear": (
+        LOCAL,
+        replace(seen(remote("10.9.0.3"), UP, via=(Q,)), vxlan_fault="vxlan-silent"),
+        Path(RELAY, "no-direct", TO_3, (Q,)),
+    ),
+    "relay not needed": (LOCAL, seen(remote("10.9.0.3"), UP, via=(Q,)), Path(VXLAN, "best", TO_3)),
+    "silent": (SECRET, seen(remote("10.9.0.3"), SILENT), Path(NONE, "silent")),
+    "silent, with a route once": (SECRET, seen(remote("10.9.0.3"), SILENT, via=(Q,)), Path(NONE, "silent")),
+    "wrong-secret": (SECRET, seen(remote("10.9.0.3"), WRONG_SECRET), Path(NONE, "wrong-secret")),
     "no-wireguard": (SECRET, remote("10.9.0.3"), Path(SLEEVE, "no-wireguard")),
     "no-sleeve, secret": (SECRET, remote("10.9.0.3", sleeve_key=b""), Path(NONE, "no-sleeve")),
     "no-sleeve, clear": (LOCAL, remote("10.9.0.3", vxlan=False, sleeve_key="no key"), Path(NONE, "no-sleeve")),
@@ -111,8 +138,12 @@ def test_every_path_has_its_reason(case: str) -> None:
 
 def test_every_reason_code_is_reached() -> None:
     """A code that no test reaches is one that no user can look up in good faith."""
-    names = ("BEST", "NO_WIREGUARD", "NO_VXLAN", "NO_ADDRESS", "OTHER_PORT", "NO_SLEEVE", "UNREACHABLE", "AWAY_REASON")
+    names = (
+        "BEST", "NO_WIREGUARD", "NO_VXLAN", "NO_ADDRESS", "OTHER_PORT", "NAT", "NO_DIRECT", "NO_SLEEVE", "UNREACHABLE",
+        "AWAY_REASON",
+    )  # fmt: skip
     codes = {getattr(forwarding, name) for name in names} | {vxlanhealth.SILENT, vxlanhealth.TOO_NARROW}
+    codes |= {SILENT, WRONG_SECRET}
     assert {path.reason for _, _, path in REASONS.values()} == codes
 
 
@@ -202,10 +233,10 @@ def test_what_is_told_need_not_be_an_address(told: str) -> None:
 
 def test_the_destination_of_a_peer_out_of_reach_stays() -> None:
     """Its daemon has been stopped; its kernel is where the link was, also where only the link knew that."""
-    seen = remote("10.8.0.3", link="192.0.2.7")
-    before = choose_path(LOCAL, seen, None)
-    after = choose_path(LOCAL, out_of_reach(seen, 5.0), before)
-    assert after == Path(VXLAN, "unreachable", ip_address("192.0.2.7"))
+    known = remote("10.8.0.3", link="192.0.2.7")
+    before = choose_path(LOCAL, known, None)
+    after = choose_path(LOCAL, out_of_reach(known, 5.0), before)
+    assert after == Path(SLEEVE, "unreachable", ip_address("192.0.2.7"))
 
 
 # Where the sleeve may be

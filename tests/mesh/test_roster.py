@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.desired import SLEEVE, Group, RemoteEndpoint
-from dataplane.sleeve.control import Complete, Forget, Macs, Message, Peer
+from dataplane.sleeve.control import Complete, Forget, Graph, Macs, Message, Peer
 from gossip.names import PeerName
 from mesh import roster as roster_module
 from mesh.roster import Entry, Roster
 
+NO_GRAPH = Graph(())
 A, B = PeerName(b"\x01" * 8), PeerName(b"\x02" * 8)
 
 
@@ -37,11 +38,11 @@ def test_only_what_changed_is_said() -> None:
     """An equal peer is nothing new, be it another object or not."""
     roster = Roster()
     roster.begin(adopted=False)
-    roster.want({B: entry(B), A: entry(A, group(1), group(2))}, settled=True)
+    roster.want({B: entry(B), A: entry(A, group(1), group(2))}, NO_GRAPH, settled=True)
     assert roster.pending() == [whole(A, 1, 2), whole(B), Complete()]
-    roster.want({A: entry(A, group(1), group(2)), B: entry(B)}, settled=True)
+    roster.want({A: entry(A, group(1), group(2)), B: entry(B)}, NO_GRAPH, settled=True)
     assert roster.pending() == []
-    roster.want({A: entry(A, group(1), group(2), flood=True)}, settled=True)
+    roster.want({A: entry(A, group(1), group(2), flood=True)}, NO_GRAPH, settled=True)
     assert roster.pending() == [whole(A, 1, 2, flood=True), Forget(B)]
 
 
@@ -49,12 +50,12 @@ def test_what_comes_and_goes_behind_a_peer_is_said_by_itself() -> None:
     """In whatever group; a group that is another one for other reasons is nothing to a worker."""
     roster, first, second = Roster(), group(1, 2), group(3, 4)
     roster.begin(adopted=False)
-    roster.want({A: entry(A, first, second)}, settled=True)
+    roster.want({A: entry(A, first, second)}, NO_GRAPH, settled=True)
     roster.pending()
-    roster.want({A: entry(A, first, group(3, 5, 6))}, settled=True)
+    roster.want({A: entry(A, first, group(3, 5, 6))}, NO_GRAPH, settled=True)
     assert roster.pending() == [Macs(A, (mac(5), mac(6)), (mac(4),))]
     by_sleeve = tuple(replace(each, via=SLEEVE) for each in first)
-    roster.want({A: entry(A, group(6), by_sleeve, group(5, 3))}, settled=True)
+    roster.want({A: entry(A, group(6), by_sleeve, group(5, 3))}, NO_GRAPH, settled=True)
     assert roster.pending() == []
 
 
@@ -72,10 +73,10 @@ def test_one_change_behind_a_peer_looks_into_one_group(monkeypatch) -> None:  # 
     groups = [group(number) for number in range(200)]
     roster = Roster()
     roster.begin(adopted=False)
-    roster.want({A: entry(A, *groups)}, settled=True)
+    roster.want({A: entry(A, *groups)}, NO_GRAPH, settled=True)
     roster.pending()
     looked_into.clear()
-    roster.want({A: entry(A, *groups[:100], group(201), *groups[101:])}, settled=True)
+    roster.want({A: entry(A, *groups[:100], group(201), *groups[101:])}, NO_GRAPH, settled=True)
     assert roster.pending() == [Macs(A, (mac(201),), (mac(100),))]
     assert looked_into == [groups[100], group(201)]
 
@@ -85,7 +86,7 @@ def test_a_new_worker_hears_everything_again() -> None:
     roster = Roster()
     for _ in range(2):
         roster.begin(adopted=False)
-        roster.want({A: entry(A, group(1))}, settled=True)
+        roster.want({A: entry(A, group(1))}, NO_GRAPH, settled=True)
         assert roster.pending() == [whole(A, 1), Complete()]
 
 
@@ -93,9 +94,9 @@ def test_until_all_is_known_nobody_is_told_that_it_is_all() -> None:
     """A worker of ours hears what there is."""
     roster = Roster()
     roster.begin(adopted=False)
-    roster.want({A: entry(A)}, settled=False)
+    roster.want({A: entry(A)}, NO_GRAPH, settled=False)
     assert roster.pending() == [whole(A)]
-    roster.want({A: entry(A), B: entry(B)}, settled=True)
+    roster.want({A: entry(A), B: entry(B)}, NO_GRAPH, settled=True)
     assert roster.pending() == [whole(B), Complete()]
 
 
@@ -103,9 +104,9 @@ def test_an_adopted_worker_knows_more_than_we_until_all_is_known() -> None:
     """A peer whose endpoints are still on their way would lose them."""
     roster = Roster()
     roster.begin(adopted=True)
-    roster.want({A: entry(A)}, settled=False)
+    roster.want({A: entry(A)}, NO_GRAPH, settled=False)
     assert roster.pending() == []
-    roster.want({A: entry(A, group(1)), B: entry(B)}, settled=True)
+    roster.want({A: entry(A, group(1)), B: entry(B)}, NO_GRAPH, settled=True)
     assert roster.pending() == [whole(A, 1), whole(B), Complete()]
 
 
@@ -147,7 +148,7 @@ def test_a_worker_knows_in_the_end_what_it_should(steps: list[tuple[dict[PeerNam
             if life == "new":
                 worker.clear()
             roster.begin(adopted=life == "adopted")
-        roster.want(wanted, settled)
+        roster.want(wanted, NO_GRAPH, settled)
         hear(roster.pending())
     last = {name: each.whole() for name, each in steps[-1][0].items()}
     assert worker == {name: (replace(each, macs=()), set(each.macs)) for name, each in last.items()}

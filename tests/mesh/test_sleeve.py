@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 from dataplane.desired import RemoteEndpoint
-from dataplane.sleeve.control import UP, Configure, Peer
+from dataplane.sleeve.control import UP, Configure, Graph, Peer
 from gossip.names import PeerName
 from mesh import directories, shutdown, sleeve
 from mesh.errors import UserError
@@ -26,6 +26,7 @@ from mesh.sleeve import RESTART_DELAY_MAX_S, STEADY_S, Restarts, Supervisor
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 SETTINGS = Configure("0", PeerName(b"\x01" * 8), bytes(32), (), "weft-tap", (), 6783)
+NO_GRAPH = Graph(())
 P, Q = PeerName(b"\x03" * 8), PeerName(b"\x07" * 8)
 WAIT_LIMIT_S = 10.0
 
@@ -102,13 +103,13 @@ def test_a_worker_is_started_told_everything_and_left_to_the_next_daemon(place: 
     async def scenario() -> None:
         supervisor = place.supervisor()
         await supervisor.prepare()
-        supervisor.tell({P: peer(P)}, settled=False)
+        supervisor.tell({P: peer(P)}, NO_GRAPH, settled=False)
         await supervisor.start()
         pid = await served(supervisor)
-        supervisor.tell({P: peer(P), Q: peer(Q, flood=True)}, settled=True)
+        supervisor.tell({P: peer(P), Q: peer(Q, flood=True)}, NO_GRAPH, settled=True)
         behind = RemoteEndpoint(b"\x02" * 5 + b"\x03", (), None)
-        supervisor.tell({P: peer(P), Q: replace(peer(Q, flood=True), groups=((behind,),))}, settled=True)
-        supervisor.tell({Q: peer(Q, flood=True)}, settled=True)
+        supervisor.tell({P: peer(P), Q: replace(peer(Q, flood=True), groups=((behind,),))}, NO_GRAPH, settled=True)
+        supervisor.tell({Q: peer(Q, flood=True)}, NO_GRAPH, settled=True)
         await until(lambda: len(place.heard()) == 7, "it heard of all")
         assert place.heard() == [
             f"configure epoch={5 << 32 | 1} psks=0 port=6783",
@@ -135,19 +136,19 @@ def test_an_equal_configuration_is_adopted_and_not_disturbed(place: Place) -> No
         first = place.supervisor(epoch=5)
         await first.prepare()
         await first.start()
-        first.tell({P: peer(P), Q: peer(Q)}, settled=True)
+        first.tell({P: peer(P), Q: peer(Q)}, NO_GRAPH, settled=True)
         pid = await served(first)
         await until(lambda: "complete" in place.heard(), "it heard")
         await first.close(end=False)
         second = place.supervisor(epoch=6)
         await second.prepare()
-        second.tell({P: peer(P, macs=())}, settled=False)
+        second.tell({P: peer(P, macs=())}, NO_GRAPH, settled=False)
         await second.start()
         before = len(place.heard())
-        second.tell({P: peer(P, macs=())}, settled=False)
+        second.tell({P: peer(P, macs=())}, NO_GRAPH, settled=False)
         await until(lambda: second.peers.keys() == {P, Q}, "its status tells of what it knew")
         assert len(place.heard()) == before
-        second.tell({P: peer(P)}, settled=True)
+        second.tell({P: peer(P)}, NO_GRAPH, settled=True)
         await until(lambda: place.heard()[-1] == "complete", "it hears when all is known")
         await until(lambda: second.peers.keys() == {P}, "and forgets the rest")
         assert (await served(second), second.started) == (pid, 0)
@@ -230,7 +231,7 @@ def test_a_killed_worker_is_back_within_a_second_and_told_everything(place: Plac
     async def scenario() -> None:
         supervisor = place.supervisor()
         await supervisor.start()
-        supervisor.tell({P: peer(P), Q: peer(Q)}, settled=True)
+        supervisor.tell({P: peer(P), Q: peer(Q)}, NO_GRAPH, settled=True)
         pid = await served(supervisor)
         for count in range(2, 5):
             await until(lambda pid=pid: "complete" in place.heard(pid), "it has heard")  # type: ignore[misc]
@@ -273,7 +274,7 @@ def test_a_worker_that_ends_the_connection_and_lives_is_kept(
 
     async def scenario() -> None:
         supervisor = place.supervisor()
-        supervisor.tell({P: peer(P)}, settled=True)
+        supervisor.tell({P: peer(P)}, NO_GRAPH, settled=True)
         await supervisor.start()
         pid = await served(supervisor)
         for rounds in (2, 3):
@@ -304,7 +305,7 @@ def test_a_worker_that_leaves_what_it_is_told_unread_is_replaced(
         pid = await served(supervisor)
         os.kill(pid, signal.SIGSTOP)
         begun = time.monotonic()
-        supervisor.tell({P: peer(P, macs=(b"\x02" * 6,) * 300_000)}, settled=True)
+        supervisor.tell({P: peer(P, macs=(b"\x02" * 6,) * 300_000)}, NO_GRAPH, settled=True)
         await until(lambda: supervisor.status is None, "it was given up")
         assert time.monotonic() - begun < 1.5, "before its silence was long enough"
         await supervisor.close(end=True)

@@ -182,6 +182,8 @@ def test_a_sleeve_that_does_not_get_through_is_no_path(here: Here, state: str) -
     """In the row and in the summary; frames go on trying. Where VXLAN carries them it does not matter."""
     near = name_of(here, "h3")
     known = view(sleeve(near, state))
+    here.sleeve = dict(known.peers)
+    here.desired()
     assert {row["path"] for row in status.connections(here.router, False, known)} == {"vxlan"}
     here.local = replace(here.local, has_secret=True)
     here.desired()
@@ -200,6 +202,21 @@ def test_a_sleeve_that_may_get_through_is_a_path(here: Here, state: str) -> None
     assert {(row["path"], row["encrypted"]) for row in status.connections(here.router, True, known)} == {
         ("sleeve", True)
     }
+
+
+def test_a_relayed_connection_names_who_passes_it_on(here: Here) -> None:
+    """Its round trip is that of the way that frames take, and it is sealed end to end."""
+    near, other = name_of(here, "h3"), name_of(here, "h4")
+    known = view(replace(sleeve(near), via=(other,), rtt_ms=7.5))
+    here.sleeve = dict(known.peers)
+    here.local = replace(here.local, has_secret=True)
+    here.desired()
+    rows = {row["nickname"]: row for row in status.connections(here.router, True, known)}
+    row = rows["h3"]
+    assert (row["path"], row["reason"], row["via"], row["encrypted"]) == ("relay", "no-direct", ["h4"], True)
+    assert row["rtt_ms"] == 7.5
+    assert ["h4"] in [change["via"] for change in status.history(here.router)]
+    assert summary(here, view=known)["connections"]["relay"] == 1
 
 
 def test_without_a_link_the_round_trip_is_that_of_probes(here: Here) -> None:

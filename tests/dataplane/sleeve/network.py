@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from dataplane.sleeve import assembly, buffers, control, sleeve
@@ -37,6 +37,9 @@ IDLE_TURNS_PER_S = 250
 JOINED_MAX = 64
 TOLD_S = 3.0
 """Gossip says where a host is now."""
+NAT_KEEPS_S = 30.0
+GRAPH_EVERY_S = 0.25
+"""Gossip tells everybody who passes UDP to whom."""
 KEPT_MAX = 400
 """Datagrams that the attacker keeps to send them again."""
 
@@ -77,6 +80,17 @@ class Card:
 
 
 @dataclass
+class Nat:
+    """Before a host: one mapping for all destinations, and only who was sent to may answer."""
+
+    address: Address
+    permitted: dict[tuple[Address, Address], float] = field(default_factory=dict)
+    """When a datagram last left, by what it seemed to come from and where it went."""
+    is_symmetric: bool = False
+    """Another port towards everybody: nothing to be punched."""
+
+
+@dataclass
 class Host:
     index: int
     address: Address
@@ -92,6 +106,8 @@ class Host:
     wake_at: float = float("inf")
     busy_until: float = 0.0
     turns: int = 0
+    nat: Nat | None = None
+    is_dead: bool = False
 
 
 def name_of(index: int) -> PeerName:
@@ -105,6 +121,11 @@ def private_key(index: int) -> bytes:
 def pack(address: Address) -> bytes:
     text = f"{address[0]}:{address[1]}".encode()
     return text.ljust(18, b"\0")[:18]
+
+
+def unpack(packed: bytes) -> Address | None:
+    host, colon, port = packed.rstrip(b"\0").decode().partition(":")
+    return (host, int(port)) if colon else None
 
 
 class Network:
@@ -127,6 +148,8 @@ class Network:
         self._rooms = memoryview(bytearray(ROOM))
         self.hosts: list[Host] = []
         self._hosts = hosts
+        self.kept: set[tuple[int, int]] = set()
+        """Pairs with a link: they stay in contact without traffic."""
         for index in range(hosts):
             address: Address = (f"10.0.0.{index}", PORT)
             self.where[address] = index
@@ -139,12 +162,14 @@ class Network:
         rng = Random(f"{self.random.random()} {index} {epoch}")
         ring = Keyring(name_of(index), private_key(index), psks, epoch, True, rng.randbytes)
         return Sleeve(
+            name_of(index),
             ring,
             is_clear=not psks,
             may_segment=card.may_segment,
             resolve=lambda each: each,
             datagram_bytes=lambda _: card.payload_bytes,
             pack_address=pack,
+            unpack_address=unpack,
             own_address=lambda _: pack(self.hosts[index].address),
             backlog_bytes=lambda: self.hosts[index].socket_bytes,
         )
@@ -153,12 +178,49 @@ class Network:
         """The daemon says who there is."""
         for other in range(self._hosts):
             if other != host.index:
-                host.sleeve.set_peer(self.peer(other))
+                host.sleeve.set_peer(replace(self.peer(other), keep=(host.index, other) in self.kept))
+        self.wake(host, self.now)
 
     def peer(self, index: int) -> control.Peer:
         key = public_key_of(private_key(index))
         host, port = self.hosts[index].address
         return control.Peer(name_of(index), key, ((str(host), int(str(port))),), (mac_of(index),), True)
+
+    def link(self, *pairs: tuple[int, int]) -> None:
+        """These have links: they stay in contact, and everybody hears which of them pass UDP."""
+        if not self.kept:
+            self.after(GRAPH_EVERY_S, self._tell_graph)
+        for a, b in pairs:
+            self.kept |= {(a, b), (b, a)}
+        self._tell()
+
+    def _tell_graph(self) -> None:
+        graph = {}
+        for host in self.hosts:
+            rows = [] if host.is_dead else host.sleeve.status(self.now)
+            graph[name_of(host.index)] = tuple(row.name for row in rows if row.state == control.UP and not row.via)
+        for host in self.hosts:
+            host.sleeve.set_graph(graph)
+            self.wake(host, self.now)
+        self.after(GRAPH_EVERY_S, self._tell_graph)
+
+    def block(self, a: int, b: int) -> None:
+        self.blocked |= {(a, b), (b, a)}
+
+    def unblock(self, a: int, b: int) -> None:
+        self.blocked -= {(a, b), (b, a)}
+
+    def put_behind_nat(self, index: int, *, is_symmetric: bool = False) -> None:
+        """Nobody reaches it at the address it tells; it dials out from another."""
+        host = self.hosts[index]
+        del self.where[host.address]
+        host.nat = Nat((f"198.51.100.{index}", 40_000 + index), is_symmetric=is_symmetric)
+        self.where[host.nat.address] = index
+
+    def via(self, host: int, other: int) -> tuple[int, ...]:
+        """Who passes on what one host sends to another."""
+        route = self.partner(host, other).where.route
+        return () if route is None else tuple(name[0] - 0x10 for name in route.between)
 
     # Time.
 
@@ -313,10 +375,14 @@ class Network:
         if self.sealed:
             assert MARKER not in data, "plaintext on the wire"
         weather, random = self.weather, self.random
-        target = self.where.get(address)
+        source = self._leave(host, address)
+        target = self._enter(source, address)
         if weather.replay or weather.forge:
-            self._attack(data, host.address, target)
-        if target is None or (host.index, target) in self.blocked or len(data) > weather.mtu:
+            self._attack(data, source, target)
+        if target is None or host.is_dead or self.hosts[target].is_dead or (host.index, target) in self.blocked:
+            self.counts["nowhere"] += 1
+            return
+        if len(data) > weather.mtu:
             self.counts["nowhere"] += 1
             return
         if random.random() < weather.loss:
@@ -333,7 +399,28 @@ class Network:
             if weather.ordered:
                 when = max(when, self._last.get((host.index, target), 0.0))
                 self._last[host.index, target] = when
-            self._arrive_at(when, target, data, host.address)
+            self._arrive_at(when, target, data, source)
+
+    def _leave(self, host: Host, address: Address) -> Address:
+        """Where a datagram seems to come from."""
+        nat = host.nat
+        if nat is None:
+            return host.address
+        if nat.is_symmetric:
+            source = (nat.address[0], 50_000 + hash(address) % 10_000)
+            self.where[source] = host.index
+        else:
+            source = nat.address
+        nat.permitted[source, address] = self.now
+        return source
+
+    def _enter(self, source: Address, address: Address) -> int | None:
+        """Whose socket is there for a datagram from that source."""
+        target = self.where.get(address)
+        nat = None if target is None else self.hosts[target].nat
+        if nat is not None and self.now - nat.permitted.get((address, source), float("-inf")) > NAT_KEEPS_S:
+            return None
+        return target
 
     def _arrive_at(self, when: float, target: int, data: bytes, source: Address) -> None:
         def arrive() -> None:

@@ -155,14 +155,15 @@ class Ledger:
         assert of == flow.number
         return flow, number, payload
 
-    def missing(self, since: dict[int, int] | None = None) -> int:
-        """How many units did not arrive; `since`: of each flow, from that unit on only."""
+    def missing(self, since: dict[int, int] | None = None, until: dict[int, int] | None = None) -> int:
+        """How many units did not arrive; `since` and `until`: of each flow, from that unit on and before that one."""
         total = 0
         for flow in self.flows:
             begin = 0 if since is None else since.get(flow.number, 0)
             copies = flow.frames[0].copies if flow.frames else 0
-            came = sum(sum(unit >= begin for unit in units) for units in flow.arrived.values())
-            total += (flow.units - begin) * copies - came
+            end = flow.units if until is None else until.get(flow.number, 0)
+            came = sum(sum(begin <= unit < end for unit in units) for units in flow.arrived.values())
+            total += (end - begin) * copies - came
         return total
 
     def mark(self) -> dict[int, int]:

@@ -1,0 +1,78 @@
+"""Ways to a host through others: along pairs of hosts that are known to pass UDP, shortest first.
+
+Pure and without memory: a graph in, routes out; who passes UDP is found by the workers and told by the daemons. The one
+idea: a route names every host on it, from the first to the last, and each hop only steps one further along it. So no
+hop decides anything, two that disagree about the graph do no harm, and nothing can go round in circles.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from gossip.names import PeerName
+
+ROUTE_NAMES_MAX: Final = 6
+"""Both ends included: four hosts between. A graph of few random links per host is hardly ever wider."""
+
+Graph = Mapping[PeerName, Collection[PeerName]]
+"""Of each host, whom it exchanges UDP with directly. What either side says counts for both."""
+
+
+class Route(tuple[PeerName, ...]):
+    """The names from one end to the other. Stands in the place of an address, where a peer is reached that way."""
+
+    __slots__ = ()
+
+    def back(self) -> Route:
+        """The same way in the other direction."""
+        return Route(reversed(self))
+
+    @property
+    def between(self) -> tuple[PeerName, ...]:
+        """Those who pass it on."""
+        return self[1:-1]
+
+
+def is_sound(names: tuple[PeerName, ...]) -> bool:
+    """Whether these names can be a route: two ends, somebody between, nobody twice."""
+    return 3 <= len(names) <= ROUTE_NAMES_MAX and len(set(names)) == len(names)
+
+
+def find_routes(
+    graph: Graph, us: PeerName, them: PeerName, direct: Mapping[PeerName, float], limit: int
+) -> list[Route]:
+    """At most `limit` routes, each by another first hop, the shortest first and among equals those whose first hop is
+    the nearest. `direct`: the peers that we reach directly now, and their round trip in ms."""
+    edges = _both_ways(graph)
+    onward: dict[PeerName, PeerName] = {}
+    """By host: the next one on its shortest way to them."""
+    distance = {them: 0}
+    waiting = deque((them,))
+    while waiting:
+        name = waiting.popleft()
+        if distance[name] >= ROUTE_NAMES_MAX - 2:
+            break
+        for neighbour in sorted(edges.get(name, ())):
+            if neighbour != us and neighbour not in distance:
+                distance[neighbour] = distance[name] + 1
+                onward[neighbour] = name
+                waiting.append(neighbour)
+    first = sorted((distance[name], direct[name], name) for name in direct if name in onward)
+    routes = []
+    for _, _, name in first[:limit]:
+        names = [us, name]
+        while names[-1] != them:
+            names.append(onward[names[-1]])
+        routes.append(Route(names))
+    return routes
+
+
+def _both_ways(graph: Graph) -> dict[PeerName, set[PeerName]]:
+    edges: dict[PeerName, set[PeerName]] = {}
+    for name, others in graph.items():
+        for other in others:
+            edges.setdefault(name, set()).add(other)
+            edges.setdefault(other, set()).add(name)
+    return edges

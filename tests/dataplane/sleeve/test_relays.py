@@ -1,0 +1,213 @@
+"""Hosts that no datagram joins directly: through others, back again, through NATs, and never in circles."""
+
+from __future__ import annotations
+
+import pytest
+
+from dataplane.sleeve import control
+from tests.dataplane.sleeve.network import Network, name_of
+from tests.dataplane.sleeve.traffic import BROADCAST, TCP, UDP
+
+PSKS = pytest.mark.parametrize("psks", [(b"s" * 32,), ()], ids=["sealed", "clear"])
+
+
+def chatter(network: Network, source: int, target: int, duration: float) -> None:
+    network.traffic(network.flow(source, target, UDP), 0.02, duration, lambda: (100, 0))
+    network.traffic(network.flow(target, source, UDP), 0.02, duration, lambda: (100, 0))
+
+
+def lost(network: Network, duration: float) -> int:
+    """Of what is sent within so many seconds, how much has not arrived soon after."""
+    since = network.ledger.mark()
+    network.run(duration)
+    until = network.ledger.mark()
+    network.run(0.3)
+    return network.ledger.missing(since, until)
+
+
+def bulk(network: Network, source: int, target: int, duration: float) -> None:
+    network.traffic(network.flow(source, target, TCP), 0.01, duration, lambda: (60_000, 1396))
+
+
+@PSKS
+def test_two_without_a_way_are_joined_by_a_third_and_nothing_is_lost_then(psks: tuple[bytes, ...]) -> None:
+    network = Network(1, hosts=3, psks=psks)
+    network.block(0, 2)
+    network.link((0, 1), (1, 2))
+    network.run(1.0)
+    chatter(network, 0, 2, 6.0)
+    network.run(2.0)
+    assert network.via(0, 2) == (1,) and network.via(2, 0) == (1,)
+    since = network.ledger.mark()
+    bulk(network, 0, 2, 2.0)
+    bulk(network, 2, 0, 2.0)
+    network.run(4.5)
+    assert network.ledger.missing(since) == 0
+
+
+def test_the_first_frames_wait_less_than_a_second_for_a_route() -> None:
+    network = Network(2, hosts=3)
+    network.block(0, 2)
+    network.link((0, 1), (1, 2))
+    network.run(1.0)
+    flow = network.flow(0, 2, UDP)
+    network.send(flow, 100)
+    network.run(1.0)
+    assert network.ledger.missing() == 0
+
+
+def test_several_hops_where_one_does_not_do() -> None:
+    network = Network(3, hosts=5)
+    for a in range(5):
+        for b in range(a + 2, 5):
+            network.block(a, b)
+    network.link((0, 1), (1, 2), (2, 3), (3, 4))
+    network.run(1.5)
+    chatter(network, 0, 4, 6.0)
+    bulk(network, 0, 4, 6.0)
+    network.run(3.0)
+    assert network.via(0, 4) == (1, 2, 3)
+    assert lost(network, 4.0) == 0
+
+
+@pytest.mark.parametrize("ways", [((0, 2), (2, 0)), ((0, 2),), ((2, 0),)], ids=["both-ways", "out", "back"])
+def test_a_silent_path_is_left_within_three_seconds_and_taken_again(ways: tuple[tuple[int, int], ...]) -> None:
+    network = Network(4, hosts=3)
+    network.link((0, 1), (1, 2), (0, 2))
+    network.run(1.0)
+    chatter(network, 0, 2, 40.0)
+    network.run(5.0)
+    assert network.via(0, 2) == ()
+    network.blocked |= set(ways)
+    network.run(3.0)
+    assert lost(network, 5.0) == 0
+    assert network.via(0, 2) == (1,) and network.via(2, 0) == (1,)
+    network.blocked.clear()
+    assert lost(network, 10.0) == 0, "the way back lost frames"
+    assert network.via(0, 2) == () and network.via(2, 0) == ()
+
+
+def test_a_relay_that_dies_is_replaced_within_four_seconds() -> None:
+    network = Network(5, hosts=4)
+    network.block(0, 3)
+    network.link((0, 1), (1, 3), (0, 2), (2, 3))
+    network.run(1.0)
+    chatter(network, 0, 3, 20.0)
+    network.run(3.0)
+    (relay,) = network.via(0, 3)
+    network.hosts[relay].is_dead = True
+    network.run(3.0)
+    assert lost(network, 3.0) == 0
+    assert network.via(0, 3) == (3 - relay,)
+
+
+def test_broadcast_reaches_everybody_once_whatever_the_way() -> None:
+    network = Network(6, hosts=4)
+    network.block(0, 3)
+    network.block(0, 2)
+    network.link((0, 1), (1, 2), (1, 3), (2, 3))
+    network.run(2.0)
+    flow = network.flow(0, 0, BROADCAST)
+    network.traffic(flow, 0.05, 4.0, lambda: (60, 0))
+    network.run(1.5)
+    assert lost(network, 4.0) == 0  # the ledger itself raises where a frame comes twice
+
+
+@PSKS
+def test_two_behind_nats_meet_by_a_third_and_then_directly(psks: tuple[bytes, ...]) -> None:
+    network = Network(7, hosts=3, psks=psks)
+    network.put_behind_nat(0)
+    network.put_behind_nat(2)
+    network.link((0, 1), (1, 2))
+    network.run(1.0)
+    begun = network.now
+    chatter(network, 0, 2, 100.0)
+    while network.via(0, 2) or network.partner(0, 2).address is None:
+        network.run(0.05)
+        assert network.now < begun + 2.0, "not punched within two seconds"
+    network.run(3.0)
+    assert network.via(0, 2) == () == network.via(2, 0)
+    since = network.ledger.mark()
+    bulk(network, 0, 2, 2.0)
+    network.run(60.0)
+    assert network.ledger.missing(since) == 0
+    row = next(row for row in network.hosts[0].sleeve.status(network.now) if row.name == name_of(2))
+    assert row.state == control.UP and row.is_translated
+
+
+def test_nats_that_cannot_be_punched_leave_two_to_the_relay() -> None:
+    network = Network(8, hosts=3)
+    network.put_behind_nat(0, is_symmetric=True)
+    network.put_behind_nat(2, is_symmetric=True)
+    network.link((0, 1), (1, 2))
+    network.run(1.0)
+    chatter(network, 0, 2, 20.0)
+    network.run(3.0)
+    assert lost(network, 15.0) == 0 and network.via(0, 2) == (1,)
+
+
+def test_one_behind_a_nat_is_reached_as_soon_as_it_has_dialled() -> None:
+    network = Network(9, hosts=2)
+    network.put_behind_nat(0)
+    network.link((0, 1))
+    network.run(1.0)
+    flow = network.flow(1, 0, UDP)
+    network.traffic(flow, 0.1, 100.0, lambda: (100, 0))
+    assert lost(network, 50.0) == 0
+
+
+def test_a_host_that_moves_while_it_is_relayed_is_found_again() -> None:
+    network = Network(10, hosts=3)
+    network.block(0, 2)
+    network.link((0, 1), (1, 2))
+    network.run(1.0)
+    chatter(network, 0, 2, 12.0)
+    network.run(3.0)
+    network.roam(0, ("10.9.9.9", 4000))
+    network.run(3.0)
+    assert lost(network, 5.0) == 0
+
+
+def test_a_lossy_hop_makes_records_small_and_its_parity_saves_them() -> None:
+    network = Network(11, hosts=3)
+    network.block(0, 2)
+    network.link((0, 1), (1, 2))
+    network.run(1.0)
+    chatter(network, 0, 2, 30.0)
+    bulk(network, 0, 2, 30.0)
+    network.weather.loss = 0.01
+    network.run(10.0)
+    segments = 18.0 / 0.01 * 43
+    assert lost(network, 18.0) < 0.01 * segments, "worse than a bare path over two such hops"
+    assert network.via(0, 2) == (1,)
+
+
+def test_nothing_goes_round_where_everybody_is_told_wrong_ways() -> None:
+    network = Network(12, hosts=4)
+    for a in range(4):
+        for b in range(a):
+            network.block(a, b)
+    everybody = tuple(name_of(index) for index in range(4))
+    for host in network.hosts:
+        host.sleeve.set_graph(dict.fromkeys(everybody, everybody))
+    for a in range(4):
+        for b in range(4):
+            if a != b:
+                network.traffic(network.flow(a, b, UDP), 0.1, 5.0, lambda: (100, 0))
+    network.run(30.0)
+    assert network.counted()["relayed-datagrams"] < 1000
+    assert network.counts["datagrams"] < 5000
+
+
+def test_a_chain_of_relays_and_traffic_between_all_pairs_loses_nothing() -> None:
+    network = Network(13, hosts=4)
+    network.block(0, 2)
+    network.block(1, 3)
+    network.block(0, 3)
+    network.link((0, 1), (1, 2), (2, 3))
+    network.run(2.0)
+    for a in range(4):
+        for b in range(a):
+            chatter(network, a, b, 10.0)
+    network.run(3.0)
+    assert lost(network, 6.0) == 0
