@@ -289,6 +289,52 @@ def test_what_waited_for_a_port_that_is_wanted_no_more_is_forgotten() -> None:
     assert world.reconciler._waiting == {} and dict(world.reconciler.failures) == {}
 
 
+class Unwalked(dict[Key, Value]):
+    """Answers questions about one key, and is not to be looked through."""
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        raise AssertionError("looked at everything")
+
+    keys = items = values = __iter__  # type: ignore[assignment]
+
+
+def test_a_change_looks_at_what_changed_and_not_at_everything() -> None:
+    """An endpoint, a port that comes and goes, what waits for a device, something that somebody else did."""
+    world = World()
+    world.reach(DESIRED)
+    world.reconciler._actual = Unwalked(world.reconciler._actual)
+    world.reconciler._wanted = Unwalked(world.reconciler._wanted)
+    for desired in (
+        replace(DESIRED, groups=(*DESIRED.groups, (endpoint(14),))),
+        replace(DESIRED, ports=(port(1), port(2))),
+        replace(DESIRED, ports=(port(2),), peers=(peer(2),)),
+        DESIRED,
+    ):
+        world.want(desired)
+        assert world.settle() != []
+        world.assert_holds(desired)
+    world.kernel.meddle(Key(BRIDGE_FDB, "weft", mac(11)), None)
+    world.kernel.meddle(Key(LINK, "vw1"), None)
+    assert world.settle() != []
+    world.assert_holds(DESIRED)
+
+
+def test_with_a_container_port_goes_what_was_under_it_and_nothing_else() -> None:
+    """Also a MAC that had come there from elsewhere, and not one that has gone elsewhere since."""
+    world = World()
+    world.reach(replace(DESIRED, ports=(port(1), port(2))))
+    here, there = Key(BRIDGE_FDB, "weft", mac(11)), Key(BRIDGE_FDB, "weft", mac(1))
+    world.reconciler.observe(here, "vw1")
+    world.reconciler.observe(there, "vw2")
+    before = set(world.reconciler._actual)
+    world.reconciler.observe(Key(LINK, "vw1"), None)
+    gone = before - set(world.reconciler._actual)
+    assert gone == {key for key in before if key.device == "vw1"} | {here}
+    world.reconciler.observe(Key(LINK, "vw2"), None)
+    assert there not in world.reconciler._actual
+    assert not [key for key in world.reconciler._actual if key.device in ("vw1", "vw2")]
+
+
 def test_a_kernel_without_ipv6_has_no_ipv6_neighbours_and_no_fault() -> None:
     """Its containers cannot have IPv6 addresses either."""
     world = World()
