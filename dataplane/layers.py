@@ -48,34 +48,35 @@ class Layers(Generic[L, K, V]):
         came = [layer for identity, layer in self._layers.items() if identity not in before]
         went = [layer for identity, layer in before.items() if identity not in self._layers]
         rows: dict[K, V] = {}
-        left: dict[K, None] = {}
+        left: dict[K, V] = {}
         doubtful: dict[K, None] = {}
         if self._rivals and _have_moved(before, self._layers):
             doubtful.update(dict.fromkeys(self._rivals))
+        holder, rivals = self._holder, self._rivals
         for layer in went:
-            for key in self._rows_of(layer):
-                left[key] = None
-                if key in self._rivals:
+            for key, value in self._rows_of(layer).items():
+                if key in rivals:
                     doubtful[key] = None
-                self._withdraw(key, layer)
-        holder = self._holder
+                    self._withdraw(key, layer)
+                else:
+                    del holder[key]
+                    left[key] = value
         for layer in came:
             for key, value in self._rows_of(layer).items():
-                rows[key] = value
                 if key in holder:
-                    self._rivals.setdefault(key, [holder[key]]).append(layer)
+                    rivals.setdefault(key, [holder[key]]).append(layer)
                     doubtful[key] = None
+                    continue
+                holder[key] = layer
+                if key in left and left[key] == value and key not in doubtful:
+                    del left[key]  # as it was: most of a layer in whose place one came that differs in little
                 else:
-                    holder[key] = layer
+                    rows[key] = value
         rows.update(self._decide(doubtful))
         return Change(rows, [key for key in left if key not in rows], came, went)
 
     def _withdraw(self, key: K, layer: L) -> None:
-        rivals = self._rivals.pop(key, None)
-        if rivals is None:
-            del self._holder[key]
-            return
-        others = [each for each in rivals if each is not layer]
+        others = [each for each in self._rivals.pop(key) if each is not layer]
         self._holder[key] = others[0]
         if len(others) > 1:
             self._rivals[key] = others
