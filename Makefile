@@ -16,6 +16,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PREFIX ?= /opt/weft
 BINDIR ?= /usr/local/bin
+ETCDIR ?= /etc
 SEEDS ?= 200
 SEED ?= $(shell date +%s)
 TESTS ?= tests
@@ -64,6 +65,7 @@ install: .tools-install $(PY) ## Weft for this machine: PREFIX=/opt/weft and the
 	@$(SUDO) rm -rf $(PREFIX) && $(SUDO) $(PY) -m venv $(PREFIX)
 	@$(SUDO) $(PREFIX)/bin/python -m pip --disable-pip-version-check install --quiet --no-index --find-links build/wheels weft
 	@$(SUDO) mkdir -p $(BINDIR) && $(SUDO) ln -sfn $(PREFIX)/bin/weft $(BINDIR)/weft
+	@$(MAKE) .leave-alone
 	@$(BINDIR)/weft version && echo "installed. Next: $(strip $(SUDO) weft launch)"
 
 uninstall: ## remove what `make install` made (a running daemon first: weft reset)
@@ -72,7 +74,25 @@ uninstall: ## remove what `make install` made (a running daemon first: weft rese
 	  echo "a daemon is running: weft reset removes it and every trace of it first" >&2; exit 1; fi
 	@$(SUDO) rm -rf $(PREFIX)
 	@if [ "$$(readlink $(BINDIR)/weft)" = "$(PREFIX)/bin/weft" ]; then $(SUDO) rm -f $(BINDIR)/weft; fi
+	@$(MAKE) .manage-again
 	@echo "removed $(PREFIX) and $(BINDIR)/weft"
+
+# Whoever else manages network devices on this machine is told to leave ours alone; who is not there is told nothing.
+NM_CONF := $(ETCDIR)/NetworkManager
+NETWORKD_CONF := $(ETCDIR)/systemd/network
+RELOAD = $(if $(filter /etc,$(ETCDIR)),for tell in "nmcli general reload conf" "networkctl reload"; do \
+  ! command -v $${tell%% *} >/dev/null || $(SUDO) $$tell >/dev/null 2>&1 || true; done,true)
+
+.PHONY: .leave-alone .manage-again
+.leave-alone:
+	@if [ -d $(NM_CONF) ]; then echo "== telling NetworkManager to leave our devices alone"; \
+	  $(SUDO) install -D -m 644 mesh/share/networkmanager/weft.conf $(NM_CONF)/conf.d/weft.conf; fi
+	@if [ -d $(NETWORKD_CONF) ]; then echo "== telling systemd-networkd to leave our devices alone"; \
+	  $(SUDO) install -m 644 mesh/share/systemd/05-weft.network mesh/share/systemd/05-weft.link $(NETWORKD_CONF); fi
+	@$(RELOAD)
+.manage-again:
+	@$(SUDO) rm -f $(NM_CONF)/conf.d/weft.conf $(NETWORKD_CONF)/05-weft.network $(NETWORKD_CONF)/05-weft.link
+	@$(RELOAD)
 
 clean: ## remove .venv, builds and caches
 	@rm -rf $(VENV) build bench/.peers *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -87,7 +107,8 @@ TOOLS_BENCH := $(TOOLS_RUN) ethtool:ethtool rsvg-convert:librsvg2-bin
 # Go builds the newest of two; without it the distribution's own have to do.
 TOOLS_PEERS := tincd:tinc fastd:fastd openvpn:openvpn \
   $(if $(shell command -v go),,wireguard-go:wireguard-go nebula:nebula)
-TOOLS_TEST := $(TOOLS_RUN) tcpdump:tcpdump ethtool:ethtool iptables:iptables sysctl:procps
+TOOLS_TEST := $(TOOLS_RUN) tcpdump:tcpdump ethtool:ethtool iptables:iptables sysctl:procps \
+  dockerd:docker.io busybox:busybox-static
 
 .PHONY: .tools-check .tools-install .tools-run .tools-bench .tools-peers .tools-test
 .tools-check: ; @$(call need,$(TOOLS_CHECK))

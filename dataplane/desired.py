@@ -61,6 +61,15 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class Exposed:
+    """One address of this host itself on the bridge. Containers in its network reach the outside through it."""
+
+    interface: Interface
+    masquerade: bool = True
+    """Whether what leaves its network does so under an address of the host, and nothing unasked comes in."""
+
+
+@dataclass(frozen=True, slots=True)
 class RemotePeer:
     """Another host that frames are sent to directly."""
 
@@ -107,6 +116,7 @@ class Desired:
     groups: tuple[Group, ...] = ()
     settled: bool = True
     """False while other hosts' state is not yet known: what the kernel already holds of theirs stays (adoption)."""
+    exposed: tuple[Exposed, ...] = ()
 
     @property
     def endpoints(self) -> tuple[RemoteEndpoint, ...]:

@@ -60,7 +60,8 @@ class Report:
 
     generation: int
     port_faults: Mapping[str, Fault] = field(default_factory=dict)
-    """By ifname: the container ports that are not complete, and why."""
+    """By ifname: the container ports that are not complete, and why; and the bridge, where what exposes the host is
+    not."""
     faults: tuple[Fault, ...] = ()
     """What else is wanted and not there."""
     warnings: tuple[Warning, ...] = ()

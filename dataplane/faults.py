@@ -18,9 +18,13 @@ from dataplane.objects import (
     ACCEPT,
     BRIDGE_FDB,
     FLOOD,
+    FORWARDING,
+    GATEWAY,
     GUARD,
     GUEST,
     GUEST_ADDRESS,
+    GUEST_ROUTE,
+    HOST_ADDRESS,
     LINK,
     NEIGHBOUR,
     PORT,
@@ -38,6 +42,7 @@ MAX_FAULTS: Final = 20
 """Faults in one report; what is beyond is counted in a last one."""
 
 _DOING: Final = {ADD: "cannot make", REPLACE: "cannot change", DELETE: "cannot remove"}
+_FAMILY_NAMES: Final = {b"ip": "IPv4", b"ip6": "IPv6"}
 _ROOT_CURE: Final = "run weft as root, with CAP_NET_ADMIN"
 
 _NO_VXLAN: Final = "this kernel has no VXLAN: load it with 'modprobe vxlan', or launch with --no-vxlan"
@@ -54,6 +59,11 @@ _CURES: Final[Mapping[tuple[str, int], str]] = {
     (GUEST_ADDRESS, errno.EAFNOSUPPORT): "this kernel has no IPv6: attach without IPv6 addresses",
     (GUEST_ADDRESS, errno.EOPNOTSUPP): "this kernel has no IPv6: attach without IPv6 addresses",
     (GUEST_ADDRESS, errno.EACCES): "IPv6 is switched off there (net.ipv6.conf.*.disable_ipv6)",
+    (HOST_ADDRESS, errno.EOPNOTSUPP): "this kernel has no IPv6: expose no IPv6 address",
+    (HOST_ADDRESS, errno.EAFNOSUPPORT): "this kernel has no IPv6: expose no IPv6 address",
+    (GATEWAY, errno.EIO): "load the kernel's NAT with 'modprobe nft_masq', or expose --without-masquerade",
+    (FORWARDING, errno.EROFS): "/proc/sys is read-only here: set the sysctl yourself, outside of this container",
+    (FORWARDING, errno.ENOENT): "this kernel has no IPv6: expose no IPv6 address",
 }
 
 
@@ -66,10 +76,16 @@ def describe(key: Key, value: Value | None) -> str:
         return f"{what} {key.device}"
     if key.kind in (PORT, GUARD, GUEST):
         return f"{what} of {key.device}"
-    if key.kind == GUEST_ADDRESS:
+    if key.kind in (GUEST_ADDRESS, HOST_ADDRESS):
         return f"{what} {_address(key.item[:-1])}/{key.item[-1]} of {key.device}"
     if key.kind == ACCEPT:
-        return f"{what} in {key.item.decode()} filter FORWARD"
+        return f"{what} in {key.item.decode().split()[0]} filter FORWARD"
+    if key.kind == GUEST_ROUTE:
+        return f"{what} of {key.device} ({_FAMILY_NAMES[key.item]})"
+    if key.kind == FORWARDING:
+        return f"{what} of {_FAMILY_NAMES[key.item]}"
+    if key.kind == GATEWAY:
+        return what
     if key.kind in (NEIGHBOUR, FLOOD):
         return f"{what} {_address(key.item)} on {key.device}"
     return f"{what} {key.item.hex(':')} on {key.device}"
@@ -132,6 +148,10 @@ def _thing(key: Key, value: Value | None) -> str:
         NEIGHBOUR: "neighbour",
         GUEST: "inner end",
         GUEST_ADDRESS: "address",
+        HOST_ADDRESS: "address",
+        GUEST_ROUTE: "default route",
+        FORWARDING: "forwarding",
+        GATEWAY: "masquerade rules",
         GUARD: "firewall guard",
         ACCEPT: "accept rule",
     }.get(key.kind, key.kind)

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Protocol
 from dataplane.objects import (
     FIREWALL_KINDS,
     GUEST_KINDS,
+    HOST_KINDS,
     LINK_KINDS,
     TABLE_KINDS,
     Key,
@@ -34,11 +35,13 @@ LINKS: Final = "links"
 TABLES: Final = "tables"
 GUESTS: Final = "guests"
 FIREWALL: Final = "firewall"
+HOST: Final = "host"
 PARTS: Final[Mapping[str, frozenset[str]]] = {
     LINKS: LINK_KINDS,
     TABLES: TABLE_KINDS,
     GUESTS: GUEST_KINDS,
     FIREWALL: FIREWALL_KINDS,
+    HOST: HOST_KINDS,
 }
 """What can be listed by itself, and the kinds of object each listing is complete for."""
 

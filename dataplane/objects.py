@@ -26,6 +26,7 @@ from dataplane.desired import (
     VXLAN,
     Address,
     Desired,
+    Exposed,
     Group,
     Interface,
     Port,
@@ -45,13 +46,26 @@ BRIDGE_FDB: Final = "bridge-fdb"
 NEIGHBOUR: Final = "neighbour"
 GUEST: Final = "guest"
 GUEST_ADDRESS: Final = "guest-address"
+GUEST_ROUTE: Final = "guest-route"
 GUARD: Final = "guard"
 ACCEPT: Final = "accept"
+GATEWAY: Final = "gateway"
+HOST_ADDRESS: Final = "host-address"
+FORWARDING: Final = "forwarding"
 
 LINK_KINDS: Final = frozenset({LINK, UP, PORT})
 TABLE_KINDS: Final = frozenset({VXLAN_FDB, FLOOD, BRIDGE_FDB, NEIGHBOUR})
-GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS})
-FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT})
+GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS, GUEST_ROUTE})
+FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT, GATEWAY})
+HOST_KINDS: Final = frozenset({HOST_ADDRESS, FORWARDING})
+
+FAMILIES: Final[Mapping[int, bytes]] = {4: b"ip", 6: b"ip6"}
+"""Item of what there is once for IPv4 and once for IPv6, by version of the address."""
+BETWEEN: Final = b""
+OUT: Final = b" out"
+IN: Final = b" in"
+"""What an ACCEPT lets pass, as the end of its item: frames between containers, packets of theirs to the outside, and
+packets from there. Those two are wanted only where the host is exposed."""
 
 IPV6_MTU_MIN: Final = 1280
 """RFC 8200, section 5. The kernel takes IPv6 away from a device with less."""
@@ -152,6 +166,36 @@ class GuestAddress(NamedTuple):
     ours: bool = True
 
 
+class DefaultRoute(NamedTuple):
+    """GUEST_ROUTE: a container's default route through its host, which is a last resort. `others`: it has one from
+    somebody else, and then ours is not wanted there. `gateway` is None where ours is not there."""
+
+    gateway: bytes | None
+    others: bool = False
+
+
+class HostAddress(NamedTuple):
+    """HOST_ADDRESS: an address of the bridge itself. `ours` as with a container's address."""
+
+    ours: bool = True
+
+
+class Forwarding(NamedTuple):
+    """FORWARDING: the host forwards packets of a family. `ours`: what was before we switched it on is remembered, also
+    where somebody has switched it off again."""
+
+    ours: bool = True
+    on: bool = True
+
+
+class Gateway(NamedTuple):
+    """GATEWAY: the table that masquerades what leaves `networks`, keeps out what comes into them unasked, and keeps in
+    what is from nowhere in these or the `plain` ones. Sorted."""
+
+    networks: tuple[str, ...]
+    plain: tuple[str, ...] = ()
+
+
 class Guard(NamedTuple):
     """GUARD: the rules that keep unanswerable ARP and ND off an overlay port. `rules` are their comments, in order."""
 
@@ -180,6 +224,10 @@ Value = (
     | PortFlags
     | Guest
     | GuestAddress
+    | DefaultRoute
+    | HostAddress
+    | Forwarding
+    | Gateway
     | Guard
     | Unavailable
     | Odd
@@ -214,6 +262,8 @@ class Scope:
     ports: tuple[Port, ...] = ()
     vxlan_port: int | None = None
     """The UDP port that a firewall on this host should let in."""
+    routed: frozenset[bytes] = frozenset()
+    """The `FAMILIES` in which containers reach the outside through this host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +273,7 @@ class Expansion:
     objects: Mapping[Key, Value]
     """What is wanted from now on."""
     port_of: Mapping[Key, str]
-    """The container port an object serves, for the objects that serve one."""
+    """The container port an object serves, for the objects that serve one; the bridge for what exposes the host."""
     skipped: tuple[Skipped, ...]
     scope: Scope
     settled: bool
@@ -245,7 +295,7 @@ def tap_name(bridge: str) -> str:
 
 
 def address_item(interface: Interface) -> bytes:
-    """Item of a GUEST_ADDRESS: the packed address and one byte of prefix length."""
+    """Item of a GUEST_ADDRESS or HOST_ADDRESS: the packed address and one byte of prefix length."""
     return interface.ip.packed + bytes((interface.network.prefixlen,))
 
 
@@ -266,8 +316,12 @@ def fits(wanted: Value, found: Value) -> bool:
             and (found.accept_ra is None or wanted.accept_ra == found.accept_ra)
             and (wanted.ipv6 is None or wanted.ipv6 == found.ipv6)
         )
-    if isinstance(wanted, GuestAddress):
-        return isinstance(found, GuestAddress)
+    if isinstance(wanted, DefaultRoute) and isinstance(found, DefaultRoute):
+        return found.gateway is None if found.others else found.gateway == wanted.gateway
+    if isinstance(wanted, Forwarding) and isinstance(found, Forwarding):
+        return found.on
+    if isinstance(wanted, GuestAddress | HostAddress):
+        return type(wanted) is type(found)
     return isinstance(found, Unavailable)
 
 
@@ -291,7 +345,7 @@ class Expander:
     def __init__(self) -> None:
         self._segment: Segment | None = None
         self._layers: Layers[Group | _Rows, Key, Value] = Layers(self._rows_of)
-        self._ports: tuple[tuple[Port, ...], _Rows, dict[Key, str]] = ((), {}, {})
+        self._here: tuple[tuple[tuple[Port, ...], tuple[Exposed, ...]], _Rows, dict[Key, str]] = (((), ()), {}, {})
         self._peers: tuple[tuple[RemotePeer, ...], _Rows, list[bytes]] = ((), {}, [])
         self._own: _Rows = {}
         self._odd: dict[int, _Oddity] = {}
@@ -306,11 +360,12 @@ class Expander:
             gone = self._layers.replace(()).gone
             self._odd = {}
             self._segment, self._own = segment, _segment_rows(segment)
-        if is_new or desired.ports != self._ports[0]:
-            self._ports = (desired.ports, *_all_port_rows(segment, desired.ports))
+        exposed = tuple(each for each in desired.exposed if _is_carried(segment, each.interface))
+        if is_new or (desired.ports, exposed) != self._here[0]:
+            self._here = ((desired.ports, exposed), *_rows_here(segment, desired.ports, exposed))
         if is_new or desired.peers != self._peers[0]:
             self._peers = (desired.peers, *_all_peer_rows(segment, desired.peers))
-        change = self._layers.replace((self._ports[1], self._own, self._peers[1], *desired.groups))
+        change = self._layers.replace((self._here[1], self._own, self._peers[1], *desired.groups))
         for layer in change.went:
             self._odd.pop(id(layer), None)
         for layer in change.came:
@@ -318,9 +373,9 @@ class Expander:
                 self._odd[id(layer)] = oddity
         return Expansion(
             objects=change.rows,
-            port_of=self._ports[2],
+            port_of=self._here[2],
             skipped=_skipped(desired, [*self._peers[2], *self._unusable()], self._leaves_ipv6_out(desired)),
-            scope=Scope(segment.bridge, desired.ports, segment.vxlan_port),
+            scope=Scope(segment.bridge, desired.ports, segment.vxlan_port, _families(exposed)),
             settled=desired.settled,
             gone=change.gone + [key for key in gone if key not in change.rows],
         )
@@ -339,8 +394,9 @@ class Expander:
 
     def _leaves_ipv6_out(self, desired: Desired) -> bool:
         local = (address for port in desired.ports for address in port.addresses)
+        exposed = (each.interface for each in desired.exposed)
         return any(oddity.leaves_ipv6_out for oddity in self._odd.values()) or not all(
-            _is_carried(desired.segment, address) for address in local
+            _is_carried(desired.segment, address) for address in (*local, *exposed)
         )
 
 
@@ -355,12 +411,19 @@ def _oddity(segment: Segment, group: Group) -> _Oddity | None:
     return None if is_whole and not unusable else _Oddity(unusable, not is_whole)
 
 
-def _all_port_rows(segment: Segment, ports: Sequence[Port]) -> tuple[_Rows, dict[Key, str]]:
-    """And the port that each object serves."""
+def _rows_here(segment: Segment, ports: Sequence[Port], exposed: Sequence[Exposed]) -> tuple[_Rows, dict[Key, str]]:
+    """Of what is attached on this host and of the host itself, and which port each object serves."""
     rows: _Rows = {}
     port_of: dict[Key, str] = {}
     for port in reversed(ports):
         mine = _port_rows(segment, port)
+        rows.update(mine)
+        port_of.update(dict.fromkeys(mine, port.ifname))
+    host = _exposed_rows(segment.bridge, exposed)
+    rows.update(host)
+    port_of.update(dict.fromkeys(host, segment.bridge))
+    for port in ports if exposed else ():
+        mine = _route_rows(port, exposed)
         rows.update(mine)
         port_of.update(dict.fromkeys(mine, port.ifname))
     return rows, port_of
@@ -434,6 +497,39 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
         rows[Key(GUEST_ADDRESS, name, address_item(address))] = GuestAddress()
         rows[Key(NEIGHBOUR, bridge, address.ip.packed)] = port.mac
     return rows
+
+
+def _exposed_rows(bridge: str, exposed: Sequence[Exposed]) -> dict[Key, Value]:
+    """What makes the host itself part of the overlay, and the way out for its containers."""
+    rows: dict[Key, Value] = {
+        Key(HOST_ADDRESS, bridge, address_item(each.interface)): HostAddress() for each in exposed
+    }
+    for family in _families(exposed):
+        rows[Key(FORWARDING, bridge, family)] = Forwarding()
+        rows[Key(ACCEPT, bridge, family + OUT)] = rows[Key(ACCEPT, bridge, family + IN)] = True
+    masqueraded = {str(each.interface.network) for each in exposed if each.masquerade}
+    plain = {str(each.interface.network) for each in exposed} - masqueraded
+    if masqueraded:
+        rows[Key(GATEWAY, bridge)] = Gateway(tuple(sorted(masqueraded)), tuple(sorted(plain)))
+    return rows
+
+
+def _families(exposed: Sequence[Exposed]) -> frozenset[bytes]:
+    return frozenset(FAMILIES[each.interface.version] for each in exposed)
+
+
+def _route_rows(port: Port, exposed: Sequence[Exposed]) -> dict[Key, Value]:
+    """A default route for each family in which the container and the host are in each other's network."""
+    rows: dict[Key, Value] = {}
+    for host in reversed(exposed):  # the first one wins
+        if any(_are_neighbours(host.interface, address) for address in port.addresses):
+            family = FAMILIES[host.interface.version]
+            rows[Key(GUEST_ROUTE, port.ifname, family)] = DefaultRoute(host.interface.ip.packed)
+    return rows
+
+
+def _are_neighbours(one: Interface, other: Interface) -> bool:
+    return one.ip in other.network and other.ip in one.network  # across families: never
 
 
 def _endpoint_rows(segment: Segment, endpoint: RemoteEndpoint) -> dict[Key, Value]:

@@ -32,10 +32,14 @@ from dataplane.objects import (
     ACCEPT,
     BRIDGE_FDB,
     FLOOD,
+    FORWARDING,
+    GATEWAY,
     GUARD,
     GUEST,
     GUEST_ADDRESS,
     GUEST_KINDS,
+    GUEST_ROUTE,
+    HOST_ADDRESS,
     LINK,
     NEIGHBOUR,
     PORT,
@@ -44,8 +48,11 @@ from dataplane.objects import (
     UP,
     VXLAN_FDB,
     Bridge,
+    DefaultRoute,
     Expansion,
+    Forwarding,
     GuestAddress,
+    HostAddress,
     Key,
     Odd,
     OtherLink,
@@ -83,18 +90,23 @@ _ALREADY_GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAI
 
 # Stages of a pass, first to last. Container ports come before the bulk, so that an attach does not wait for it.
 # A VXLAN FDB entry comes before and goes after the bridge entry of the same MAC: a bridge entry without one sends
-# the frames to every peer. Flood lists shrink before they grow, so that no peer gets a broadcast twice.
+# the frames to every peer. Flood lists shrink before they grow, so that no peer gets a broadcast twice. Containers
+# are led to the outside only when all that masquerades is there, and until it goes.
 _DELETE_FIRST: Final = 0
 _ADD_BRIDGE: Final = 1
 _UP_BRIDGE: Final = 2
 _ADD_LINK: Final = 3
 _STAGE_OF_ADD: Final[Mapping[str, int]] = {
+    HOST_ADDRESS: 3,
     PORT: 4,
     GUARD: 5,
+    GATEWAY: 5,
+    FORWARDING: 6,
     UP: 7,
     GUEST: 8,
     GUEST_ADDRESS: 9,
     VXLAN_FDB: 10,
+    GUEST_ROUTE: 10,
     BRIDGE_FDB: 11,
     NEIGHBOUR: 12,
     FLOOD: 14,
@@ -104,11 +116,15 @@ _LOCAL_FDB: Final = 6
 _ANNOUNCE: Final = 15
 _STAGE_OF_DELETE: Final[Mapping[str, int]] = {
     FLOOD: 13,
+    GUEST_ROUTE: 13,
+    FORWARDING: 14,
     NEIGHBOUR: 17,
     BRIDGE_FDB: 18,
     VXLAN_FDB: 19,
     GUEST_ADDRESS: 20,
+    HOST_ADDRESS: 20,
     GUARD: 21,
+    GATEWAY: 21,
     ACCEPT: 22,
 }
 _DELETE_BRIDGE: Final = 23
@@ -146,6 +162,7 @@ class Reconciler:
         self._vxlans: tuple[str, ...] = ()
         self._overlay: tuple[str, ...] = ()
         self._bridge_is_up: Needs = ()
+        self._masquerade: Needs = ()
         self._dirty: dict[Key, str] = {}
         self._in_flight: dict[Key, str] = {}
         self._waiting: dict[Key, dict[Key, str]] = {}
@@ -185,6 +202,7 @@ class Reconciler:
         for key in changed:
             self._mark(key, WANTED)
             self._wait_no_more(key)
+        self._masquerade = ((Key(GATEWAY, self._bridge), True),) if Key(GATEWAY, self._bridge) in wanted else ()
         if expansion.settled and not self._settled:
             for key in self._actual:
                 if key not in wanted:
@@ -434,9 +452,11 @@ class Reconciler:
             return False  # the first go with their link, the others were never ours
         if key.kind == ACCEPT:
             return found is True
-        if key.kind == GUEST_ADDRESS:
-            return isinstance(found, GuestAddress) and found.ours
-        if self._settled or key.kind in (LINK, GUARD):
+        if isinstance(found, GuestAddress | HostAddress | Forwarding):
+            return found.ours
+        if isinstance(found, DefaultRoute):
+            return found.gateway is not None
+        if self._settled or key.kind in (LINK, GUARD, GATEWAY):
             return True
         return key.kind == BRIDGE_FDB and found not in self._overlay
 
@@ -452,7 +472,7 @@ class Reconciler:
     def _stage_of_delete(self, key: Key, found: Value) -> int:
         if key.kind == LINK:
             return _DELETE_BRIDGE if isinstance(found, Bridge) else _DELETE_FIRST
-        if key.kind == GUEST_ADDRESS and self._changes_length(key):
+        if key.kind in (GUEST_ADDRESS, HOST_ADDRESS) and self._changes_length(key):
             return _DELETE_FIRST
         return _STAGE_OF_DELETE[key.kind]
 
@@ -463,7 +483,7 @@ class Reconciler:
         if len(packed) != 16:
             return False
         lengths = (packed + bytes((length,)) for length in range(129))
-        return any(Key(GUEST_ADDRESS, key.device, item) in self._wanted for item in lengths)
+        return any(Key(key.kind, key.device, item) in self._wanted for item in lengths)
 
     def _needs(self, operation: Operation) -> Needs:
         """Keys that must be present (True) or absent (False) for the operation to make sense."""
@@ -481,8 +501,12 @@ class Reconciler:
             return (Key(LINK, key.device), True), (Key(LINK, value.master), True)
         if key.kind == UP and key.device != self._bridge:
             return (Key(LINK, key.device), True), (Key(PORT, key.device), True)
-        if key.kind in (UP, VXLAN_FDB, FLOOD, GUARD, GUEST):
+        if key.kind in (UP, VXLAN_FDB, FLOOD, GUARD, GUEST, GATEWAY, HOST_ADDRESS):
             return ((Key(LINK, key.device), True),)
+        if key.kind == FORWARDING:
+            return self._masquerade
+        if key.kind == GUEST_ROUTE:
+            return ((Key(GUEST, key.device), True), *self._masquerade)
         if key.kind == GUEST_ADDRESS:
             return ((Key(GUEST, key.device), True),)
         if key.kind == BRIDGE_FDB and isinstance(value, str):

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -158,6 +158,13 @@ class Transport:
                 self._want_epoch(epoch)
             case _:
                 self._on_event(outcome)
+
+    def drop_from(self, addresses: Collection[str]) -> None:
+        """End the connections that begin at addresses which this host does not have any more: nothing will come back
+        on them, and finding that out by silence would take seconds."""
+        for connection in list(self._open):
+            if connection.local in addresses:
+                connection.abort()
 
     # -- time --------------------------------------------------------------------------------------
 
@@ -308,6 +315,8 @@ class _Connection(asyncio.Protocol):
         self.key = key
         self.link_id: int | None = None
         self.remote = "?"
+        self.local = "?"
+        """The address of this host's end."""
         self.outcome: asyncio.Future[str | None] = owner._loop.create_future()
         """For a dialled connection: None once it is a link, else why it is not."""
         self._socket: asyncio.Transport | None = None
@@ -329,6 +338,9 @@ class _Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         if peer:  # None where the other side has left again before we looked.
             self.remote = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+        own = transport.get_extra_info("sockname")
+        if own:
+            self.local = str(own[0])
         self._socket.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         due = self._link.next_timeout()
         assert due is not None

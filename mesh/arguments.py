@@ -136,9 +136,9 @@ def parse_network(text: str) -> str:
 
 
 def parse_target(text: str) -> str:
-    """A namespace's name, a path to one, or a pid. Whether it exists is for the daemon to find out."""
+    """A namespace's name, a path to one, a pid, or a container. Whether it exists is for the daemon to find out."""
     if not text:
-        raise ValueError("TARGET is empty: give a named network namespace, a path to one, or a process id")
+        raise ValueError("TARGET is empty: give a named network namespace, a path to one, a pid, or a container")
     if len(text.encode(errors="replace")) > TARGET_BYTES_MAX or not _is_plain_text(text):
         raise ValueError(f"TARGET must be at most {TARGET_BYTES_MAX} bytes of printable text")
     return text

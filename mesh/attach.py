@@ -2,26 +2,38 @@
 
 An attachment is written to disk first, then the kernel is asked for it (by publishing a desired state that has one more
 port), then the mesh is told, then the caller. A step that fails takes the earlier ones back. Attachments outlive the
-daemon: what is on disk at launch is simply desired again, and the kernel already has it. They do not outlive the boot,
-as no container does.
+daemon: what is on disk at launch is simply desired again, and the kernel already has it.
+
+They outlive their namespaces too, where it can be known which one is the next (`mesh.attachment`): such an attachment
+is *away* then. It keeps its addresses and its MAC, the mesh goes on hearing of them, and only the kernel is not asked
+for it. Others tell this module what ended and what is there again; it looks for neither.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Awaitable, Callable
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import ip_interface
 from typing import Any
 
-from dataplane.desired import Port
 from dataplane.kernel import Fault
-from dataplane.linux.netns import Namespace, find_namespace, is_there
+from dataplane.linux.netns import Namespace, is_there
 from gossip.errors import ProtocolError
 from gossip.names import PeerName
 from gossip.pages import ROW_MAX_BYTES
 from mesh import arguments, requests
+from mesh.attachment import (
+    AWAY_MAX,
+    Attachment,
+    after_boot,
+    attachment_from_json,
+    canonical,
+    ifname_of,
+    make_binding,
+    too_long_away,
+)
 from mesh.endpoints import (
     Address,
     Binding,
@@ -35,66 +47,14 @@ from mesh.endpoints import (
 from mesh.logs import EventLog
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
+from mesh.targets import Place, Targets
 
-GUEST_IFNAME = "ethwe"
 KERNEL_TIMEOUT_S = 10.0
 DOCUMENT = "attachments"
 MAC_TRIES = 256
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 log = EventLog("attach")
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """One interface on this host, as it is kept on disk."""
-
-    id: str
-    ifname: str
-    namespace: str
-    namespace_id: tuple[int, int]
-    mac: bytes
-    bindings: tuple[Binding, ...]
-    names: tuple[str, ...]
-    labels: tuple[tuple[str, str], ...]
-    network: str
-
-    @property
-    def port(self) -> Port:
-        interfaces = tuple(binding.interface for binding in self.bindings)
-        return Port(self.ifname, GUEST_IFNAME, self.namespace, self.namespace_id, self.mac, interfaces)
-
-    def endpoint(self, owner: PeerName) -> Endpoint:
-        return Endpoint(owner, self.id, self.mac, self.bindings, self.names, self.labels, self.network)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "ifname": self.ifname,
-            "namespace": self.namespace,
-            "namespace_id": list(self.namespace_id),
-            "mac": self.mac.hex(":"),
-            "bindings": [[str(binding), binding.claim] for binding in self.bindings],
-            "names": list(self.names),
-            "labels": [list(label) for label in self.labels],
-            "network": self.network,
-        }
-
-
-def attachment_from_json(value: dict[str, Any]) -> Attachment:
-    """The inverse of `to_json`. Its input has passed the store's checksum, so it is as we wrote it."""
-    device, inode = value["namespace_id"]
-    return Attachment(
-        id=value["id"],
-        ifname=value["ifname"],
-        namespace=value["namespace"],
-        namespace_id=(device, inode),
-        mac=bytes.fromhex(value["mac"].replace(":", "")),
-        bindings=tuple(_binding(ip_interface(text), claim) for text, claim in value["bindings"]),
-        names=tuple(value["names"]),
-        labels=tuple((key, text) for key, text in value["labels"]),
-        network=value["network"],
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +66,7 @@ class Surroundings:
     """Write a document into the store and return when it is on disk. Raises `StoreError`."""
     own: PeerName
     table: EndpointTable
+    targets: Targets
     nickname_of: Callable[[PeerName], str]
     is_reachable: Callable[[PeerName], bool]
     wait_settled: Callable[[], Awaitable[None]]
@@ -129,14 +90,17 @@ class Attachments:
         document = around.store.read(DOCUMENT) or {"boot": self._boot, "attachments": []}
         loaded = [attachment_from_json(value) for value in document["attachments"]]
         if document["boot"] != self._boot:
-            # Namespaces are told apart by numbers that another boot gives to others.
-            for attachment in loaded:
-                log.info("gone-with-the-last-boot", id=attachment.id, addresses=",".join(_texts(attachment)))
-            loaded = []
+            loaded, gone = after_boot(loaded, int(time.time()))
+            for attachment in gone:
+                log.info("gone-with-the-last-boot", id=attachment.id, addresses=",".join(attachment.texts()))
         self._held: dict[str, Attachment] = {attachment.ifname: attachment for attachment in loaded}
 
     def all(self) -> list[Attachment]:
         return sorted(self._held.values(), key=lambda attachment: (attachment.id, attachment.ifname))
+
+    def here(self) -> list[Attachment]:
+        """Those whose namespaces are there."""
+        return [attachment for attachment in self.all() if attachment.away_since is None]
 
     async def close(self) -> None:
         """Let the change that is under way come to its end, and begin no other."""
@@ -144,16 +108,24 @@ class Attachments:
         async with self._lock:
             pass
 
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """While this is held nothing else changes here; for who must not take an address at the same time. Raises
+        `ApiError` when the daemon is stopping."""
+        async with self._lock:
+            self._refuse_closed()
+            yield
+
     # -- attach ------------------------------------------------------------------------------------
 
     async def attach(self, request: requests.Attach) -> Attachment:
         """Raises `ApiError`; then nothing has changed."""
+        place = await self._around.targets.find(request.target)
         async with self._lock:
             self._refuse_closed()
             await self._around.wait_settled()
-            namespace = _find(request.target)
-            await self._drop(self._strangers(namespace))
-            before, wanted = self._plan(request, namespace)
+            await self._retire(self._strangers(place.namespace))
+            before, wanted = self._plan(request, place)
             if wanted == before:
                 return wanted
             await self._save(self._held | {wanted.ifname: wanted})
@@ -169,59 +141,76 @@ class Attachments:
             except ValueError as error:
                 await self._take_back(before, wanted)
                 raise ApiError("too-many", f"{wanted.id} cannot be told to other hosts ({error})") from None
-            log.info("attached", id=wanted.id, addresses=",".join(_texts(wanted)))
+            log.info("attached", id=wanted.id, addresses=",".join(wanted.texts()))
             return wanted
 
-    def _plan(self, request: requests.Attach, namespace: Namespace) -> tuple[Attachment | None, Attachment]:
+    def _plan(self, request: requests.Attach, place: Place) -> tuple[Attachment | None, Attachment]:
         """What is there for this target, and what should be."""
-        before = self._of_namespace(namespace.id)
+        before = self._of_namespace(place.namespace.id) or self._awaited(place)
         bindings = list(before.bindings) if before else []
         for interface in request.addresses:
             self._refuse_taken(interface, before)
             at = next((i for i, binding in enumerate(bindings) if binding.ip == interface.ip), None)
             if at is None:
-                bindings.append(_binding(interface, self._around.table.next_claim(interface.ip)))
+                bindings.append(make_binding(interface, self._around.table.next_claim(interface.ip)))
             else:
-                bindings[at] = _binding(interface, bindings[at].claim)
+                bindings[at] = make_binding(interface, bindings[at].claim)
         if before is not None:
             labels = tuple(sorted((dict(before.labels) | dict(request.labels)).items()))
             names = tuple(dict.fromkeys((*before.names, *request.names)))
-            wanted = replace(before, bindings=tuple(bindings), names=names, labels=labels)
+            wanted = replace(_moved(before, place), bindings=tuple(bindings), names=names, labels=labels)
         else:
-            ifname = "vw" + hashlib.sha256(f"{namespace.id} {request.network}".encode()).hexdigest()[:11]
+            found = place.namespace
+            ifname = ifname_of(found.path, found.id, place.container, request.network, self._held)
             mac = self._free_mac(request.network, bindings[0].ip, takes_over=True)
             wanted = Attachment(
-                request.target, ifname, namespace.path, namespace.id, mac, tuple(bindings), request.names,
-                request.labels, request.network,
+                request.target, ifname, found.path, found.id, mac, tuple(bindings), request.names, request.labels,
+                request.network, place.container,
             )  # fmt: skip
         self._refuse_unpublishable(wanted)
         return before, wanted
 
     def _of_namespace(self, namespace_id: tuple[int, int]) -> Attachment | None:
-        return next((held for held in self._held.values() if held.namespace_id == namespace_id), None)
+        here = (held for held in self._held.values() if held.away_since is None)
+        return next((held for held in here if held.namespace_id == namespace_id), None)
+
+    def _awaited(self, place: Place) -> Attachment | None:
+        """The attachment that this is the next namespace of."""
+        for held in self._held.values():
+            if held.container is not None and held.container == place.container:
+                return held
+            if held.is_named and held.namespace == place.namespace.path:
+                return held
+        return None
 
     def _strangers(self, namespace: Namespace) -> list[Attachment]:
         """Attachments of a namespace that ended and whose number the kernel has given to this one since."""
         held = self._of_namespace(namespace.id)
-        return [] if held is None or is_there(held.namespace, held.namespace_id) else [held]
+        return [] if held is None or _is_there(held) else [held]
 
     def _refuse_taken(self, interface: Interface, ours: Attachment | None) -> None:
         """An address moves after `detach`, or when its owner is out of reach; else it stays where it is."""
         for held in self._held.values():
             if held is not ours and any(binding.ip == interface.ip for binding in held.bindings):
+                away = ", away now" if held.away_since is not None else ""
                 raise ApiError(
                     "address-taken",
-                    f"{interface.ip} is held by {held.id} on this host; detach it there first, or take another address",
+                    f"{interface.ip} is held by {held.id} on this host{away}; detach it there first (weft detach "
+                    f"{interface} {held.id}), or take another address",
                 )
         for holder in self._around.table.claimants(interface.ip):
             if holder.owner == self._around.own:
+                if holder.is_host:
+                    text = f"{interface.ip} is an address of this host itself; hide it first"
+                    raise ApiError("address-taken", f"{text} ({holder.release(interface)}), or take another address")
                 return
             if self._around.is_reachable(holder.owner):
                 host = self._around.nickname_of(holder.owner)
+                away = ", away there" if holder.away else ""
                 raise ApiError(
                     "address-taken",
-                    f"{interface.ip} is held by {holder.id} on host {host}; detach it there first (weft detach "
-                    f"{interface} {holder.id}), or take another address",
+                    f"{interface.ip} is held by {holder.id} on host {host}{away}; detach it there first "
+                    f"({holder.release(interface)}), or take another address",
                 )
 
     def _refuse_unpublishable(self, wanted: Attachment) -> None:
@@ -233,7 +222,7 @@ class Attachments:
         ):
             if len(there) > most:
                 raise ApiError("too-many", f"{wanted.id} would have {len(there)} {what}; at most {most}")
-        row = encode_row(wanted.endpoint(self._around.own))
+        row = encode_row(replace(wanted.endpoint(self._around.own), away=True))  # the longest that it will have
         if len(row) > ROW_MAX_BYTES:
             sum_up = f"its id, names and labels come to {len(row)} bytes, and {ROW_MAX_BYTES} are the most"
             raise ApiError("too-many", f"{wanted.id} cannot be told to other hosts: {sum_up}; give fewer or shorter")
@@ -290,14 +279,15 @@ class Attachments:
 
     async def detach(self, request: requests.Detach) -> tuple[Binding, ...]:
         """Take addresses away, all of them where none are named; those that were taken. Raises `ApiError`."""
+        container = await self._container_named(request.target)
         async with self._lock:
             self._refuse_closed()
-            attachment = self._named(request.target)
+            attachment = self._named(request.target, container)
             wanted = {interface.ip for interface in request.addresses}
             gone = tuple(binding for binding in attachment.bindings if not wanted or binding.ip in wanted)
             missing = sorted(str(ip) for ip in wanted - {binding.ip for binding in gone})
             if missing:
-                have = ", ".join(_texts(attachment))
+                have = ", ".join(attachment.texts())
                 raise ApiError("not-attached", f"{attachment.id} does not have {', '.join(missing)}; it has {have}")
             kept = tuple(binding for binding in attachment.bindings if binding not in gone)
             held = dict(self._held)
@@ -312,36 +302,116 @@ class Attachments:
             log.info("detached", id=attachment.id, addresses=",".join(map(str, gone)))
             return gone
 
-    def _named(self, target: str) -> Attachment:
-        """What is attached under this name, be it the namespace that bears it now or one that is gone."""
-        try:
-            found = self._of_namespace(find_namespace(target).id)
-        except ValueError:
-            found = None
+    async def _container_named(self, target: str) -> str | None:
+        """Docker is asked only where it can matter."""
+        if self._of_target(target) is not None or not any(held.container for held in self._held.values()):
+            return None
+        return await self._around.targets.container(target)
+
+    def _named(self, target: str, container: str | None) -> Attachment:
+        """What is attached under this name, be it what bears it now or what is gone. `container`: what Docker says."""
+        found = self._of_target(target)
         if found is None:
-            found = next((held for held in self.all() if target in (held.id, held.namespace)), None)
+            containers = [held for held in self.all() if held.container is not None]
+            found = next((held for held in containers if container is not None and held.container == container), None)
+            if found is None:
+                found = next((held for held in containers if held.id == target), None)
+            alike = [held for held in containers if str(held.container).startswith(target)]
+            if found is None and len(alike) == 1:
+                found = alike[0]
         if found is None:
             have = ", ".join(held.id for held in self.all()) or "nothing is"
             raise ApiError("not-attached", f"{target} is not attached on this host (attached: {have})")
         return found
 
-    async def drop_vanished(self, ifnames: frozenset[str]) -> None:
-        """The namespaces of these ports have ended, and their interfaces with them: free the addresses."""
-        async with self._lock:
-            gone = [self._held[ifname] for ifname in sorted(ifnames & set(self._held))]
-            try:
-                await self._drop([held for held in gone if not is_there(held.namespace, held.namespace_id)])
-            except ApiError as error:
-                log.error("attachments-not-saved", error=error)
+    def _of_target(self, target: str) -> Attachment | None:
+        """What is attached to the namespace of that name, or was to one that is gone."""
+        namespace = self._around.targets.namespace(target)
+        found = self._of_namespace(namespace.id) if namespace is not None else None
+        if found is not None:
+            return found
+        others = (held for held in self.all() if held.container is None)
+        return next((held for held in others if target == held.id or canonical(target) == held.namespace), None)
 
-    async def _drop(self, gone: list[Attachment]) -> None:
+    # -- what ends, and what comes back ------------------------------------------------------------
+
+    async def vanished(self, ifnames: frozenset[str]) -> None:
+        """The namespaces of these ports are said to have ended, and their interfaces with them."""
+        async with self._lock:
+            said = [held for held in self.here() if held.ifname in ifnames]
+            await self._unasked(self._retire([held for held in said if not _is_there(held)]))
+
+    async def come_back(self, places: Mapping[str, Place]) -> None:
+        """By ifname: where attachments that were away, or elsewhere, are now."""
+        async with self._lock:
+            await self._unasked(self._restore(places))
+
+    async def forget(self, containers: frozenset[str]) -> None:
+        """These containers have been removed and will not come back."""
+        async with self._lock:
+            held = {name: each for name, each in self._held.items() if each.container not in containers}
+            if len(held) < len(self._held):
+                await self._unasked(self._replace(held, "container-removed"))
+
+    async def _retire(self, gone: list[Attachment]) -> None:
+        """Their namespaces have ended: those that can come back are away from now on."""
         if not gone:
             return
-        await self._save({name: held for name, held in self._held.items() if held not in gone})
-        for attachment in gone:
-            log.info("namespace-gone", id=attachment.id, addresses=",".join(_texts(attachment)))
-            self._around.tell(attachment.ifname, None)
+        now_unix_s = int(time.time())
+        held = dict(self._held)
+        for each in gone:
+            if each.comes_back:
+                held[each.ifname] = replace(each, away_since=now_unix_s)
+                log.info("away", id=each.id, addresses=",".join(each.texts()))
+            else:
+                del held[each.ifname]
+        for each in too_long_away(held, AWAY_MAX):
+            del held[each.ifname]
+        await self._replace(held, "namespace-gone")
+
+    async def _restore(self, places: Mapping[str, Place]) -> None:
+        back: list[Attachment] = []
+        for ifname, place in sorted(places.items()):
+            found = place.namespace
+            await self._retire(self._strangers(found))
+            before = self._held.get(ifname)
+            if before is None or not is_there(found.path, found.id):
+                continue  # what was looked at is old news by now
+            there = self._of_namespace(found.id) or next((each for each in back if each.namespace_id == found.id), None)
+            if there is None:
+                back.append(_moved(before, place))
+            elif there is not before:
+                log.info("cannot-come-back", id=before.id, attached_as=there.id)
+        if back:
+            await self._replace(self._held | {each.ifname: each for each in back}, "")
+            for each in back:
+                log.info("came-back", id=each.id, addresses=",".join(each.texts()))
+
+    async def _replace(self, held: dict[str, Attachment], why: str) -> None:
+        """Save, tell and publish what nobody asked for. `why`: what is missing in it is."""
+        before = self._held
+        await self._save(held)
+        for ifname in sorted(before.keys() - held.keys()):
+            log.info(why, id=before[ifname].id, addresses=",".join(before[ifname].texts()))
+            self._around.tell(ifname, None)
+        for ifname, each in sorted(held.items()):
+            if each.endpoint(self._around.own) != before[ifname].endpoint(self._around.own):
+                self._tell_again(each)
         await self._publish()
+
+    def _tell_again(self, attachment: Attachment) -> None:
+        try:
+            self._around.tell(attachment.ifname, attachment.endpoint(self._around.own))
+        except ValueError as error:
+            # One byte more did not fit. What is told already is true but for that.
+            log.warning("not-told", id=attachment.id, error=error)
+
+    async def _unasked(self, work: Awaitable[None]) -> None:
+        """Do what nobody waits for. With a full disk it stays undone until it is said again."""
+        try:
+            await work
+        except ApiError as error:
+            log.error("attachments-not-saved", error=error)
 
     # -- both --------------------------------------------------------------------------------------
 
@@ -366,19 +436,18 @@ class Attachments:
             return None
 
 
-def _texts(attachment: Attachment) -> list[str]:
-    return [str(binding) for binding in attachment.bindings]
+def _is_there(attachment: Attachment) -> bool:
+    return is_there(attachment.namespace, attachment.namespace_id)
 
 
-def _binding(interface: Interface, claim: int) -> Binding:
-    return Binding(interface.ip, interface.network.prefixlen, claim)
-
-
-def _find(target: str) -> Namespace:
-    try:
-        return find_namespace(target)
-    except ValueError as error:
-        raise ApiError("bad-target", str(error)) from None
+def _moved(attachment: Attachment, place: Place) -> Attachment:
+    """The same, where it is now. What it belongs to is kept, but a container is the better thing to belong to than a
+    name, and a name than nothing."""
+    found = place.namespace
+    stays = attachment.namespace_id == found.id and attachment.away_since is None and not place.container
+    path = attachment.namespace if stays and attachment.comes_back else found.path
+    container = attachment.container or place.container
+    return replace(attachment, namespace=path, namespace_id=found.id, container=container, away_since=None)
 
 
 def _boot_id() -> str:

@@ -144,6 +144,27 @@ def _detach(parsed: Parsed) -> int:
     return 0
 
 
+def _expose(parsed: Parsed) -> int:
+    return _exposed(parsed, "expose", {"masquerade": not parsed.has("--without-masquerade")})
+
+
+def _hide(parsed: Parsed) -> int:
+    return _exposed(parsed, "hide", {})
+
+
+def _exposed(parsed: Parsed, verb: str, request: dict[str, Any]) -> int:
+    from mesh import arguments
+
+    with _WrongUsage():
+        request["addresses"] = [str(address) for address in arguments.parse_addresses(parsed.words)]
+    answer = _ask(verb, request)
+    if parsed.has("--json"):
+        _print_json(answer)
+    else:
+        _print_addresses(answer)
+    return 0
+
+
 def _target(text: str) -> str:
     """TARGET as the daemon can read it: its working directory and its `self` are not ours."""
     import os
@@ -209,9 +230,11 @@ def _ps(parsed: Parsed) -> int:
     if parsed.has("--json"):
         _print_json(answer)
         return 0
+    import time
+
     from mesh import render
 
-    print(render.ps(answer))
+    print(render.ps(answer, time.time()))
     return 0
 
 
@@ -296,6 +319,8 @@ _VERBS = {
     "forget": _forget,
     "attach": _attach,
     "detach": _detach,
+    "expose": _expose,
+    "hide": _hide,
     "status": _status,
     "report": _report,
     "ps": _ps,

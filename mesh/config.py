@@ -17,6 +17,7 @@ from mesh.errors import UsageError, UserError
 from mesh.usage import Parsed
 
 DEFAULT_CONFIG_PATH = "/etc/weft/weft.toml"
+DEFAULT_DOCKER_SOCKET = "/var/run/docker.sock"
 CONFIG_BYTES_MAX = 1024 * 1024
 
 DATA_PORTS = 2
@@ -57,6 +58,8 @@ class LaunchConfig:
     vxlan: bool = True
     offloads_off: tuple[str, ...] = ()
     """What the sleeve does without, of `arguments.OFFLOADS`, sorted."""
+    docker_socket: str = DEFAULT_DOCKER_SOCKET
+    """Absolute; where Docker is asked, when there is something to ask."""
     log_level: str = "info"
     log_file: str | None = None
     """None: standard error, for systemd and containers."""
@@ -95,6 +98,7 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         discovery=not chosen.get("no-discovery", False),
         vxlan=not chosen.get("no-vxlan", False),
         offloads_off=tuple(sorted({name for names in chosen.get("without-offload", ()) for name in names})),
+        docker_socket=_docker_socket(environment),
         log_level=chosen.get("log-level", "info"),
         log_file=directories.log_path(state_dir) if background else None,
     )
@@ -262,6 +266,16 @@ def _secrets(text: str, where: str) -> tuple[str, ...]:
                 f"{where}: a password is at most {PASSWORD_BYTES_MAX} bytes of printable text in UTF-8; choose another"
             )
     return lines
+
+
+def _docker_socket(environment: Mapping[str, str]) -> str:
+    """As the `docker` command finds it, unless we are told otherwise. A Docker on another host has no namespaces here,
+    so any other kind of DOCKER_HOST is passed over."""
+    told = environment.get("WEFT_DOCKER_SOCKET", "")
+    scheme, _, path = environment.get("DOCKER_HOST", "").partition("://")
+    if not told and scheme == "unix":
+        told = path
+    return os.path.abspath(told) if told else DEFAULT_DOCKER_SOCKET
 
 
 def _host_name() -> str:

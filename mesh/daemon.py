@@ -37,17 +37,21 @@ from gossip.transport import Transport
 from mesh import api, directories, requests, status
 from mesh.attach import Attachments, Surroundings
 from mesh.config import LaunchConfig
+from mesh.docker import Docker
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
+from mesh.expose import Exposures
 from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path, host_of
 from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
 from mesh.prober import Prober
+from mesh.returns import Returns
 from mesh.router import BRIDGE, Router, Seen
 from mesh.sleeve import Supervisor
 from mesh.store import Store, StoreError
+from mesh.targets import Targets
 from mesh.udpreach import UDP_TABLE, own_page
 from mesh.verbs import TARGETS, Facts, Verbs
 from mesh.version import VERSION
@@ -57,6 +61,7 @@ SETTLE_LIMIT_S = 60.0
 ATTACH_SETTLE_S = 2.0
 FIRST_REPORT_S = 15.0
 SURVEY_INTERVAL_S = 5.0
+SURVEY_PAUSE_S = 0.1
 ADDRESSES_ADVERTISED_MAX = 8
 IDENTITY = "identity"
 VXLAN_FAULTS = "vxlan"
@@ -144,19 +149,22 @@ class Daemon:
         self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
         self._router = Router(self.node, self._own_mtu(), self._started, self._survey.bridge_mtu)
         self._heap = Heap()
-        self._attachments = Attachments(
-            Surroundings(
-                store=store,
-                write=self._write,
-                own=identity.name,
-                table=self._router.table,
-                nickname_of=lambda peer: status.nickname(self._router, peer),
-                is_reachable=lambda peer: peer in self.node.replica.reachable,
-                wait_settled=self._wait_settled,
-                publish=self._publish_ports,
-                tell=self._tell,
-            )
+        targets = Targets(Docker(config.docker_socket))
+        around = Surroundings(
+            store=store,
+            write=self._write,
+            own=identity.name,
+            table=self._router.table,
+            targets=targets,
+            nickname_of=lambda peer: status.nickname(self._router, peer),
+            is_reachable=lambda peer: peer in self.node.replica.reachable,
+            wait_settled=self._wait_settled,
+            publish=self._publish_ports,
+            tell=self._tell,
         )
+        self._attachments = Attachments(around)
+        self._exposures = Exposures(around, self._attachments)
+        self._returns = Returns(self._attachments, targets)
         own_mac, is_peer_mac = bridge_mac(identity.name), lambda mac: mac in self._router.peer_macs
         self._pinger = Pinger(BRIDGE, own_mac, is_peer_mac)
         self._saved_faults: Mapping[PeerName, str] = _load_vxlan_faults(store)
@@ -181,6 +189,8 @@ class Daemon:
         )  # fmt: skip
         for attachment in self._attachments.all():
             self._tell(attachment.ifname, attachment.endpoint(self.node.name))
+        if (host := self._exposures.endpoint()) is not None:
+            self._tell(BRIDGE, host)
         self._describe()
         try:
             await transport.start()
@@ -194,12 +204,13 @@ class Daemon:
         await self._sleeve.start()
         self._open_probe_sockets()
         self._spawn(self._survey_forever())
+        self._spawn(self._returns.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
-            self.node, self._router, self._attachments, transport, self._pinger,
+            self.node, self._router, self._attachments, self._exposures, transport, self._pinger,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._report,
-                self._sleeve_view,
+                self._sleeve_view, self._returns,
             ),
             self._write, self._end,
         )  # fmt: skip
@@ -207,7 +218,7 @@ class Daemon:
 
     async def _start_kernel(self) -> None:
         try:
-            self._kernel = open_kernel()
+            self._kernel = open_kernel(directories.forwarding_path(self._config.state_dir))
         except KernelError as error:
             raise UserError(error.text) from None
         self._engine = Engine(self._kernel, self._report_from_thread)
@@ -314,11 +325,12 @@ class Daemon:
             addresses=frozenset(found.address for found in self._survey.addresses),
             nat=self._is_behind_nat(),
         )
-        ports = tuple(attachment.port for attachment in self._attachments.all())
+        ports = tuple(attachment.port for attachment in self._attachments.here())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
         desired = self._router.refresh(
-            local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path
-        )
+            local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path,
+            tuple(held.wanted for held in self._exposures.all()),
+        )  # fmt: skip
         self._prober.watch(self._router.probed, self._router.mtu, self._router.paths if settled else None)
         self._sleeve.tell(self._router.sleeve_peers, self._router.graph, settled)
         self._say_who_passes_udp()
@@ -354,6 +366,7 @@ class Daemon:
             return await done
 
     async def _publish_ports(self) -> dict[str, Fault]:
+        self._returns.wake()
         return dict((await self._publish(FIRST_REPORT_S)).port_faults)
 
     def _report_from_thread(self, report: Report) -> None:
@@ -380,7 +393,7 @@ class Daemon:
         self._open_probe_sockets()
         vanished = frozenset(name for name, fault in report.port_faults.items() if fault.code == "namespace-gone")
         if vanished:
-            self._spawn(self._attachments.drop_vanished(vanished))
+            self._spawn(self._returns.vanished(vanished))
 
     # -- the sleeve, and whether VXLAN gets through ------------------------------------------------
 
@@ -495,9 +508,28 @@ class Daemon:
         return max(MTU_MIN, min(mtus, default=1500) - VXLAN_OVERHEAD_V4_BYTES)
 
     async def _survey_forever(self) -> None:
-        """Look again at the host's network; let holds expire; keep the probe socket open and the heap still."""
+        """Look again at what the host's network is like, at once where its addresses change; let holds expire; keep
+        the probe socket open and the heap still."""
+        watch, changed = underlay.AddressWatch(), asyncio.Event()
+
+        def heard() -> None:
+            watch.taken()
+            changed.set()
+
+        self._loop.add_reader(watch, heard)
+        try:
+            await self._survey_on(changed)
+        finally:
+            self._loop.remove_reader(watch)
+            watch.close()
+
+    async def _survey_on(self, changed: asyncio.Event) -> None:
         while True:
-            await asyncio.sleep(SURVEY_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SURVEY_INTERVAL_S):
+                    await changed.wait()
+            await asyncio.sleep(SURVEY_PAUSE_S)  # addresses rarely change one at a time
+            changed.clear()
             try:
                 self._surveyed(await asyncio.to_thread(underlay.survey, BRIDGE))
             except KernelError as error:
@@ -509,7 +541,10 @@ class Daemon:
     def _surveyed(self, survey: underlay.Survey) -> None:
         # Without any address there is nobody to tell, and an MTU made up for that moment would shrink the network's.
         if survey.addresses and survey != self._survey:
+            left = {str(found.address) for found in self._survey.addresses if found not in survey.addresses}
             self._survey = survey
+            if self._transport is not None:
+                self._transport.drop_from(left - {str(found.address) for found in survey.addresses})
             self._router.own_mtu = self._own_mtu()
             self._describe()
 

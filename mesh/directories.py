@@ -54,6 +54,11 @@ def pid_path(run_directory: str) -> str:
     return os.path.join(run_directory, "weft.pid")
 
 
+def forwarding_path(state_directory: str) -> str:
+    """Where is written what the host's forwarding was before us."""
+    return os.path.join(state_directory, "forwarding" + STATE_SUFFIX)
+
+
 def log_path(state_directory: str) -> str:
     return os.path.join(state_directory, LOG_NAME)
 

@@ -6,7 +6,8 @@ name. So whoever attached last in knowledge of the other wins, all hosts agree w
 old binding removes only that binding. A MAC that two endpoints have belongs to the one that holds its address; the
 other one's host sees that and takes a new MAC. Knows nothing of the kernel, of reach, or of how rows travel.
 
-A row is a msgpack list: id, MAC, addresses (each packed address, prefix length, claim), names, labels, network.
+A row is a msgpack list: id, MAC, addresses (each packed address, prefix length, claim), names, labels, network; and
+`true` after that while its container is away, which changes nothing about what is its own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ NAMES_MAX = 64
 LABELS_MAX = 64
 TEXT_MAX_BYTES = 512
 CLAIM_MAX = (1 << 63) - 1
+EXPOSED_ID = "weft:expose"
+"""Id of the endpoint that is a host itself; its MAC is that of the host's bridge."""
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
 
@@ -70,12 +73,24 @@ class Endpoint:
     names: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     network: str = "weft"
+    away: bool = False
+    """Its container is not running and may come back."""
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it is the host itself and no container of it."""
+        return self.mac == bridge_mac(self.owner)
+
+    def release(self, address: Interface | str) -> str:
+        """The command by which its host lets go of an address."""
+        return f"weft hide {address}" if self.is_host else f"weft detach {address} {self.id}"
 
 
 def encode_row(endpoint: Endpoint) -> bytes:
     addresses = [(binding.ip.packed, binding.length, binding.claim) for binding in endpoint.bindings]
     row: bytes = msgpack.packb(
         [endpoint.id, endpoint.mac, addresses, endpoint.names, endpoint.labels, endpoint.network]
+        + ([True] if endpoint.away else [])
     )
     return row
 
@@ -96,8 +111,10 @@ def _endpoint(owner: PeerName, fields: Any) -> Endpoint:
     if not isinstance(fields, tuple) or len(fields) < 6:
         raise ValueError("not a list of six fields")
     name, mac, addresses, names, labels, network = fields[:6]
-    if not isinstance(mac, bytes) or len(mac) != 6 or mac[0] & 1 or mac == bytes(6) or mac[0] == _BRIDGE_MAC:
+    if not isinstance(mac, bytes) or len(mac) != 6 or mac[0] & 1 or mac == bytes(6):
         raise ValueError("not the MAC of an endpoint")
+    if mac[0] == _BRIDGE_MAC and mac != bridge_mac(owner):  # its own it has where it is exposed
+        raise ValueError("the MAC of another host")
     if not all(isinstance(each, tuple) for each in (addresses, names, labels)):
         raise ValueError("lists expected")
     if not all(_is_text(text) for text in (name, network, *names)) or len(names) > NAMES_MAX:
@@ -109,7 +126,7 @@ def _endpoint(owner: PeerName, fields: Any) -> Endpoint:
     bindings = tuple(map(_binding, addresses))
     if len({fields[0] for fields in addresses}) != len(addresses):
         raise ValueError("an address twice")
-    return Endpoint(owner, name, mac, bindings, names, labels, network)
+    return Endpoint(owner, name, mac, bindings, names, labels, network, away=len(fields) > 6 and fields[6] is True)
 
 
 def _binding(fields: Any) -> Binding:

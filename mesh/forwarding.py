@@ -20,6 +20,7 @@ from dataplane.desired import (
     VXLAN,
     Address,
     Desired,
+    Exposed,
     Group,
     Port,
     RemoteEndpoint,
@@ -359,3 +360,16 @@ def _held_ports(
         replace(port, addresses=tuple(each for each in port.addresses if (port.mac, each.ip) not in lost))
         for port in ports
     )
+
+
+def held_exposed(
+    exposed: tuple[Exposed, ...], table: EndpointTable, own: PeerName, expired: frozenset[PeerName]
+) -> tuple[Exposed, ...]:
+    """What this host is exposed as, without the addresses that an endpoint elsewhere holds by a better claim."""
+    lost = {
+        binding.ip
+        for endpoint in table.of(own)
+        if endpoint.is_host and table.is_contested(endpoint)
+        for binding, _ in table.lost(endpoint, expired)
+    }
+    return tuple(each for each in exposed if each.interface.ip not in lost) if lost else exposed

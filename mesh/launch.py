@@ -130,6 +130,7 @@ def _daemon_environment(launch_config: LaunchConfig) -> dict[str, str]:
     environment = dict(os.environ)
     environment["WEFT_RUN_DIR"] = launch_config.run_dir
     environment["WEFT_STATE_DIR"] = launch_config.state_dir
+    environment["WEFT_DOCKER_SOCKET"] = launch_config.docker_socket
     environment.pop("WEFT_PASSWORD", None)
     if launch_config.passwords:
         environment["WEFT_PASSWORD"] = "\n".join(launch_config.passwords)

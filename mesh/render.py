@@ -30,12 +30,18 @@ def status(answer: Row) -> str:
         ("paths", _paths(answer.get("connections"))),
         ("encryption", encryption),
         ("mtu", _text(answer.get("mtu"))),
-        ("endpoints", f"{_text(answer.get('endpoints'))}, {_text(answer.get('local_endpoints'))} of them on this host"),
+        ("endpoints", _endpoint_counts(answer)),
     ]
     lines = [head, "", *table([(f"  {key}", value) for key, value in facts])]
     lines += _refused(answer.get("refused") or {})
     lines += _warnings(answer.get("warnings") or [])
     return "\n".join(lines)
+
+
+def _endpoint_counts(answer: Row) -> str:
+    text = f"{_text(answer.get('endpoints'))}, {_text(answer.get('local_endpoints'))} of them on this host"
+    away = answer.get("away_endpoints")
+    return f"{text}, {_text(away)} of those away (weft ps)" if away else text
 
 
 def _paths(connections: Any) -> str:
@@ -122,6 +128,8 @@ def endpoints(rows: list[Row]) -> str:
     for row in rows:
         notes = [_text(name) for name in row.get("names") or []]
         notes += [f"{_text(key)}={_text(value)}" for key, value in sorted((row.get("labels") or {}).items())]
+        if row.get("away"):
+            notes.append("away")
         if row.get("conflict"):
             notes.append(f"CONFLICT: {_text(row['conflict'])}")
         where = "this host" if row.get("local") else _text(row.get("nickname") or row.get("peer"))
@@ -132,9 +140,22 @@ def endpoints(rows: list[Row]) -> str:
     return _listing(("ADDRESS", "MAC", "PEER", "NETWORK", "NAMES AND LABELS"), cells, "nothing is attached anywhere")
 
 
-def ps(rows: list[Row]) -> str:
-    cells = [(_text(row.get("id")), _text(row.get("mac")), _listed(row.get("addresses"))) for row in rows]
-    return _listing(("ID", "MAC", "ADDRESSES"), cells, "nothing is attached on this host")
+def ps(rows: list[Row], now_unix_s: float) -> str:
+    cells = [
+        (
+            _text(row.get("id")),
+            _text(row.get("mac")),
+            _listed(row.get("addresses")),
+            _attachment_state(row, now_unix_s),
+        )
+        for row in rows
+    ]
+    return _listing(("ID", "MAC", "ADDRESSES", "STATE"), cells, "nothing is attached on this host")
+
+
+def _attachment_state(row: Row, now_unix_s: float) -> str:
+    away = row.get("away")
+    return "-" if away is None else f"away {_since(row.get('away_since'), now_unix_s)}" if away else "here"
 
 
 def ping_row(row: Row) -> str:

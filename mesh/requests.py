@@ -68,6 +68,19 @@ class Detach:
 
 
 @dataclass(frozen=True, slots=True)
+class Expose:
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]
+    """None at all asks what is exposed."""
+    masquerade: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hide:
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]
+    """None at all means all of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     peer: str
     """A peer name or a nickname."""
@@ -85,7 +98,7 @@ class Reset:
     pass
 
 
-Request = Read | Connect | Forget | Attach | Detach | Ping | Stop | Reset
+Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | Stop | Reset
 
 
 def parse_request(line: bytes) -> tuple[str, Request]:
@@ -152,6 +165,15 @@ def _parse_detach(verb: str, args: dict[str, Any]) -> Request:
     return Detach(target, tuple(arguments.parse_addresses(addresses)))
 
 
+def _parse_expose(verb: str, args: dict[str, Any]) -> Request:
+    addresses = arguments.parse_addresses(_texts(args, "addresses", arguments.ADDRESSES_MAX))
+    return Expose(tuple(addresses), _take(args, "masquerade", bool, True))
+
+
+def _parse_hide(verb: str, args: dict[str, Any]) -> Request:
+    return Hide(tuple(arguments.parse_addresses(_texts(args, "addresses", arguments.ADDRESSES_MAX))))
+
+
 def _parse_ping(verb: str, args: dict[str, Any]) -> Request:
     peer = arguments.parse_target(_take(args, "peer", str))
     count = _take(args, "count", int, 5)
@@ -177,6 +199,8 @@ _PARSERS: dict[str, Callable[[str, dict[str, Any]], Request]] = {
     "forget": _parse_forget,
     "attach": _parse_attach,
     "detach": _parse_detach,
+    "expose": _parse_expose,
+    "hide": _parse_hide,
     "ping": _parse_ping,
     "stop": _parse_stop,
     "reset": _parse_reset,

@@ -22,12 +22,12 @@ class Entry:
     """One other host as the worker should know it."""
 
     peer: Peer
-    """With its bridge's MAC alone."""
+    """With its bridge's MAC alone, which it has whether the host is exposed, and so among its endpoints, or not."""
     groups: tuple[Group, ...] = ()
     """Its endpoints, as in the `Desired` of the same moment: no MAC is there twice."""
 
     def whole(self) -> Peer:
-        return replace(self.peer, macs=(*self.peer.macs, *_macs(self.groups)))
+        return replace(self.peer, macs=tuple(dict.fromkeys((*self.peer.macs, *_macs(self.groups)))))
 
 
 class Roster:
@@ -80,9 +80,10 @@ class Roster:
 
 def _difference(told: Entry, entry: Entry) -> Macs | None:
     """What came and went behind one host, by a look into the groups that are not the same ones."""
+    always = entry.peer.macs
     before, after = {id(group) for group in told.groups}, {id(group) for group in entry.groups}
-    left = set(_macs(group for group in told.groups if id(group) not in after))
-    new = set(_macs(group for group in entry.groups if id(group) not in before))
+    left = set(_macs(group for group in told.groups if id(group) not in after)).difference(always)
+    new = set(_macs(group for group in entry.groups if id(group) not in before)).difference(always)
     if left == new:
         return None
     return Macs(entry.peer.name, tuple(sorted(new - left)), tuple(sorted(left - new)))

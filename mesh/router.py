@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from dataplane.desired import SLEEVE, Desired, Port, Segment
+from dataplane.desired import SLEEVE, Desired, Exposed, Port, Segment
 from dataplane.sleeve.control import Graph, Peer, PeerStatus
 from gossip.events import Event, OwnerForgotten, PageChanged
 from gossip.names import PeerName
@@ -24,6 +24,7 @@ from mesh.forwarding import (
     Path,
     Remote,
     choose_path,
+    held_exposed,
     host_of,
     network_mtu,
     sleeve_addresses,
@@ -145,6 +146,7 @@ class Router:
         settled: bool,
         seen: Seen,
         on_path: Callable[[PeerName, Path], None],
+        exposed: tuple[Exposed, ...] = (),
     ) -> Desired:
         """Decide every path and the MTU anew and build the desired state, and what the worker should know beside it.
         `on_path` hears which paths changed."""
@@ -184,6 +186,7 @@ class Router:
         segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
         expired = self.expired(now)
         desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled)
+        desired = replace(desired, exposed=held_exposed(exposed, self.table, local.name, expired))
         self._describe_sleeve(local, remotes, expired, links.keys())
         self.graph = self.reach.graph(self.node.replica.reachable | {self.node.name})
         return desired

@@ -159,7 +159,7 @@ def reset(*, force: bool) -> int:
     lock = _lock_state(state_directory)
     try:
         end_worker(run_directory)
-        _remove_kernel_state()
+        _remove_kernel_state(directories.forwarding_path(state_directory))
         directories.remove_state(state_directory)
         directories.remove_run_files(run_directory)
     finally:
@@ -251,12 +251,12 @@ def _lock_state(state_directory: str) -> int | None:
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _remove_kernel_state() -> None:
+def _remove_kernel_state(memory: str) -> None:
     """By this process, which only here pays for importing what it takes. Finds nothing to do after an orderly reset."""
     try:
         from dataplane import linux
 
-        kernel = linux.open_kernel()
+        kernel = linux.open_kernel(memory)
         try:
             linux.teardown(kernel)
         finally:

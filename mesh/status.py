@@ -15,8 +15,9 @@ from dataplane.sleeve.control import SILENT, WRONG_SECRET, PeerStatus, Status
 from gossip.names import PeerName, format_name
 from gossip.peers import GONE
 from gossip.transport import Refusals
-from mesh.attach import Attachment
+from mesh.attachment import Attachment
 from mesh.endpoints import Endpoint
+from mesh.expose import Held
 from mesh.forwarding import RELAY, Path
 from mesh.router import Router
 
@@ -139,6 +140,7 @@ def _endpoint(router: Router, endpoint: Endpoint, expired: frozenset[PeerName]) 
         "local": endpoint.owner == router.node.name,
         "nickname": nickname(router, endpoint.owner),
         "id": endpoint.id,
+        "away": endpoint.away,
         "conflict": _conflict(router, endpoint, expired),
     }
 
@@ -161,9 +163,37 @@ def ps(attachments: list[Attachment]) -> list[Row]:
             "names": list(attachment.names),
             "labels": dict(attachment.labels),
             "network": attachment.network,
+            "namespace": attachment.namespace,
+            "container": attachment.container,
+            "away": attachment.away_since is not None,
+            "away_since": attachment.away_since,
+            "comes_back": attachment.comes_back,
         }
         for attachment in attachments
     ]
+
+
+def ps_host(endpoint: Endpoint | None) -> list[Row]:
+    """The host itself, where it is exposed, as one more row of `ps`."""
+    if endpoint is None:
+        return []
+    return [
+        {
+            "id": endpoint.id,
+            "mac": endpoint.mac.hex(":"),
+            "addresses": [str(binding) for binding in endpoint.bindings],
+            "names": [],
+            "labels": {},
+            "network": endpoint.network,
+        }
+    ]
+
+
+def exposed(held: Held) -> Row:
+    return {
+        "addresses": [str(each.binding) for each in held],
+        "without_masquerade": [str(each.binding) for each in held if not each.masquerade],
+    }
 
 
 def summary(
@@ -195,7 +225,8 @@ def summary(
         "connections": dict(sorted(kinds.items())),
         "mtu": router.mtu,
         "endpoints": sum(endpoint.owner not in expired for endpoint in router.table.endpoints()),
-        "local_endpoints": len(attachments),
+        "local_endpoints": sum(1 for _ in router.table.of(node.name)),
+        "away_endpoints": sum(attachment.away_since is not None for attachment in attachments),
         "refused": {
             reason: {"count": refused.count, "last": list(refused.last)} for reason, refused in sorted(refusals.items())
         },
@@ -222,7 +253,7 @@ def warnings(
         conflict = _conflict(router, endpoint, expired)
         if conflict is not None:
             text = f"{endpoint.id} has lost an address: {conflict}, who attached it later or at the same time"
-            cure = f"detach it there, or here (weft detach ADDR {endpoint.id}) and attach another one"
+            cure = f"let go of it there, or here ({endpoint.release('ADDR')}) and take another one"
             rows.append(_warning("address-conflict", text, cure))
     rows += _sleeve_warnings(router, view)
     if report is not None:

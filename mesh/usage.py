@@ -89,7 +89,15 @@ _JSON = Option("--json", "", "print JSON")
 STATUS_TOPICS = ("peers", "connections", "targets", "endpoints")
 
 _ADDRESSES = "ADDR is 10.32.1.5/24, ip:10.32.1.5/24 or ip:fd00:32::5/64."
-_TARGET = "TARGET is a named network namespace, a path to one, or a process id."
+_TARGET = (
+    "TARGET is a named network namespace, a path to one, a process id, or a Docker container, by its\n"
+    "name, its id, or a beginning of its id. One word that means several is taken in this order."
+)
+_BACK = (
+    "A named namespace that is deleted and a container that stops keep their addresses: when one of\n"
+    "that name, or that container, is there again, its interface is as before. `weft ps` shows them\n"
+    "as away until then, and `weft detach` forgets them."
+)
 
 VERBS = (
     Verb(
@@ -141,7 +149,7 @@ VERBS = (
         "put a container on the network with these addresses",
         least=1,
         most=_MANY,
-        details=f"{_ADDRESSES}\n{_TARGET}\nPrints the addresses, one a line.",
+        details=f"{_ADDRESSES}\n{_TARGET}\nPrints the addresses, one a line.\n\n{_BACK}",
         options=(
             Option("--network", "NETWORK", "the network to attach to; only `weft` in this version"),
             Option("--label", "KEY=VALUE", "a label of the endpoint; may be repeated", repeat=True),
@@ -154,7 +162,33 @@ VERBS = (
         "take these addresses off a container, or all of them",
         least=1,
         most=_MANY,
-        details=f"{_ADDRESSES}\n{_TARGET}\nPrints the addresses it took away, one a line.",
+        details=(
+            f"{_ADDRESSES}\n{_TARGET}\nPrints the addresses it took away, one a line.\n\n"
+            "What is away can be detached too, and is forgotten by that."
+        ),
+    ),
+    Verb(
+        "expose",
+        "[ADDR...]",
+        "put the host itself on the network, and lead its containers out",
+        most=_MANY,
+        details=(
+            f"{_ADDRESSES}\nPrints what is exposed then, one a line; without ADDR only that.\n"
+            "Containers in the network of an exposed address reach the outside through it, under an address\n"
+            "of the host; nothing comes in unasked."
+        ),
+        options=(
+            Option("--without-masquerade", "", "route the network as it is: no other address, no door closed"),
+            _JSON,
+        ),
+    ),
+    Verb(
+        "hide",
+        "[ADDR...]",
+        "take the host off the network again, or some addresses of it",
+        most=_MANY,
+        details=f"{_ADDRESSES}\nPrints the addresses that were taken off, one a line; without ADDR all are.",
+        options=(_JSON,),
     ),
     Verb(
         "status",
@@ -259,7 +293,8 @@ def general_help() -> str:
         "",
         *(_entry(f"{verb.name} {verb.words}", verb.summary) for verb in VERBS),
         "",
-        "Environment: WEFT_RUN_DIR (/run/weft), WEFT_STATE_DIR (/var/lib/weft), WEFT_PASSWORD.",
+        "Environment: WEFT_RUN_DIR (/run/weft), WEFT_STATE_DIR (/var/lib/weft), WEFT_PASSWORD,",
+        "WEFT_DOCKER_SOCKET (/var/run/docker.sock, or what DOCKER_HOST=unix://... says).",
     ]
     return "\n".join(lines)
 

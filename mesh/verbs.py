@@ -1,7 +1,8 @@
 """What the API's verbs do: one request in, one JSON value or one `ApiError` out.
 
 Stands between the socket (`mesh.api`) and the parts of a running daemon, which it is given; it makes none of them and
-ends none of them. Reading verbs are views from `mesh.status`; attach and detach are the workflow in `mesh.attach`.
+ends none of them. Reading verbs are views from `mesh.status`; attach and detach are the workflow in `mesh.attach`,
+expose and hide that in `mesh.expose`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from mesh import arguments, requests, status
 from mesh.api import SendRow
 from mesh.attach import Attachments
 from mesh.endpoints import bridge_mac
+from mesh.expose import Exposures
 from mesh.forwarding import NONE, UNREACHABLE, Path
 from mesh.pinger import Pinger
 from mesh.requests import ApiError
+from mesh.returns import Returns
 from mesh.router import Router
 from mesh.store import StoreError
 from mesh.version import VERSION
@@ -43,6 +46,7 @@ class Facts:
     report: Callable[[], Report | None]
     """The kernel side's last one."""
     sleeve: Callable[[], status.SleeveView]
+    returns: Returns
 
 
 class Verbs:
@@ -53,6 +57,7 @@ class Verbs:
         node: Node,
         router: Router,
         attachments: Attachments,
+        exposures: Exposures,
         transport: Transport,
         pinger: Pinger,
         facts: Facts,
@@ -63,6 +68,7 @@ class Verbs:
         self._node = node
         self._router = router
         self._attachments = attachments
+        self._exposures = exposures
         self._transport = transport
         self._pinger = pinger
         self._facts = facts
@@ -86,6 +92,10 @@ class Verbs:
             case requests.Detach():
                 gone = await asyncio.shield(self._attachments.detach(request))
                 return {"addresses": [str(binding) for binding in gone]}
+            case requests.Expose():
+                return status.exposed(await asyncio.shield(self._exposures.expose(request)))
+            case requests.Hide():
+                return status.exposed(await asyncio.shield(self._exposures.hide(request)))
             case requests.Ping():
                 return await self._ping(request, send_row)
             case requests.Stop():
@@ -102,7 +112,7 @@ class Verbs:
             "connections": lambda: status.connections(self._router, self._facts.encrypted, self._facts.sleeve()),
             "targets": lambda: status.targets(self._router, now),
             "endpoints": lambda: status.endpoints(self._router, now),
-            "ps": lambda: status.ps(self._attachments.all()),
+            "ps": lambda: [*status.ps(self._attachments.all()), *status.ps_host(self._exposures.endpoint())],
         }
         if verb == "report":
             return {name: view() for name, view in views.items()} | {
@@ -111,6 +121,7 @@ class Verbs:
                 "counters": status.counters(
                     self._router, self._facts.report(), self._pinger.counters, self._facts.sleeve()
                 ),
+                "returns": self._facts.returns.report(),
             }
         return views[verb]()
 
@@ -121,6 +132,7 @@ class Verbs:
         warnings = status.warnings(
             self._router, self._facts.report(), attachments, self._facts.weak_password, view, now
         )
+        warnings += self._facts.returns.warnings()
         return status.summary(
             self._router, VERSION, now - self._facts.started, self._facts.encrypted, attachments,
             self._transport.refusals, warnings, view, now,

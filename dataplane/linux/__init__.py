@@ -5,6 +5,7 @@ Importing the package loads nothing heavy: the sleeve worker opens its TAP by it
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataplane.faults import text_of
@@ -21,11 +22,13 @@ TEARDOWN_PASSES = 4
 """What one pass cannot remove because of what the next one does, and a device that needs a moment to go."""
 
 
-def open_kernel() -> LinuxKernel:
-    """The kernel of this network namespace. Raises KernelError, with one line to show, without the rights."""
+def open_kernel(memory: str | None = None) -> LinuxKernel:
+    """The kernel of this network namespace. Raises KernelError, with one line to show, without the rights.
+
+    `memory`: the file that says what sysctls were before us, so that another process can put them back."""
     from dataplane.linux.host import LinuxKernel
 
-    return LinuxKernel()
+    return LinuxKernel(memory=None if memory is None else Path(memory))
 
 
 def teardown(kernel: Kernel, bridge: str = "weft") -> None:

@@ -3,27 +3,46 @@
 Speaks JSON with the `nft` command (`nft -j`); knows nothing of when to look. The one idea: bridged frames pass the
 host's forward chains while `bridge-nf-call-iptables` is on, and it is on in every new network namespace. So in the two
 chains where that is customary, `ip filter FORWARD` and `ip6 filter FORWARD`, one accept rule marked "weft" is put at
-the top; in everybody else's chains nothing is touched, and a drop is told as a warning with its cure.
+the top, and two more where containers reach the outside through this host; in everybody else's chains nothing is
+touched, and a drop is told as a warning with its cure. What iptables cannot read would break Docker, so these rules
+know interfaces only; what must not come in is kept out by our own table (gateway).
 
-Our own table is `netdev weft`: a chain at the egress of each overlay port drops the questions (ARP, neighbour
-solicitation) that nobody on this host could answer, which would otherwise go to every peer. Link-local targets pass:
-nobody enters those as neighbours, so they are resolved the classic way. A chain is recognised by the comments of its
-rules; the first also says which device (ifindex) it was hooked to, because a chain outlives its device.
+Our own tables are `inet weft`, see gateway, and `netdev weft`: a chain at the egress of each overlay port drops the
+questions (ARP, neighbour solicitation) that nobody on this host could answer, which would otherwise go to every peer.
+Link-local targets pass: nobody enters those as neighbours, so they are resolved the classic way. A chain is recognised
+by the comments of its rules; the first also says which device (ifindex) it was hooked to, because a chain outlives its
+device.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from dataplane.faults import describe
-from dataplane.kernel import DELETE, Operation, Warning
+from dataplane.kernel import DELETE, KernelError, Operation, Warning
+from dataplane.linux import gateway
 from dataplane.linux.netlink import attributes, messages
-from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, UNHOOKED, Guard, Key, Unavailable, Value
+from dataplane.linux.verdicts import FIREWALLD, is_in, judge_forward, judge_input, judge_legacy, place, triple
+from dataplane.objects import (
+    ACCEPT,
+    BETWEEN,
+    GATEWAY,
+    GUARD,
+    GUARD_RULES,
+    IN,
+    OUT,
+    UNHOOKED,
+    Gateway,
+    Guard,
+    Key,
+    Unavailable,
+    Value,
+)
 
 Json = dict[str, Any]
 
@@ -34,8 +53,13 @@ NFT_TIMEOUT_S: Final = 10.0
 NFT_GROUP: Final = 7
 """NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h."""
 _CUSTOMARY: Final = {b"ip": ("ip", "filter", "FORWARD"), b"ip6": ("ip6", "filter", "FORWARD")}
+_WAYS: Final[Mapping[bytes, tuple[str, ...]]] = {
+    BETWEEN: ("iifname", "oifname"),
+    OUT: ("iifname",),
+    IN: ("oifname",),
+}
+"""What an accept rule matches with the bridge's name, by the end of its item. Its comment is MARK and that end."""
 _BRIDGE_SYSCTL: Final = Path("/proc/sys/net/bridge")
-_LEGACY_TABLES: Final = {"ip_tables_names": "iptables-legacy", "ip6_tables_names": "ip6tables-legacy"}
 _SEES_BRIDGED: Final = {
     "ip": ("bridge-nf-call-iptables",),
     "ip6": ("bridge-nf-call-ip6tables",),
@@ -47,6 +71,7 @@ _SEES_BRIDGED: Final = {
 
 _NFTABLES: Final = 10
 _TABLE_OR_CHAIN: Final = frozenset({0, 2, 3, 5})
+_GONE: Final = frozenset({2, 5, 8})
 _RULE: Final = frozenset({6, 8})
 _RULE_PLACE: Final = (1, 2)
 _FAMILIES: Final = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -63,6 +88,7 @@ _NOT_INSTALLED: Final = Warning(
     "frames is not seen",
     "install the package nftables",
 )
+_NO_NFT: Final = "the nft command is not installed; install the package nftables, or expose --without-masquerade"
 _REFUSED_CURE: Final = "see 'nft list ruleset'; it is tried again every minute"
 
 
@@ -84,11 +110,13 @@ class Firewall:
         self._found: tuple[Warning, ...] = ()
         self.warnings: tuple[Warning, ...] = ()
 
-    def listing(self, bridge: str, overlay: Mapping[str, int], port: int | None) -> dict[Key, Value]:
-        """GUARD of overlay devices and ACCEPT of the customary chains.
+    def listing(
+        self, bridge: str, overlay: Mapping[str, int], port: int | None, routed: frozenset[bytes] = frozenset()
+    ) -> dict[Key, Value]:
+        """GUARD of overlay devices, ACCEPT of the customary chains, GATEWAY.
 
         `overlay` has the ifindex of each device, 0 for one that is not there now. `port` is the UDP port that input
-        chains should let in.
+        chains should let in, `routed` the families in which containers reach the outside.
         """
         try:
             chains = _items("chain", self._run(_commands({"list": {"chains": {}}})))
@@ -99,34 +127,44 @@ class Firewall:
         except NftError as error:
             text = f"nft cannot list the firewall ({error}), so a firewall that drops overlay frames is not seen"
             return self._blind(overlay, Warning("firewall-unknown", text, "try 'nft -j list chains'"))
-        self._looked_at = {_triple(chain) for chain in wanted}
+        listed = {(rule["family"], rule["table"], rule["chain"]) for rule in rules}
+        self._looked_at = {triple(chain) for chain in wanted} | listed
         objects: dict[Key, Value] = {}
         for device, ifindex in overlay.items():
             if self._no_egress:
                 objects[Key(GUARD, device)] = Unavailable(self._no_egress)
-            elif any(_triple(each) == ("netdev", TABLE, _guard_name(device)) for each in wanted):
+            elif any(triple(each) == ("netdev", TABLE, _guard_name(device)) for each in wanted):
                 objects[Key(GUARD, device)] = guard_of(device, ifindex, rules)
-        forward = [c for c in wanted if c.get("hook") == "forward" and _sees_bridged(c)]
-        lacking = []
-        for item, customary in _CUSTOMARY.items():
-            for chain in (chain for chain in forward if _triple(chain) == customary):
-                has_accept = any(_is_accept(rule) for rule in rules if _is_in(rule, chain))
-                objects[Key(ACCEPT, bridge, item)] = has_accept
-                if not has_accept:
-                    lacking.append(chain)  # about to get it, and then looked at again
-        foreign = [chain for chain in forward if chain not in lacking]
+        if any(_is_gateway(chain) for chain in wanted):
+            objects[Key(GATEWAY, bridge)] = gateway.gateway_of(bridge, rules)
+        forward = {triple(chain): chain for chain in wanted if chain.get("hook") == "forward"}
+        lacking = set()
+        for family, customary in _CUSTOMARY.items():
+            if customary in forward:
+                needed = _ways_through(forward[customary], routed)
+                mine = [rule for rule in rules if is_in(rule, forward[customary])]
+                for way in needed | {OUT, IN}:
+                    objects[Key(ACCEPT, bridge, family + way)] = any(_is_accept(rule, way) for rule in mine)
+                if not all(objects[Key(ACCEPT, bridge, family + way)] for way in needed):
+                    lacking.add(customary)  # about to get it, and then looked at again
+        foreign = [chain for name, chain in forward.items() if name not in lacking]
+        verdicts = (judge_forward(chain, rules, bridge, _ways_through(chain, routed)) for chain in foreign)
         self._found = (
-            *(warning for chain in foreign if (warning := judge_forward(chain, rules, bridge))),
+            *(warning for warning in verdicts if warning),
             *(warning for chain in wanted if (warning := judge_input(chain, rules, port))),
-            *_judge_legacy(bridge),
+            *judge_legacy(bridge, routed),
         )
         self.warnings = (*self._found, *self._shortcomings())
         return objects
 
     def apply(self, operation: Operation, ifindex: int) -> None:
-        """Never fails: what cannot be done is told as a warning and tried again after the next listing, because the
-        overlay works without it, with more broadcast or as far as other firewalls let it."""
+        """Raises KernelError for a GATEWAY only. What else cannot be done is told as a warning and tried again after
+        the next listing, because the overlay works without it, with more broadcast or as far as other firewalls
+        let it."""
         key = operation.key
+        if key.kind == GATEWAY:
+            self._apply_gateway(operation)
+            return
         self._refused.pop(key, None)
         try:
             if key.kind == GUARD and operation.verb == DELETE:
@@ -136,7 +174,8 @@ class Firewall:
             elif operation.verb == DELETE:
                 self._remove_accept(key)
             else:
-                self._run(_commands(accept(key.device, _CUSTOMARY[key.item])))
+                family, way = _split(key.item)
+                self._run(_commands(accept(key.device, _CUSTOMARY[family], way)))
         except FileNotFoundError:
             pass  # told by the listing
         except NftError as error:
@@ -146,25 +185,40 @@ class Firewall:
                 self._refused[key] = f"cannot set the rules of {describe(key, operation.value)}: {error}"
         self.warnings = (*self._found, *self._shortcomings())
 
+    def _apply_gateway(self, operation: Operation) -> None:
+        wanted = operation.value
+        try:
+            if isinstance(wanted, Gateway) and operation.verb != DELETE:
+                self._run(_commands(*gateway.gateway(operation.key.device, wanted)))
+            else:
+                self._run(_commands(gateway.remove_gateway()))
+        except FileNotFoundError:
+            if operation.verb != DELETE:
+                raise KernelError(errno.ENOSYS, operation, _NO_NFT, "no-nft") from None
+        except NftError as error:
+            if operation.verb != DELETE or "No such file" not in str(error):
+                raise KernelError(errno.EIO, operation, str(error)) from None
+
     def _rules_of(self, chains: Sequence[Json]) -> list[Json]:
-        """One question each, but for our own, which are a table: nft 1.0.6 fails on several chains in one go."""
-        questions: list[Json] = [{"chain": _name(chain)} for chain in chains if not _is_ours(chain)]
-        if any(map(_is_ours, chains)):
-            questions.append({"table": {"family": "netdev", "name": TABLE}})
+        """One question each, but for tables that are wanted whole: nft 1.0.6 fails on several chains in one go."""
+        whole = {_table(chain) for chain in chains if _is_ours(chain) or triple(chain) == FIREWALLD}
+        questions: list[Json] = [{"chain": _name(chain)} for chain in chains if _table(chain) not in whole]
+        questions += [{"table": {"family": family, "name": name}} for family, name in sorted(whole)]
         return [rule for each in questions for rule in _items("rule", self._run(_commands({"list": each})))]
 
     def _remove_guard(self, device: str) -> None:
         """With the last guard the table goes too."""
         chains = _items("chain", self._run(_commands({"list": {"chains": {}}})))
-        names = {str(chain["name"]) for chain in chains if _is_ours(chain)}
+        names = {str(chain["name"]) for chain in chains if _table(chain) == ("netdev", TABLE)}
         is_last = names <= {_guard_name(device)}
         self._run(_commands(remove_table() if is_last else remove_guard(device)))
 
     def _remove_accept(self, key: Key) -> None:
-        family, table, name = _CUSTOMARY[key.item]
-        place = {"family": family, "table": table, "chain": name}
-        rules = self._rules_of([{"family": family, "table": table, "name": name}])
-        marked = [{"delete": {"rule": {**place, "handle": rule["handle"]}}} for rule in rules if _is_accept(rule)]
+        which, way = _split(key.item)
+        family, table, name = _CUSTOMARY[which]
+        chain = {"family": family, "table": table, "name": name}
+        rules = [rule for rule in self._rules_of([chain]) if _is_accept(rule, way)]
+        marked = [{"delete": {"rule": {**place(chain), "handle": rule["handle"]}}} for rule in rules]
         if marked:
             self._run(_commands(*marked))
 
@@ -192,6 +246,15 @@ class Firewall:
                     return True
         return False
 
+    @staticmethod
+    def is_lost(data: bytes) -> bool:
+        """Whether a buffer of the nftables group says that something in our own tables was removed, be it by us."""
+        name = TABLE.encode() + b"\0"
+        return any(
+            kind >> 8 == _NFTABLES and kind & 0xFF in _GONE and attributes(data, start + 4, end).get(1) == name
+            for kind, _, _, start, end in messages(data)
+        )
+
 
 # What we ask nft to do.
 
@@ -217,7 +280,7 @@ def guard(device: str, ifindex: int) -> list[Json]:
         {"add": {"chain": hooked}},
         {"delete": {"chain": chain}},
         {"add": {"chain": hooked}},
-        *({"add": {"rule": {**_place(chain), "comment": comment, "expr": expr}}} for comment, expr in rules),
+        *({"add": {"rule": {**place(chain), "comment": comment, "expr": expr}}} for comment, expr in rules),
     ]
 
 
@@ -229,16 +292,16 @@ def remove_table() -> Json:
     return {"delete": {"table": {"family": "netdev", "name": TABLE}}}
 
 
-def accept(bridge: str, chain: tuple[str, str, str]) -> Json:
-    """Command that puts the accept rule on top. Built as iptables builds it, so that iptables still reads the chain."""
+def accept(bridge: str, chain: tuple[str, str, str], way: bytes = BETWEEN) -> Json:
+    """Command that puts an accept rule on top. Built as iptables builds it, so that iptables still reads the chain."""
     family, table, name = chain
     expr: list[Json] = [
-        _match({"meta": {"key": "iifname"}}, bridge),
-        _match({"meta": {"key": "oifname"}}, bridge),
+        *(_match({"meta": {"key": key}}, bridge) for key in _WAYS[way]),
         {"counter": None},
         {"accept": None},
     ]
-    return {"insert": {"rule": {"family": family, "table": table, "chain": name, "comment": MARK, "expr": expr}}}
+    rule = {"family": family, "table": table, "chain": name, "comment": MARK + way.decode(), "expr": expr}
+    return {"insert": {"rule": rule}}
 
 
 # What we make of what nft lists.
@@ -247,75 +310,11 @@ def accept(bridge: str, chain: tuple[str, str, str]) -> Json:
 def guard_of(device: str, ifindex: int, rules: Iterable[Json]) -> Guard:
     """The guard of a device as found: with its rules, or unhooked."""
     chain = {"family": "netdev", "table": TABLE, "name": _guard_name(device)}
-    comments = [str(rule.get("comment", "")) for rule in rules if _is_in(rule, chain)]
+    comments = [str(rule.get("comment", "")) for rule in rules if is_in(rule, chain)]
     suffix = f" #{ifindex}"
     if not comments or not comments[0].endswith(suffix):
         return UNHOOKED
     return Guard((comments[0].removesuffix(suffix), *comments[1:]))
-
-
-def judge_forward(chain: Json, rules: Iterable[Json], bridge: str) -> Warning | None:
-    """Whether a forward chain drops frames between the containers of this overlay, as far as can be seen."""
-    drops = chain.get("policy") == "drop"
-    for rule in rules:
-        if not _is_in(rule, chain):
-            continue
-        if _is_for_us(rule, bridge):
-            return None
-        if verdict := _unconditional(rule):
-            drops = verdict != "accept"
-            break
-    if not drops:
-        return None
-    family, table, name = _triple(chain)
-    ours = 'meta ibrname "{0}" meta obrname "{0}"' if family == "bridge" else 'iifname "{0}" oifname "{0}"'
-    return Warning(
-        "forward-drop",
-        f"the firewall chain {family} {table} {name} drops frames between containers on {bridge}",
-        f"nft insert rule {family} {table} {name} {ours.format(bridge)} accept",
-    )
-
-
-def judge_input(chain: Json, rules: Sequence[Json], port: int | None) -> Warning | None:
-    """A hint where an input chain drops by default and nothing in it obviously lets VXLAN in."""
-    if port is None or chain.get("hook") != "input" or chain.get("family") not in ("ip", "inet"):
-        return None
-    mine = [rule for rule in rules if _is_in(rule, chain)]
-    verdicts = [verdict for rule in mine if (verdict := _unconditional(rule))]
-    drops = verdicts[0] != "accept" if verdicts else chain.get("policy") == "drop"
-    # A jump may lead to an accept that is not looked for; a hint that is often wrong would be ignored.
-    if not drops or any(_lets_in(rule, port) or _jumps(rule) for rule in mine):
-        return None
-    family, table, name = _triple(chain)
-    return Warning(
-        "input-drop",
-        f"the firewall chain {family} {table} {name} drops by default, and no rule there accepts UDP port {port}",
-        f"nft insert rule {family} {table} {name} udp dport {port} accept",
-    )
-
-
-def _judge_legacy(bridge: str) -> list[Warning]:
-    """iptables-legacy keeps its chains where nft cannot see them."""
-    found = []
-    for listing, command in _LEGACY_TABLES.items():
-        try:
-            names = Path("/proc/thread-self/net", listing).read_text().split()
-        except OSError:
-            continue
-        if "filter" not in names or shutil.which(command) is None:
-            continue
-        done = subprocess.run([command, "-S", "FORWARD"], capture_output=True, text=True, timeout=NFT_TIMEOUT_S)
-        lines = done.stdout.splitlines()
-        mine = f"-i {bridge} -o {bridge} "
-        if "-P FORWARD DROP" in lines and not any(mine in line and line.endswith("ACCEPT") for line in lines):
-            found.append(
-                Warning(
-                    "forward-drop",
-                    f"the FORWARD chain of {command} drops frames between containers on {bridge}",
-                    f"{command} -I FORWARD -i {bridge} -o {bridge} -j ACCEPT",
-                )
-            )
-    return found
 
 
 def run_nft(commands: str) -> str:
@@ -370,24 +369,33 @@ def _name(chain: Json) -> Json:
     return {key: chain[key] for key in ("family", "table", "name")}
 
 
-def _place(chain: Json) -> Json:
-    return {"family": chain["family"], "table": chain["table"], "chain": chain["name"]}
+def _table(chain: Json) -> tuple[str, str]:
+    return chain["family"], chain["table"]
 
 
-def _triple(chain: Json) -> tuple[str, str, str]:
-    return chain["family"], chain["table"], chain["name"]
+def _is_gateway(chain: Json) -> bool:
+    return _table(chain) == (gateway.FAMILY, gateway.TABLE)
 
 
 def _is_ours(chain: Json) -> bool:
-    return (chain.get("family"), chain.get("table")) == ("netdev", TABLE)
+    return _table(chain) == ("netdev", TABLE) or _is_gateway(chain)
 
 
-def _is_in(rule: Json, chain: Json) -> bool:
-    return all(rule.get(key) == value for key, value in _place(chain).items())
+def _split(item: bytes) -> tuple[bytes, bytes]:
+    """Family and way of an ACCEPT."""
+    family = next(family for family in sorted(_CUSTOMARY, reverse=True) if item.startswith(family))
+    return family, item.removeprefix(family)
 
 
-def _is_accept(rule: Json) -> bool:
-    return rule.get("comment") == MARK and {"accept": None} in rule.get("expr", ())
+def _is_accept(rule: Json, way: bytes) -> bool:
+    return rule.get("comment") == MARK + way.decode() and {"accept": None} in rule.get("expr", ())
+
+
+def _ways_through(chain: Json, routed: frozenset[bytes]) -> frozenset[bytes]:
+    """The ways of our packets that lead through a chain at the forward hook."""
+    bridged = {BETWEEN} if _sees_bridged(chain) else set()
+    is_routed = routed if chain["family"] == "inet" else {chain["family"].encode()} & routed
+    return frozenset({*bridged, OUT, IN} if is_routed else bridged)
 
 
 def _sees_bridged(chain: Json) -> bool:
@@ -400,56 +408,3 @@ def _is_on(sysctl: str) -> bool:
         return (_BRIDGE_SYSCTL / sysctl).read_text().strip() == "1"
     except OSError:
         return False  # br_netfilter is not loaded
-
-
-def _is_for_us(rule: Json, bridge: str) -> bool:
-    """A rule that accepts all that comes from or goes to our bridge."""
-    names = ("iifname", "oifname", "iif", "oif", "ibrname", "obrname")
-    matches = [part["match"] for part in rule.get("expr", ()) if "match" in part]
-    return (
-        bool(matches)
-        and {"accept": None} in rule["expr"]
-        and all(
-            match.get("op") == "=="
-            and isinstance(match["left"], dict)
-            and match["left"].get("meta", {}).get("key") in names
-            and match["right"] == bridge
-            for match in matches
-        )
-    )
-
-
-def _unconditional(rule: Json) -> str:
-    """`drop`, `reject` or `accept` where a rule does that to everything; empty otherwise."""
-    expr = rule.get("expr", ())
-    if any(key not in ("counter", "log", "drop", "reject", "accept") for part in expr for key in part):
-        return ""
-    return next((verdict for part in expr for verdict in ("drop", "reject", "accept") if verdict in part), "")
-
-
-def _jumps(rule: Json) -> bool:
-    return any(key in ("jump", "goto", "vmap", "xt") for part in rule.get("expr", ()) for key in part)
-
-
-def _lets_in(rule: Json, port: int) -> bool:
-    expr = rule.get("expr", ())
-    if {"accept": None} not in expr:
-        return False
-    return any(
-        isinstance(part.get("match"), dict)
-        and isinstance(part["match"]["left"], dict)
-        and part["match"]["left"].get("payload", {}).get("field") == "dport"
-        and _holds(part["match"]["right"], port)
-        for part in expr
-    )
-
-
-def _holds(right: Any, port: int) -> bool:
-    if isinstance(right, dict):
-        if "range" in right:
-            low, high = right["range"]
-            return isinstance(low, int) and isinstance(high, int) and low <= port <= high
-        return _holds(right.get("set", []), port)
-    if isinstance(right, list):
-        return any(_holds(element, port) for element in right)
-    return bool(right == port)

@@ -3,7 +3,9 @@
 Knows link and address messages of other namespaces; knows nothing of the bridge. The one idea: nothing of ours stays
 open in a container's namespace, because that would keep it alive after the container. The kernel gives each namespace
 a number (nsid); with it the state inside is listed, and its events are heard, from a socket of our own. Only to
-change something a short-lived thread goes in, and it makes sure that the path still leads to the namespace meant.
+change something a short-lived thread goes in, and it makes sure that the path still leads to the namespace meant. And
+to look at routes, which the kernel lists to nobody outside; it deletes some without a word, so after anything that
+happens inside to links, addresses or default routes they are looked at, once for all that happened together.
 
     0        1        2       3       4         8
     +--------+--------+-------+-------+---------+----------- - -
@@ -16,14 +18,14 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from dataplane.desired import Port
 from dataplane.kernel import DELETE, KernelError, Operation
-from dataplane.linux import links
+from dataplane.linux import links, routes
 from dataplane.linux.links import Link
 from dataplane.linux.netlink import (
     CREATE,
@@ -38,7 +40,20 @@ from dataplane.linux.netlink import (
     u32,
 )
 from dataplane.linux.netns import is_there, open_namespace, run_inside
-from dataplane.objects import GUEST, GUEST_ADDRESS, Guest, GuestAddress, Key, Value, Veth
+from dataplane.objects import (
+    FAMILIES,
+    GUEST,
+    GUEST_ADDRESS,
+    GUEST_ROUTE,
+    HOST_ADDRESS,
+    DefaultRoute,
+    Guest,
+    GuestAddress,
+    HostAddress,
+    Key,
+    Value,
+    Veth,
+)
 
 RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
@@ -74,6 +89,8 @@ class Guests:
         """Host ifname to (nsid, ifindex) of the other end."""
         self._hosts: dict[tuple[int, int], str] = {}
         self._verified: dict[str, tuple[int, int, tuple[int, int]]] = {}
+        self._touched: set[int] = set()
+        """Numbers of the namespaces in which something happened since `look_again`."""
 
     # Where the other end is.
 
@@ -131,6 +148,7 @@ class Guests:
                     continue
                 objects[Key(GUEST, port.ifname)] = links.guest_of(links.decode(*answer))
                 objects.update(self._addresses(port.ifname, *peer))
+                objects.update((key, value) for key, value in self._routes(port) if value is not None)
             except NetlinkError as error:
                 if error.errno not in (errno.EINVAL, errno.ENODEV):  # the namespace went this very moment
                     raise
@@ -145,11 +163,47 @@ class Guests:
                 found[key] = value
         return found
 
+    def _routes(self, port: Port) -> Changes:
+        """Default routes inside, of both families."""
+        _, ifindex = self._peers[port.ifname]
+
+        def look() -> Changes:
+            commands = NetlinkSocket()
+            try:
+                return [
+                    (Key(GUEST_ROUTE, port.ifname, family), routes.default_route(commands, family, ifindex))
+                    for family in FAMILIES.values()
+                ]
+            finally:
+                commands.close()
+
+        try:
+            descriptor, _ = open_namespace(port.namespace, port.namespace_id)
+        except OSError:
+            return []  # the container ended this very moment
+        try:
+            return run_inside(descriptor, look)
+        finally:
+            os.close(descriptor)
+
+    def look_again(self, ports: Iterable[Port]) -> Changes:
+        """The default routes of those in whose namespace something happened."""
+        touched, self._touched = self._touched, set()
+        if not touched:
+            return []
+        changes: Changes = []
+        for port in ports:
+            if port.ifname in self._peers and self._peers[port.ifname][0] in touched:
+                with suppress(OSError):  # the next listing says what is wrong
+                    changes += self._routes(port)
+        return changes
+
     def events(self, data: bytes, nsid: int) -> Changes:
         """What a buffer of events from another namespace says of our inner ends."""
         changes: Changes = []
         if nsid < 0:
             return changes
+        self._touched.add(nsid)
         for kind, _, _, start, end in messages(data):
             if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
                 if data[start] == links.AF_UNSPEC:
@@ -231,8 +285,12 @@ def _apply_inside(operations: Sequence[Operation], ifindex: int) -> list[KernelE
                 if operation.key.kind == GUEST:
                     assert isinstance(operation.value, Guest)
                     _set_guest(commands, ifindex, operation.value)
+                elif operation.key.kind == GUEST_ROUTE:
+                    wanted = operation.value if operation.verb != DELETE else None
+                    gateway = wanted.gateway if isinstance(wanted, DefaultRoute) else None
+                    routes.set_default_route(commands, operation.key.item, ifindex, gateway)
                 else:
-                    _set_address(commands, ifindex, operation)
+                    set_address(commands, ifindex, operation)
             except OSError as error:
                 errors.append(KernelError(error.errno or errno.EIO, operation, error.strerror or str(error)))
     finally:
@@ -270,7 +328,8 @@ def _rename(commands: NetlinkSocket, found: Link, name: str) -> None:
         commands.change(links.RTM_NEWLINK, 0, links.set_name(found.ifindex, name))
 
 
-def _set_address(commands: NetlinkSocket, ifindex: int, operation: Operation) -> None:
+def set_address(commands: NetlinkSocket, ifindex: int, operation: Operation) -> None:
+    """One operation on an address of a device in this namespace: a container's, or the host's own."""
     packed, length = operation.key.item[:-1], operation.key.item[-1]
     family = _AF_INET if len(packed) == 4 else _AF_INET6
     payload = _ADDRESS.pack(family, length, 0, 0, ifindex)
@@ -283,7 +342,18 @@ def _set_address(commands: NetlinkSocket, ifindex: int, operation: Operation) ->
     commands.change(RTM_NEWADDR, CREATE | REPLACE, payload)
 
 
-def _decode_address(name: str, data: bytes, start: int, end: int) -> tuple[Key, Value]:
+def host_addresses_question(ifindex: int) -> bytes:
+    """Dump of the addresses of one device in this namespace."""
+    return _ADDRESS.pack(0, 0, 0, 0, ifindex)
+
+
+def host_address_of(name: str, data: bytes, start: int, end: int) -> tuple[Key, Value]:
+    """An address message of the bridge itself."""
+    key, value = _decode_address(name, data, start, end)
+    return Key(HOST_ADDRESS, name, key.item), HostAddress(value.ours)
+
+
+def _decode_address(name: str, data: bytes, start: int, end: int) -> tuple[Key, GuestAddress]:
     _, length, _, _, _ = _ADDRESS.unpack_from(data, start)
     found: Mapping[int, bytes] = attributes(data, start + _ADDRESS.size, end)
     packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")

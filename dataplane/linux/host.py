@@ -13,6 +13,7 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final, TypeVar
 
 from dataplane.kernel import (
@@ -20,6 +21,7 @@ from dataplane.kernel import (
     DELETE,
     FIREWALL,
     GUESTS,
+    HOST,
     LINKS,
     PARTS,
     TABLES,
@@ -28,22 +30,36 @@ from dataplane.kernel import (
     Operation,
     Warning,
 )
-from dataplane.linux import links, packet, tables
+from dataplane.linux import links, packet, routes, sysctls, tables
 from dataplane.linux.devices import Devices
 from dataplane.linux.firewall import NFT_GROUP, Firewall
-from dataplane.linux.guests import RTM_DELADDR, RTM_NEWADDR, Changes, Guests
+from dataplane.linux.guests import (
+    RTM_DELADDR,
+    RTM_GETADDR,
+    RTM_NEWADDR,
+    Changes,
+    Guests,
+    host_address_of,
+    host_addresses_question,
+    set_address,
+)
 from dataplane.linux.netlink import (
     BATCH_MESSAGES,
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
     EventSocket,
     NetlinkSocket,
+    all_but,
+    defaults_only,
     messages,
 )
+from dataplane.linux.sysctls import Sysctls
 from dataplane.objects import (
     BRIDGE_FDB,
     FIREWALL_KINDS,
+    FORWARDING,
     GUEST_KINDS,
+    HOST_ADDRESS,
     TABLE_KINDS,
     Key,
     Odd,
@@ -56,27 +72,31 @@ T = TypeVar("T")
 FIREWALL_PAUSE_S: Final = 0.25
 FIREWALL_PAUSE_TIMES: Final = 10
 FIREWALL_PAUSE_LIMIT_S: Final = 30.0
-"""Between two looks at the firewall, however often it changes: at least 0.25 s and ten times what a look took."""
+"""Between two looks at the firewall, however often it changes: at least 0.25 s and ten times what a look took; but only
+once that where something of ours is gone: without it packets leave as they must not."""
 MAX_BUFFERS: Final = 20_000
 """Event buffers read in one go; the rest waits in the socket."""
 
-_GROUPS: Final = (1, 3, 5, 9)
-"""RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR of linux/rtnetlink.h."""
-_GUEST_GROUPS: Final = (1, 5, 9)
+_GROUPS: Final = (1, 3, 5, 9, *sysctls.NETCONF_GROUPS)
+"""RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV6_IFADDR of linux/rtnetlink.h, and whether the host forwards."""
+_GUEST_GROUPS: Final = (1, 5, 7, 9, 11)
+"""The same without neighbours, and RTNLGRP_IPV4_ROUTE, _IPV6_ROUTE."""
 _ADDRESS_INDEX: Final = struct.Struct("=4xI")
 
 
 class LinuxKernel:
     """See the module. Acts in the network namespace of the thread that makes it."""
 
-    def __init__(self, firewall: Firewall | None = None) -> None:
+    def __init__(self, firewall: Firewall | None = None, memory: Path | None = None) -> None:
+        """`memory`: the file that says what this host's sysctls were before us."""
         try:
             self._commands = NetlinkSocket()
             # Neighbours we set ourselves need not come back as events: they are half of the bulk, and the kernel says
             # whose they are. For forwarding entries it does not say.
-            echoes = (tables.RTM_NEWNEIGH, self._commands.port)
-            self._events = EventSocket(NETLINK_ROUTE, _GROUPS, deaf_to=echoes)
-            self._guest_events = EventSocket(NETLINK_ROUTE, _GUEST_GROUPS, all_namespaces=True)
+            no_echoes = all_but(tables.RTM_NEWNEIGH, self._commands.port)
+            self._events = EventSocket(NETLINK_ROUTE, _GROUPS, program=no_echoes)
+            defaults = defaults_only(routes.RTM_NEWROUTE, routes.RTM_DELROUTE)
+            self._guest_events = EventSocket(NETLINK_ROUTE, _GUEST_GROUPS, all_namespaces=True, program=defaults)
             self._nft_events = EventSocket(NETLINK_NETFILTER, (NFT_GROUP,))
             self._announcer = packet.open_announcer()
         except OSError as error:
@@ -90,10 +110,11 @@ class LinuxKernel:
         self._firewall = firewall or Firewall()
         self._scope = Scope(bridge="")
         self._devices = Devices(self._commands, self._guests)
+        self._sysctls = Sysctls(memory)
         self._changes: Changes = []
         self._stale: set[str] = set()
         self._firewall_changed = False
-        self._next_firewall = 0.0
+        self._next_firewall = self._soonest_firewall = 0.0
 
     # The port.
 
@@ -109,15 +130,18 @@ class LinuxKernel:
                 return self._list_tables()
             if part == GUESTS:
                 return self._guests.listing(self._scope.ports)
+            if part == HOST:
+                return self._list_host()
             assert part == FIREWALL
             self._firewall_changed = False
             started = time.monotonic()
             found = {name: self._devices.find(name) for name in self._devices.overlay}
             overlay = {name: 0 if link is None else link.ifindex for name, link in found.items()}
-            objects = self._firewall.listing(self._scope.bridge, overlay, self._scope.vxlan_port)
+            objects = self._firewall.listing(self._scope.bridge, overlay, self._scope.vxlan_port, self._scope.routed)
             ended = time.monotonic()
             pause = max(FIREWALL_PAUSE_S, (ended - started) * FIREWALL_PAUSE_TIMES)
             self._next_firewall = ended + min(pause, FIREWALL_PAUSE_LIMIT_S)
+            self._soonest_firewall = ended + max(FIREWALL_PAUSE_S, ended - started)
             return objects
         except OSError as error:
             text = f"cannot list {part} of the kernel: {error.strerror}"
@@ -191,6 +215,18 @@ class LinuxKernel:
                         objects[entry[0]] = entry[1]
         return objects
 
+    def _list_host(self) -> dict[Key, Value]:
+        """Addresses of the bridge, and whether the host forwards."""
+        objects = self._sysctls.listing(self._scope.bridge)
+        bridge = self._devices.find(self._devices.bridge)
+        if bridge is not None:
+            question = host_addresses_question(bridge.ifindex)
+            for data, _, start, end in self._commands.dump(RTM_GETADDR, question):
+                if _ADDRESS_INDEX.unpack_from(data, start)[0] == bridge.ifindex:
+                    key, value = host_address_of(bridge.name, data, start, end)
+                    objects[key] = value
+        return objects
+
     # Hearing.
 
     def _collect(self) -> None:
@@ -200,8 +236,11 @@ class LinuxKernel:
         # What containers do to their own interfaces may be much, and must not cost more than a look at them.
         for data, nsid in self._drain(self._guest_events.receive_with_namespace, frozenset({GUESTS})):
             self._changes += self._guests.events(data, nsid)
+        self._changes += self._guests.look_again(self._scope.ports if self._scope.routed else ())
         for data in self._drain(self._nft_events.receive, frozenset({FIREWALL})):
             self._firewall_changed |= self._firewall.is_concerned(data)
+            if self._firewall.is_lost(data):
+                self._next_firewall = min(self._next_firewall, self._soonest_firewall)
 
     def _drain(self, receive: Callable[[], T | None], lost: frozenset[str]) -> Iterator[T]:
         """All that waits in one socket. Where some was lost, what is left of it is read too, and then listed anew."""
@@ -229,7 +268,11 @@ class LinuxKernel:
             elif kind == links.RTM_DELLINK:
                 self._changes += devices.lose(links.decode(data, start, end))
             elif kind in (RTM_NEWADDR, RTM_DELADDR) and devices.is_bridge(_ADDRESS_INDEX.unpack_from(data, start)[0]):
+                key, value = host_address_of(devices.bridge, data, start, end)
+                self._changes.append((key, value if kind == RTM_NEWADDR else None))
                 self._stale.add(TABLES)  # with its last address the bridge loses all its neighbours
+            elif kind == sysctls.RTM_NEWNETCONF and sysctls.is_of_all(data, start, end):
+                self._stale.add(HOST)
 
     # Changing.
 
@@ -267,6 +310,10 @@ class LinuxKernel:
             if key.kind in FIREWALL_KINDS:
                 link = self._devices.find(key.device)
                 self._firewall.apply(operation, 0 if link is None else link.ifindex)
+            elif key.kind == HOST_ADDRESS:
+                set_address(self._commands, self._devices.ifindex(key.device), operation)
+            elif key.kind == FORWARDING:
+                self._sysctls.apply(operation)
             else:
                 self._devices.apply(operation)
         except KernelError as error:

@@ -227,9 +227,9 @@ class EventSocket:
         groups: Sequence[int],
         *,
         all_namespaces: bool = False,
-        deaf_to: tuple[int, int] | None = None,
+        program: Sequence[Instruction] = (),
     ) -> None:
-        """`deaf_to`: a message type and the port number of a socket; such messages are not received at all."""
+        """`program` says of each message whether it is received at all: `all_but`, `defaults_only`."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         try:
             self._socket.setblocking(False)
@@ -238,8 +238,8 @@ class EventSocket:
             except PermissionError:  # without CAP_NET_ADMIN in the first user namespace: as large as allowed
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
             self._socket.bind((0, 0))
-            if deaf_to is not None:
-                attach_filter(self._socket, _all_but(*deaf_to))
+            if program:
+                attach_filter(self._socket, program)
             if all_namespaces:
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
             for group in groups:
@@ -286,9 +286,9 @@ def attach_filter(filtered: socket.socket, program: Sequence[Instruction]) -> No
     filtered.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
 
 
-def _all_but(kind: int, port: int) -> tuple[Instruction, ...]:
+def all_but(kind: int, port: int) -> tuple[Instruction, ...]:
     """Drop messages of one type that the kernel ascribes to one port."""
-    swapped_kind = int.from_bytes(struct.pack("=H", kind), "big")
+    swapped_kind = _as_loaded(kind)
     swapped_port = int.from_bytes(struct.pack("=I", port), "big")
     return (
         (0x28, 0, 0, 4),  # load the half word at 4: the message type
@@ -298,6 +298,24 @@ def _all_but(kind: int, port: int) -> tuple[Instruction, ...]:
         (0x06, 0, 0, 0),  # drop
         (0x06, 0, 0, 0xFFFFFFFF),  # accept
     )
+
+
+def defaults_only(new: int, deleted: int) -> tuple[Instruction, ...]:
+    """Of the messages of these two types, which are of routes, drop those with a prefix that is not empty."""
+    return (
+        (0x28, 0, 0, 4),  # load the half word at 4: the message type
+        (0x15, 1, 0, _as_loaded(new)),  # alike: look at the length
+        (0x15, 0, 2, _as_loaded(deleted)),  # unlike: accept
+        (0x30, 0, 0, 17),  # load the byte at 17: the length of the prefix
+        (0x15, 0, 1, 0),  # unlike: drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # accept
+        (0x06, 0, 0, 0),  # drop
+    )
+
+
+def _as_loaded(kind: int) -> int:
+    """A message type, which is in the machine's byte order, as a load sees it."""
+    return int.from_bytes(struct.pack("=H", kind), "big")
 
 
 def _error_of(data: bytes, flags: int, start: int, end: int) -> NetlinkError | None:

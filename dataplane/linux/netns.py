@@ -28,6 +28,10 @@ _NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class NoSuchNamespace(ValueError):
+    """Nothing is there under that name, path or pid."""
+
+
 @dataclass(frozen=True, slots=True)
 class Namespace:
     """A network namespace: the path it was found at, and what tells it from another one found there later."""
@@ -40,7 +44,7 @@ class Namespace:
 def find_namespace(target: str) -> Namespace:
     """TARGET of `attach` as a namespace: a path (with a slash), a pid (digits), or a name under /run/netns.
 
-    Raises ValueError with one line that says what is wrong with the target.
+    Raises ValueError with one line that says what is wrong with the target, NoSuchNamespace where there is none.
     """
     if target in ("", ".", "..") or "\0" in target:
         raise ValueError(f"{target!r} is not a target: give a named network namespace, a path to one, or a pid")
@@ -53,7 +57,8 @@ def find_namespace(target: str) -> Namespace:
     try:
         found = open_namespace(path)
     except OSError as error:
-        raise ValueError(_why_not(what, target, error)) from None
+        refusal = NoSuchNamespace if error.errno in (errno.ENOENT, errno.ESRCH) else ValueError
+        raise refusal(_why_not(what, target, error)) from None
     os.close(found[0])
     if found[1] == _id_of(os.stat(OWN_NAMESPACE)):
         raise ValueError(f"{what} is the host's own network namespace, not a container's; give one of its own")

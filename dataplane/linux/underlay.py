@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface
 from typing import Final
@@ -20,7 +21,7 @@ from dataplane.kernel import KernelError
 from dataplane.linux import links
 from dataplane.linux.guests import RTM_GETADDR, RTM_NEWADDR
 from dataplane.linux.links import Link
-from dataplane.linux.netlink import NetlinkSocket, attributes
+from dataplane.linux.netlink import NETLINK_ROUTE, EventSocket, NetlinkSocket, attributes
 
 _FOREIGN_PREFIXES: Final = ("docker", "br-", "cni", "podman", "virbr", "lxcbr", "flannel", "cali", "cilium", "weave")
 _OWN_PREFIXES: Final = ("vw",)
@@ -29,6 +30,9 @@ _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _IFA_FLAGS: Final = 8
 _AF_INET6: Final = 10
+_ADDRESS_GROUPS: Final = (5, 9)
+"""RTNLGRP_IPV4_IFADDR and _IPV6_IFADDR of linux/rtnetlink.h."""
+_EVENTS_AT_ONCE: Final = 256
 _UNFIT: Final = 0x01 | 0x08 | 0x20 | 0x40
 """IFA_F_TEMPORARY (IPv6 privacy addresses change), _DADFAILED, _DEPRECATED and _TENTATIVE of linux/if_addr.h.
 
@@ -56,6 +60,32 @@ class Survey:
     @property
     def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
         return tuple(found.network for found in self.addresses)
+
+
+class AddressWatch:
+    """Hears when addresses of this host come and go: a file descriptor for a loop, in the namespace of the thread that
+    makes it."""
+
+    def __init__(self) -> None:
+        """Raises KernelError."""
+        try:
+            self._events = EventSocket(NETLINK_ROUTE, _ADDRESS_GROUPS)
+        except OSError as error:
+            text = f"cannot listen for changes of this host's addresses: {error.strerror}"
+            raise KernelError(error.errno or errno.EIO, None, text) from None
+
+    def fileno(self) -> int:
+        return self._events.fileno()
+
+    def taken(self) -> None:
+        """Read what waits; that there was something is all that is told. What got lost was something too."""
+        for _ in range(_EVENTS_AT_ONCE):
+            with suppress(OSError):
+                if self._events.receive() is None:
+                    return
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def survey(bridge: str) -> Survey:

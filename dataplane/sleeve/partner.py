@@ -98,6 +98,7 @@ class Partner:
         "sent_index",
         "tally",
         "trial",
+        "turned_at",
         "unanswered_s",
         "unmetered",
         "unreported_bytes",
@@ -137,6 +138,8 @@ class Partner:
         self.apart: deque[int] = deque(maxlen=APART_MAX)
         """Counters of datagrams that went another way or in another size than frames do, to try that: that they are
         lost says nothing of the way in use."""
+        self.turned_at = 0
+        """The first counter that went the present way."""
         self.reported: Report | None = None
         self.reported_s = 0.0
         self.rate = 0.0
@@ -211,6 +214,7 @@ class Partner:
         self.sent_bytes = self.consumed_bytes = 0
         self.marks.clear()
         self.apart.clear()
+        self.turned_at = 0
         self.reported = None
         self.rated_bytes = 0
         self.network_bytes = 0.0
@@ -249,6 +253,8 @@ class Partner:
             self.unanswered_s = None
         seen, received = (before.seen, before.received) if before is not None else (0, 0)
         lost = (report.seen - seen) - (report.received - received)
+        if seen < self.turned_at:
+            lost = 0  # it went another way, which perhaps has failed
         while self.apart and self.apart[0] < report.seen:
             self.apart.popleft()
             lost -= lost > 0
@@ -269,7 +275,9 @@ class Partner:
             self.rated_s, self.rated_bytes = now, self.consumed_bytes
         network = max(0, under_way - report.backlog_bytes)
         self.network_bytes = max(float(network), self.network_bytes * WINDOW_DECAY)
-        self.window_bytes = 1.25 * self.network_bytes + max(WINDOW_MIN_BYTES, WINDOW_S * self.rate)
+        # Whoever passes records on needs as much as their end does to have always something to do.
+        stages = len(self.where.route) - 1 if self.where.route is not None else 1
+        self.window_bytes = 1.25 * self.network_bytes + stages * max(WINDOW_MIN_BYTES, WINDOW_S * self.rate)
         return lost
 
     # Reports to the other side.

@@ -12,7 +12,7 @@ from typing import Final
 
 from dataplane.sleeve.keys import Keyring
 from dataplane.sleeve.partner import Partner
-from dataplane.sleeve.routes import Graph, Route, find_routes
+from dataplane.sleeve.routes import Edges, Graph, Route, both_ways, find_routes
 from dataplane.sleeve.whereabouts import HUNT_AFTER_S, ROUTES_MAX, Address
 from dataplane.sleeve.wire import NOTE_CALL, NOTE_PROBE, NOTE_PROOF, encode_note
 from gossip.names import PeerName
@@ -51,13 +51,16 @@ class Paths:
         self._pack_address = pack_address
         self._unpack_address = unpack_address
         self._own_address = own_address
-        self._graph: Graph = {}
+        self._edges: Edges = {}
+        self._straight: dict[PeerName, float] = {}
+        """Those that are reached without help, as of `_straight_s`, and their round trips in ms."""
+        self._straight_s = float("-inf")
         self._salt = 1
         self._seen: dict[bytes, None] = {}
         """Where others see us, packed, the newest last."""
 
     def set_graph(self, graph: Graph) -> None:
-        self._graph = graph
+        self._edges = both_ways(graph)
         for partner in self._partners.values():
             partner.routes_s = float("-inf")
 
@@ -82,12 +85,11 @@ class Paths:
     def routes(self, partner: Partner, now: float) -> list[Route]:
         if now - partner.routes_s > ROUTES_KEPT_S:
             partner.routes_s = now
-            straight = {
-                name: each.rtt_ms or 0.0
-                for name, each in self._partners.items()
-                if each is not partner and self._is_straight(each, now)
-            }
-            partner.routes = find_routes(self._graph, self._name, partner.peer.name, straight, ROUTES_MAX)
+            if now - self._straight_s > ROUTES_KEPT_S:
+                self._straight_s = now
+                partners = self._partners.items()
+                self._straight = {name: each.rtt_ms or 0.0 for name, each in partners if self._is_straight(each, now)}
+            partner.routes = find_routes(self._edges, self._name, partner.peer.name, self._straight, ROUTES_MAX)
         return partner.routes
 
     def _is_straight(self, partner: Partner, now: float) -> bool:

@@ -7,8 +7,7 @@ hop decides anything, two that disagree about the graph do no harm, and nothing 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from gossip.names import PeerName
@@ -17,7 +16,9 @@ ROUTE_NAMES_MAX: Final = 6
 """Both ends included: four hosts between. A graph of few random links per host is hardly ever wider."""
 
 Graph = Mapping[PeerName, Collection[PeerName]]
-"""Of each host, whom it exchanges UDP with directly. What either side says counts for both."""
+"""Of each host, whom it says to exchange UDP with directly."""
+Edges = Mapping[PeerName, Sequence[PeerName]]
+"""The same, told by either side."""
 
 
 class Route(tuple[PeerName, ...]):
@@ -40,39 +41,41 @@ def is_sound(names: tuple[PeerName, ...]) -> bool:
     return 3 <= len(names) <= ROUTE_NAMES_MAX and len(set(names)) == len(names)
 
 
-def find_routes(
-    graph: Graph, us: PeerName, them: PeerName, direct: Mapping[PeerName, float], limit: int
-) -> list[Route]:
-    """At most `limit` routes, each by another first hop, the shortest first and among equals those whose first hop is
-    the nearest. `direct`: the peers that we reach directly now, and their round trip in ms."""
-    edges = _both_ways(graph)
-    onward: dict[PeerName, PeerName] = {}
-    """By host: the next one on its shortest way to them."""
-    distance = {them: 0}
-    waiting = deque((them,))
-    while waiting:
-        name = waiting.popleft()
-        if distance[name] >= ROUTE_NAMES_MAX - 2:
-            break
-        for neighbour in sorted(edges.get(name, ())):
-            if neighbour != us and neighbour not in distance:
-                distance[neighbour] = distance[name] + 1
-                onward[neighbour] = name
-                waiting.append(neighbour)
-    first = sorted((distance[name], direct[name], name) for name in direct if name in onward)
-    routes = []
-    for _, _, name in first[:limit]:
-        names = [us, name]
-        while names[-1] != them:
-            names.append(onward[names[-1]])
-        routes.append(Route(names))
-    return routes
-
-
-def _both_ways(graph: Graph) -> dict[PeerName, set[PeerName]]:
+def both_ways(graph: Graph) -> Edges:
+    """What either side says, as neighbours of both."""
     edges: dict[PeerName, set[PeerName]] = {}
     for name, others in graph.items():
         for other in others:
             edges.setdefault(name, set()).add(other)
             edges.setdefault(other, set()).add(name)
-    return edges
+    return {name: tuple(sorted(others)) for name, others in edges.items()}
+
+
+def find_routes(
+    edges: Edges, us: PeerName, them: PeerName, direct: Mapping[PeerName, float], limit: int
+) -> list[Route]:
+    """At most `limit` routes, each by another first hop, the shortest first and among equals those whose first hop is
+    the nearest. `direct`: the peers that we reach directly now, and their round trip in ms. The search goes back from
+    them, a hop at a time, and no further than it must: mostly to the neighbours of their neighbours."""
+    onward: dict[PeerName, PeerName] = {us: us}
+    """By host: the next one on its shortest way to them."""
+    found: list[PeerName] = []
+    level = [them]
+    for _ in range(ROUTE_NAMES_MAX - 2):
+        reached: list[PeerName] = []
+        for name in level:
+            for neighbour in edges.get(name, ()):
+                if neighbour not in onward and neighbour != them:
+                    onward[neighbour] = name
+                    reached.append(neighbour)
+        found += sorted((name for name in reached if name in direct), key=lambda name: (direct[name], name))
+        if len(found) >= limit or not reached:
+            break
+        level = reached
+    routes = []
+    for name in found[:limit]:
+        names = [us, name]
+        while names[-1] != them:
+            names.append(onward[names[-1]])
+        routes.append(Route(names))
+    return routes

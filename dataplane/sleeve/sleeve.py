@@ -226,6 +226,8 @@ class Sleeve:
             self._by_address[address] = partner
         if is_turn:
             partner.meter = LossMeter()
+            session = self.keyring.current(partner.peer.name)
+            partner.turned_at = 0 if session is None else session.counter
         partner.unanswered_s = None
         self._begin_trial(partner)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dataplane.kernel import ADD, DELETE, Operation
+from dataplane.kernel import ADD, DELETE, KernelError, Operation
 from dataplane.linux import firewall as firewall_module
 from dataplane.linux.firewall import (
     MARK,
@@ -18,12 +18,24 @@ from dataplane.linux.firewall import (
     accept,
     guard,
     guard_of,
-    judge_forward,
-    judge_input,
     run_nft,
 )
 from dataplane.linux.netlink import text
-from dataplane.objects import ACCEPT, GUARD, GUARD_RULES, UNHOOKED, Guard, Key, Unavailable
+from dataplane.linux.verdicts import judge_forward, judge_input
+from dataplane.objects import (
+    ACCEPT,
+    BETWEEN,
+    GATEWAY,
+    GUARD,
+    GUARD_RULES,
+    IN,
+    OUT,
+    UNHOOKED,
+    Gateway,
+    Guard,
+    Key,
+    Unavailable,
+)
 
 ACCEPT_ALL = {"accept": None}
 DROP = {"drop": None}
@@ -63,11 +75,60 @@ def match(key: str, right: object) -> dict[str, Any]:
 )
 def test_a_forward_chain_is_judged_by_its_rules_in_order(policy: str, rules: list[Any], drops: bool) -> None:
     """What is accepted before the drop passes; a rule for something else helps nobody."""
-    warning = judge_forward(chain(policy), rules, "weft")
+    warning = judge_forward(chain(policy), rules, "weft", frozenset({BETWEEN}))
     assert (warning is not None) is drops
     if warning is not None:
         assert "inet fw c" in warning.text
         assert warning.cure == 'nft insert rule inet fw c iifname "weft" oifname "weft" accept'
+
+
+BRIDGE_IN, BRIDGE_OUT = match("iifname", "weft"), match("oifname", "weft")
+ANSWERS = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}
+NEW = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}
+CURE = "nft insert rule inet fw c"
+
+
+@pytest.mark.parametrize(
+    ("rules", "text", "cure"),
+    [
+        ([], "drops frames between containers on weft, and between them and the outside",
+         f'{CURE} iifname "weft" accept && {CURE} oifname "weft" ct state established,related accept'),
+        ([rule(BRIDGE_IN, BRIDGE_OUT, ACCEPT_ALL)], "drops packets between containers on weft and the outside",
+         f'{CURE} iifname "weft" accept && {CURE} oifname "weft" ct state established,related accept'),
+        ([rule(BRIDGE_IN, ACCEPT_ALL)], "drops packets between containers on weft and the outside",
+         f'{CURE} oifname "weft" ct state established,related accept'),
+        ([rule(ANSWERS, ACCEPT_ALL), rule(BRIDGE_IN, BRIDGE_OUT, ACCEPT_ALL)], "and the outside",
+         f'{CURE} iifname "weft" accept'),
+        ([rule(BRIDGE_OUT, NEW, ACCEPT_ALL), rule(BRIDGE_IN, ACCEPT_ALL)], "and the outside",
+         f'{CURE} oifname "weft" ct state established,related accept'),
+        ([rule(BRIDGE_IN, ANSWERS, ACCEPT_ALL), rule(BRIDGE_OUT, ACCEPT_ALL)], "and the outside",
+         f'{CURE} iifname "weft" accept'),
+        ([rule(BRIDGE_IN, ACCEPT_ALL), rule(BRIDGE_OUT, ANSWERS, ACCEPT_ALL)], "", ""),
+        ([rule(BRIDGE_IN, ACCEPT_ALL), rule(ANSWERS, ACCEPT_ALL)], "", ""),
+        ([rule(BRIDGE_IN, ACCEPT_ALL), rule(BRIDGE_OUT, ACCEPT_ALL)], "", ""),
+    ],
+)  # fmt: skip
+def test_where_containers_go_out_a_chain_is_judged_by_that_too(rules: list[Any], text: str, cure: str) -> None:
+    """Out, and the answers back; the cure opens what is closed and no more."""
+    warning = judge_forward(chain("drop"), rules, "weft", frozenset({BETWEEN, OUT, IN}))
+    assert (warning.cure if warning else "") == cure
+    assert text in (warning.text if warning else "")
+
+
+def test_firewalld_is_content_with_a_bridge_that_has_a_zone() -> None:
+    """Named in a rule or in a map, in any chain of its table; in somebody else's it does not count."""
+    forward = {"family": "inet", "table": "firewalld", "name": "filter_FORWARD", "hook": "forward", "policy": "accept"}
+    reject = {"family": "inet", "table": "firewalld", "chain": "filter_FORWARD", "expr": [{"reject": None}]}
+    ways = frozenset({BETWEEN})
+
+    def said(*more: dict[str, Any]) -> bool:
+        warning = judge_forward(forward, [reject, *more], "weft", ways)
+        return warning is not None and "firewall-cmd" in warning.cure
+
+    zone = {"family": "inet", "table": "firewalld", "chain": "zones", "expr": [BRIDGE_IN, {"goto": {"target": "z"}}]}
+    vmap = {"vmap": {"key": {"meta": {"key": "iifname"}}, "data": {"set": [["weft", {"goto": {"target": "z"}}]]}}}
+    assert said() and said({**zone, "table": "fw"}) and said({**zone, "expr": [match("iifname", "weft0")]})
+    assert not said(zone) and not said({**zone, "expr": [vmap]})
 
 
 @pytest.mark.parametrize(
@@ -109,6 +170,14 @@ def test_the_accept_rule_is_built_as_iptables_builds_it() -> None:
     made = accept("weft", ("ip", "filter", "FORWARD"))["insert"]["rule"]
     assert made["comment"] == MARK
     assert [next(iter(part)) for part in made["expr"]] == ["match", "match", "counter", "accept"]
+
+
+def test_an_accept_for_what_goes_out_or_comes_in_looks_at_one_name_only() -> None:
+    """Nothing that iptables could not read, or Docker could not either; what must stay out another table keeps out."""
+    for way, key in ((OUT, "iifname"), (IN, "oifname")):
+        made = accept("weft", ("ip6", "filter", "FORWARD"), way)["insert"]["rule"]
+        assert made["comment"] == MARK + way.decode() and made["family"] == "ip6"
+        assert made["expr"] == [match(key, "weft"), {"counter": None}, ACCEPT_ALL]
 
 
 class Nft:
@@ -221,3 +290,41 @@ def test_a_refused_rule_and_a_missing_hook_are_warnings_until_they_are_accepted(
     refusal.clear()
     firewall.apply(put_accept, 0)
     assert [warning.code for warning in firewall.warnings] == ["no-egress-hook"]
+
+
+def test_a_loss_of_ours_is_told_from_everything_else() -> None:
+    """It is looked after sooner. Whose table it was is all that a message of a deletion says of it."""
+    del_table, del_chain, del_rule, new_rule = 2, 5, 8, 6
+    for kind in (del_table, del_chain, del_rule):
+        assert Firewall.is_lost(message(new_rule) + message(kind, table="weft"))
+        assert not Firewall.is_lost(message(kind)) and not Firewall.is_lost(message(kind, table="weft2"))
+    assert not Firewall.is_lost(message(new_rule, table="weft"))
+
+
+def test_masquerade_rules_that_cannot_be_set_are_a_fault_and_no_warning() -> None:
+    """Without them nothing may be forwarded. Removing them where there is no nft is no fault."""
+    add = Operation(ADD, Key(GATEWAY, "weft"), Gateway(("10.32.0.0/16",)))
+    remove = Operation(DELETE, Key(GATEWAY, "weft"), None, Gateway(()))
+
+    def broken(commands: str) -> str:
+        raise NftError("Error: No such file or directory")
+
+    def missing(commands: str) -> str:
+        raise FileNotFoundError("nft")
+
+    for run, says in ((broken, "No such file"), (missing, "install the package nftables")):
+        firewall = Firewall(run)
+        with pytest.raises(KernelError, match=says) as caught:
+            firewall.apply(add, 0)
+        assert caught.value.operation is add and firewall.warnings == ()
+        firewall.apply(remove, 0)
+
+
+def test_accepts_for_routed_packets_are_listed_also_where_bridged_frames_are_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They pass these chains whatever br_netfilter does."""
+    monkeypatch.setattr(firewall_module, "_is_on", lambda sysctl: False)
+    forward = {**chain("drop", family="ip"), "table": "filter", "name": "FORWARD"}
+    found = Firewall(Nft([forward], [])).listing("weft", {}, None, frozenset({b"ip"}))
+    assert found == {Key(ACCEPT, "weft", b"ip out"): False, Key(ACCEPT, "weft", b"ip in"): False}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired
+from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired, Exposed
 from dataplane.kernel import ADD, ANNOUNCE, DELETE, REPLACE, Operation
 from dataplane.objects import (
     ACCEPT,
@@ -47,7 +47,7 @@ from dataplane.reconcile import (
     RETRY_LIMIT_S,
     Reconciler,
 )
-from tests.dataplane.world import DESIRED, SEGMENT, World, by_sleeve, endpoint, mac, peer, port
+from tests.dataplane.world import DESIRED, EXPOSED, SEGMENT, World, by_sleeve, endpoint, mac, peer, port
 
 
 def test_an_empty_kernel_becomes_what_is_wanted_without_a_harmful_moment() -> None:
@@ -375,7 +375,9 @@ def test_a_port_without_its_flags_is_not_brought_up() -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENODEV, errno.EINVAL])
 @pytest.mark.parametrize(
-    "target", [DESIRED, Desired(SEGMENT), by_sleeve(DESIRED)], ids=["making", "removing", "moving"]
+    "target",
+    [DESIRED, Desired(SEGMENT), by_sleeve(DESIRED), EXPOSED],
+    ids=["making", "removing", "moving", "exposing"],
 )
 def test_whichever_operation_fails_the_next_try_converges(number: int, target: Desired) -> None:
     """The n-th, for every n and every sort of refusal; nobody is harmed, and then nothing is left to do."""
@@ -499,6 +501,15 @@ DESIREDS = st.builds(
         st.lists(st.builds(endpoint, NUMBERS, st.sampled_from([None, 2, 3]), VIAS), max_size=4).map(tuple), max_size=3
     ).map(tuple),
     settled=st.booleans(),
+    exposed=st.lists(
+        st.builds(
+            Exposed,
+            st.sampled_from(["10.32.0.200/16", "10.32.0.201/24", "fd00::200/64", "fd00::200/96"]).map(ip_interface),
+            st.booleans(),
+        ),
+        max_size=3,
+        unique_by=lambda each: each.interface,
+    ).map(tuple),
 )
 
 

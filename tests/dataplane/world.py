@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
-from dataplane.desired import SLEEVE, VXLAN, Desired, Port, RemoteEndpoint, RemotePeer, Segment, Via
+from dataplane.desired import SLEEVE, VXLAN, Desired, Exposed, Port, RemoteEndpoint, RemotePeer, Segment, Via
 from dataplane.kernel import PARTS, Operation
 from dataplane.memory import MemoryKernel
 from dataplane.objects import ACCEPT, Expander, Key, Value, expand, fits
@@ -38,6 +38,11 @@ def endpoint(number: int, host: int | None = 2, via: Via = VXLAN) -> RemoteEndpo
 
 
 DESIRED = Desired(SEGMENT, (port(1),), (peer(2), peer(3)), ((endpoint(11), endpoint(12, 3), endpoint(13, None)),))
+
+
+EXPOSED = replace(
+    DESIRED, exposed=(Exposed(ip_interface("10.32.0.200/16")), Exposed(ip_interface("fd00::200/64")))
+)
 
 
 def by_sleeve(desired: Desired) -> Desired:

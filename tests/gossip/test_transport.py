@@ -43,6 +43,24 @@ def test_two_hosts_link_and_share_what_they_know(run: Run) -> None:
     run(test)
 
 
+def test_links_from_an_address_that_went_end_at_once_and_are_dialled_anew(run: Run) -> None:
+    """Those from other addresses stay."""
+
+    async def test() -> None:
+        a, b = Host(1), Host(2)
+        async with hosts(a, b):
+            a.connect(b.address)
+            await until(lambda: linked(a, b))
+            a.transport.drop_from({"192.0.2.1"})
+            assert len(a.node.links()) == 1
+            (before,) = (link.remote for link in b.node.links())
+            a.transport.drop_from({"127.0.0.1"})
+            await until(lambda: [link.remote for link in b.node.links()] not in ([], [before]))
+            await until(lambda: linked(a, b))
+
+    run(test)
+
+
 def test_a_host_that_leaves_says_so(run: Run) -> None:
     """Its last words are written before the sockets close."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from bench.traffic import Pinger, ping
 from mesh.lab import Lab
 from mesh.namespaces import CommandFailed, wait_until
+from tests.labs.snapshot import snapshot
 
 pytestmark = pytest.mark.root
 
@@ -219,44 +219,6 @@ def _warnings(lab: Lab) -> str:
     return json.dumps(lab.weft_json("h3", "status")["warnings"])
 
 
-_SNAPSHOT = """
-import json, os, subprocess
-def run(*argv):
-    return subprocess.run(argv, capture_output=True, text=True).stdout
-def rows(*argv):
-    return json.loads(run(*argv) or "[]")
-sysctls = {}
-for folder, _, names in os.walk("/proc/sys/net"):
-    for name in names:
-        path = os.path.join(folder, name)
-        try:
-            with open(path) as file:
-                sysctls[path] = file.read()
-        except OSError:
-            pass
-links = rows("ip", "-d", "-j", "link")
-for link in links:
-    link.pop("stats64", None)
-print(json.dumps({
-    "links": links,
-    "addresses": rows("ip", "-j", "address"),
-    "routes": [rows("ip", "-j", family, "route", "show", "table", "all") for family in ("-4", "-6")],
-    "rules": rows("ip", "-j", "rule"),
-    "fdb": run("bridge", "fdb"),
-    "nft": run("nft", "-s", "list", "ruleset"),
-    "sysctls": sysctls,
-}))
-"""
-_VOLATILE = ("nf_conntrack_count", "/neigh/default/gc_", "flush")
-
-
-def _snapshot(lab: Lab, node: str) -> dict[str, Any]:
-    taken: dict[str, Any] = json.loads(lab.run(node, [sys.executable, "-c", _SNAPSHOT]).stdout)
-    sysctls = taken["sysctls"]
-    taken["sysctls"] = {path: value for path, value in sysctls.items() if not any(word in path for word in _VOLATILE)}
-    return taken
-
-
 @pytest.mark.parametrize("daemon", ["running", "killed"])
 def test_reset_leaves_the_host_as_it_was(make_lab: Callable[..., Lab], daemon: str) -> None:
     """Devices, addresses, routes, rules, nftables and sysctls of host and container, with the daemon or without it."""
@@ -265,14 +227,15 @@ def test_reset_leaves_the_host_as_it_was(make_lab: Callable[..., Lab], daemon: s
     _as_docker_does(lab, "h1")
     nodes = ("h1", "c1.1", "c1.2")
     wait_until(lambda: "tentative" not in lab.run("h1", ["ip", "address"]).stdout, 5, "the lab's own addresses settled")
-    before = {node: _snapshot(lab, node) for node in nodes}
+    before = {node: snapshot(lab, node) for node in nodes}
     lab.launch_all()
     lab.weft("h2", ["connect", lab.underlay(1)])
     lab.wait_connected()
     for node in lab.container_nodes():
         lab.attach(node)
+    lab.weft("h1", ["expose", "10.32.1.200/16", "fd00:32::1:200/64"])
     assert ping(lab, "c1.1", lab.address("c2.1"), count=3, interval_s=0.3).times_ms
-    assert all(_snapshot(lab, node) != before[node] for node in nodes)
+    assert all(snapshot(lab, node) != before[node] for node in nodes)
     if daemon == "killed":
         pid = lab.daemon_pid("h1")
         assert pid is not None
@@ -283,7 +246,7 @@ def test_reset_leaves_the_host_as_it_was(make_lab: Callable[..., Lab], daemon: s
 
     assert lab.daemon_pid("h1") is None
     for node in nodes:
-        after = _snapshot(lab, node)
+        after = snapshot(lab, node)
         for part, value in before[node].items():
             assert after[part] == value, f"{part} of {node}"
     assert not list(lab.state_dir("h1").glob("*.weft")) if lab.state_dir("h1").exists() else True

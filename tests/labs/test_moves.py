@@ -101,16 +101,26 @@ def test_a_bad_address_or_target_is_one_clear_line(mesh: Lab, arguments: list[st
     assert not any("10.32.1.50/16" in row["addresses"] for row in mesh.weft_json("h1", "status", "endpoints"))
 
 
-def test_a_container_that_vanished_gives_its_addresses_back(mesh: Lab) -> None:
-    """Nobody called detach: the namespace is gone, so the endpoint is, and its address may be used elsewhere."""
+def test_a_container_that_vanished_gives_its_addresses_back_when_it_is_detached(mesh: Lab) -> None:
+    """Until then it may come back, so its address is refused elsewhere, and the line says what frees it."""
     mesh.add_namespaces(["c1.5", "c2.5"])
     mesh.attach("c1.5", "h1", ["10.32.9.5/16"])
     assert ping(mesh, "c3.1", "10.32.9.5", count=2).times_ms
     ip_batch([f"netns delete {mesh.namespace('c1.5')}"])
+    wait_until(lambda: _is_away(mesh, "h2", "10.32.9.5/16"), 5, "h2 had heard that the container is away")
+    done = mesh.weft("h2", ["attach", "10.32.9.5/16", mesh.namespace("c2.5")], check=False)
+    assert done.returncode == 1 and "on host h1, away there" in done.stderr
+    assert f"weft detach 10.32.9.5/16 {mesh.namespace('c1.5')}" in done.stderr
+    mesh.weft("h1", ["detach", "10.32.9.5/16", mesh.namespace("c1.5")])
     wait_until(lambda: not _is_known(mesh, "h2", "10.32.9.5/16"), 5, "h2 had heard that the endpoint is gone")
     mesh.attach("c2.5", "h2", ["10.32.9.5/16"])
     waited_s = first_answer(mesh, "c3.1", "10.32.9.5", time.time())
     assert waited_s is not None and waited_s <= ANSWERS_WITHIN_S
+
+
+def _is_away(lab: Lab, node: str, address: str) -> bool:
+    rows = lab.weft_json(node, "status", "endpoints")
+    return [row["away"] for row in rows if address in row["addresses"]] == [True]
 
 
 def _is_known(lab: Lab, node: str, address: str) -> bool:

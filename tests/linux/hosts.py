@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
+from pathlib import Path
 from typing import TypeVar
 
 from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment, Via
@@ -132,11 +133,11 @@ class Host(Space):
     def report(self) -> Report:
         return self.reports[-1]
 
-    def tear_down(self) -> None:
+    def tear_down(self, memory: Path | None = None) -> None:
         """As `reset` does with the daemon down."""
 
         def body() -> None:
-            kernel = open_kernel()
+            kernel = LinuxKernel(memory=memory)
             try:
                 teardown(kernel)
             finally:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,18 +20,24 @@ import pytest
 from dataplane.desired import Segment
 from dataplane.engine import Engine, Report
 from dataplane.kernel import DELETE, Fault, KernelError, Operation
-from dataplane.linux.netns import Namespace
+from dataplane.linux.netns import Namespace, NoSuchNamespace
 from dataplane.memory import MemoryKernel
 from dataplane.objects import GUEST_ADDRESS, NEIGHBOUR, Guest, Key, Value
 from gossip.names import PeerName
 from gossip.pages import TablePager
 from mesh import attach as attach_module
 from mesh import requests
-from mesh.attach import DOCUMENT, Attachment, Attachments, Surroundings
+from mesh import targets as targets_module
+from mesh.attach import DOCUMENT, Attachments, Surroundings
+from mesh.attachment import Attachment
+from mesh.docker import Docker, DockerError, NoSuchContainer
+from mesh.dockerwire import Container
 from mesh.endpoints import Binding, Endpoint, EndpointTable, bridge_mac, derive_mac, encode_row
+from mesh.expose import Exposures
 from mesh.forwarding import Forwarding
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
+from mesh.targets import Place, Targets
 
 T = TypeVar("T")
 ME, P, Q = (PeerName(bytes([number]) * 8) for number in (5, 3, 7))
@@ -47,6 +55,25 @@ class Kernel(MemoryKernel):
         refused = [each for each in operations if each.verb != DELETE and each.key.device in self.vanished]
         errors = [KernelError(errno.ESTALE, each, "the namespace is gone", "namespace-gone") for each in refused]
         return [*errors, *super().apply([each for each in operations if each not in refused])]
+
+
+class MadeUpDocker(Docker):
+    """A Docker Engine that answers at once, from a list."""
+
+    def __init__(self) -> None:
+        super().__init__("/run/made-up-docker.sock")
+        self.containers: dict[str, Container] = {}
+        self.trouble = ""
+        self.asked: list[str] = []
+
+    async def inspect(self, reference: str) -> Container:
+        self.asked.append(reference)
+        if self.trouble:
+            raise DockerError(self.trouble)
+        found = [each for each in self.containers.values() if each.name == reference or each.id.startswith(reference)]
+        if len(found) != 1:
+            raise NoSuchContainer(f"No such container: {reference}")
+        return found[0]
 
 
 class World:
@@ -68,7 +95,11 @@ class World:
         self.told: list[tuple[str, Endpoint | None]] = []
         self.publish: Callable[[], Coroutine[Any, Any, dict[str, Fault]]] = self._publish
         self.boot = "this boot"
-        monkeypatch.setattr(attach_module, "find_namespace", self._find)
+        self.docker = MadeUpDocker()
+        self.targets = Targets(self.docker)
+        self.proc = path / "proc"
+        monkeypatch.setattr(targets_module, "find_namespace", self._find)
+        monkeypatch.setattr(targets_module, "PROC", self.proc)
         monkeypatch.setattr(attach_module, "is_there", self._is_there)
         monkeypatch.setattr(attach_module, "_boot_id", lambda: self.boot)
         self.add("c1", 1)
@@ -76,27 +107,59 @@ class World:
         self.attachments = self.launch()
 
     def launch(self) -> Attachments:
-        return Attachments(
-            Surroundings(
-                store=self.store,
-                write=self._write,
-                own=ME,
-                table=self.table,
-                nickname_of=lambda peer: self.nicknames[peer],
-                is_reachable=lambda peer: peer in self.reachable,
-                wait_settled=self._wait_settled,
-                publish=lambda: self.publish(),
-                tell=self._tell,
-            )
+        around = Surroundings(
+            store=self.store,
+            write=self._write,
+            own=ME,
+            table=self.table,
+            targets=self.targets,
+            nickname_of=lambda peer: self.nicknames[peer],
+            is_reachable=lambda peer: peer in self.reachable,
+            wait_settled=self._wait_settled,
+            publish=lambda: self.publish(),
+            tell=self._tell,
         )
+        attachments = Attachments(around)
+        self.exposures = Exposures(around, attachments)
+        return attachments
 
     def add(self, name: str, inode: int) -> None:
         self.namespaces[name] = Namespace(f"/run/netns/{name}", (4, inode))
 
+    def add_process(self, pid: int, inode: int, container: str = "") -> None:
+        """A process in a namespace without a name; `container`: as its control groups say."""
+        self.namespaces[str(pid)] = Namespace(f"/proc/{pid}/ns/net", (4, inode))
+        (self.proc / str(pid)).mkdir(parents=True)
+        groups = f"12:pids:/docker/{container}\n0::/docker/{container}\n" if container else "0::/user.slice\n"
+        (self.proc / str(pid) / "cgroup").write_text(groups)
+
+    def add_container(self, name: str, pid: int, inode: int, id: str = "") -> str:
+        """A container that runs; its whole id."""
+        id = id or hashlib.sha256(name.encode()).hexdigest()
+        self.docker.containers[id] = Container(id, name, pid)
+        if pid:
+            self.add_process(pid, inode, id)
+        return id
+
+    def end_process(self, pid: int) -> None:
+        del self.namespaces[str(pid)]
+
+    def reported_gone(self, *attachments: Attachment) -> None:
+        """The kernel says that the namespaces of these have ended."""
+        self.kernel.vanished.update(each.ifname for each in attachments)
+        run(self.attachments.vanished(frozenset(each.ifname for each in attachments)))
+
+    def there_again(self, **places: Place) -> None:
+        """By id: where attachments are found."""
+        by_id = {each.id: each.ifname for each in self.attachments.all()}
+        self.kernel.vanished.difference_update(by_id[id] for id in places)
+        run(self.attachments.come_back({by_id[id]: place for id, place in places.items()}))
+
     def _find(self, target: str) -> Namespace:
-        found = self.namespaces.get(target.removeprefix("/run/netns/"))
+        paths = {found.path: found for found in self.namespaces.values()}
+        found = self.namespaces.get(target) or paths.get(target.replace("/var/run/", "/run/"))
         if found is None:
-            raise ValueError(f"network namespace {target!r} does not exist")
+            raise NoSuchNamespace(f"network namespace {target!r} does not exist; 'ip netns' lists the named ones")
         return found
 
     def _is_there(self, path: str, expected: tuple[int, int]) -> bool:
@@ -115,8 +178,9 @@ class World:
         self.report = report
 
     async def _publish(self) -> dict[str, Fault]:
-        ports = tuple(attachment.port for attachment in self.attachments.all())
+        ports = tuple(attachment.port for attachment in self.attachments.here())
         desired = Forwarding().desired(SEGMENT, ports, {}, self.table, ME, frozenset(), True)
+        desired = replace(desired, exposed=tuple(held.wanted for held in self.exposures.all()))
         generation = self.engine.publish(desired)
         await asyncio.sleep(0)
         while self.report.generation < generation:

@@ -24,7 +24,7 @@ import pytest
 
 from dataplane.kernel import KernelError, Observation, Operation
 from dataplane.linux import underlay
-from dataplane.linux.netns import Namespace
+from dataplane.linux.netns import Namespace, NoSuchNamespace
 from dataplane.linux.underlay import Survey, UnderlayAddress
 from dataplane.memory import MemoryKernel
 from dataplane.objects import GUEST_ADDRESS, NEIGHBOUR, Key
@@ -35,6 +35,8 @@ from mesh import daemon as daemon_module
 from mesh import pinger as pinger_module
 from mesh import prober as prober_module
 from mesh import requests
+from mesh import returns as returns_module
+from mesh import targets as targets_module
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
 from mesh.errors import UserError
@@ -98,8 +100,9 @@ class Stage:
         self.path = path
         self.port = _free_port()
         self.namespaces = {f"c{number}": Namespace(f"/run/netns/c{number}", (4, number)) for number in range(1, 10)}
-        monkeypatch.setattr(attach_module, "find_namespace", self._find)
+        monkeypatch.setattr(targets_module, "find_namespace", self._find)
         monkeypatch.setattr(attach_module, "is_there", self._is_there)
+        monkeypatch.setattr(returns_module, "is_there", self._is_there)
         monkeypatch.setattr(pinger_module, "open_probe_socket", self._no_bridge)
         monkeypatch.setattr(prober_module, "open_probe_socket", self._no_bridge)
         self._monkeypatch = monkeypatch
@@ -109,14 +112,16 @@ class Stage:
 
     def use(self, host: Host) -> None:
         """The next daemon that starts finds this host's kernel and underlay."""
-        self._monkeypatch.setattr(daemon_module, "open_kernel", lambda: host.kernel)
+        self._monkeypatch.setattr(daemon_module, "open_kernel", lambda memory: host.kernel)
         self._monkeypatch.setattr(underlay, "survey", lambda bridge: host.survey)
         self._monkeypatch.setattr(daemon_module, "Supervisor", host.supervise)
 
     def _find(self, target: str) -> Namespace:
-        if target not in self.namespaces:
-            raise ValueError(f"network namespace {target!r} does not exist")
-        return self.namespaces[target]
+        paths = {found.path: found for found in self.namespaces.values()}
+        found = self.namespaces.get(target) or paths.get(target)
+        if found is None:
+            raise NoSuchNamespace(f"network namespace {target!r} does not exist")
+        return found
 
     def _is_there(self, path: str, expected: tuple[int, int]) -> bool:
         return any(found == Namespace(path, expected) for found in self.namespaces.values())
@@ -184,6 +189,7 @@ class Host:
             host=self.address,
             advertise=(str(told),),
             nickname=name,
+            docker_socket=str(stage.path / "docker.sock"),
         )
         self.config = replace(self.config, **config)
         self.store: Store | None = None

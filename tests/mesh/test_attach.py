@@ -17,7 +17,7 @@ from dataplane.objects import GUEST, Guest, Key
 from gossip.pages import ROW_MAX_BYTES, TablePager
 from mesh import arguments
 from mesh import attach as attach_module
-from mesh.attach import Attachment, attachment_from_json
+from mesh.attachment import Attachment, attachment_from_json
 from mesh.endpoints import Endpoint, derive_mac, encode_row
 from mesh.requests import ApiError
 from tests.mesh.attach_world import ME, P, Q, World, attach, refused, run, wish
@@ -340,7 +340,7 @@ def test_a_namespace_that_vanishes_between_the_steps_is_taken_back(world: World)
         world.publish = vanishes
         attaching = asyncio.ensure_future(world.attachments.attach(wish("c1", "10.32.0.1/16")))
         await asyncio.sleep(0.01)
-        await world.attachments.drop_vanished(frozenset(ifname))
+        await world.attachments.vanished(frozenset(ifname))
         with pytest.raises(ApiError, match="gone") as caught:
             await attaching
         assert caught.value.code == "attach-failed"

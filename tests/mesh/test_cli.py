@@ -38,7 +38,7 @@ def refused(done: subprocess.CompletedProcess[str], status: int, *says: str) -> 
 NEEDS_DAEMON = [
     ["stop"], ["connect", "host2"], ["forget", "host2"], ["attach", "10.0.0.1/24", "c1"], ["detach", "c1"], ["status"],
     ["status", "peers"], ["status", "connections"], ["status", "targets"], ["status", "endpoints"], ["report"], ["ps"],
-    ["ping", "host2"],
+    ["ping", "host2"], ["expose"], ["expose", "10.0.0.1/24"], ["hide"],
 ]  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_no_verb_shows_all_and_is_wrong_usage(weft: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["expose", "10.0.0.1/24"], "no verb 'expose'"),
+        (["dns-add", "10.0.0.1"], "no verb 'dns-add'"),
         (["help", "nothing"], "no verb 'nothing'"),
         (["status", "ipam"], "no `status ipam`"),
         (["status", "peers", "x"], "too much"),
@@ -96,6 +96,10 @@ def test_no_verb_shows_all_and_is_wrong_usage(weft: Any) -> None:
         (["attach", "10.0.0.1/24", "--network", "blue", "c1"], "no network 'blue'"),
         (["attach", "10.0.0.1/24", "--allow-mac", "c1"], "unknown option --allow-mac"),
         (["detach", "10.0.0.0/24", "c1"], "first or last"),
+        (["expose", "10.0.0.1"], "has no length"),
+        (["expose", "net:default"], "does not allocate"),
+        (["expose", "10.0.0.1/24", "ip:10.0.0.1/24"], "given twice"),
+        (["hide", "--without-masquerade"], "unknown option --without-masquerade"),
         (["ping", "-c", "0", "host2"], "-c '0' is not a number"),
         (["ping", "-c", "1.5", "host2"], "-c '1.5' is not a number"),
         (["ping", "-i", "nan", "host2"], "-i 'nan' is not a number"),
@@ -182,6 +186,21 @@ def test_detach_takes_some_addresses_or_all(weft: Any, daemon: Any) -> None:
     assert weft("detach", "10.32.1.5/24", "c1").stdout == "10.32.1.5/24\n"
     assert weft("detach", "c1").stdout == "10.32.1.5/24\n"
     assert daemon.requests == [requests.Detach("c1", (ip_interface("10.32.1.5/24"),)), requests.Detach("c1", ())]
+
+
+def test_expose_and_hide_print_addresses_one_a_line_or_json(weft: Any, daemon: Any) -> None:
+    answer = {"addresses": ["10.32.1.1/16", "fd00:32::1/64"], "without_masquerade": []}
+    daemon.answers.update(expose=answer, hide=answer)
+    for words in (["expose", "ip:10.32.1.1/16", "fd00:32::1/64"], ["hide"]):
+        assert weft(*words).stdout == "10.32.1.1/16\nfd00:32::1/64\n"
+        assert json.loads(weft(*words, "--json").stdout) == answer
+    assert weft("expose", "--without-masquerade", "10.32.1.1/16").returncode == 0
+    addresses = (ip_interface("10.32.1.1/16"), ip_interface("fd00:32::1/64"))
+    assert daemon.requests == [
+        *[requests.Expose(addresses, True)] * 2,
+        *[requests.Hide(())] * 2,
+        requests.Expose(addresses[:1], False),
+    ]
 
 
 @pytest.mark.parametrize("words", NEEDS_DAEMON, ids=" ".join)

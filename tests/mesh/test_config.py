@@ -92,6 +92,21 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
     assert load(tmp_path, file=FILE, WEFT_PASSWORD="environment").passwords == ("environment",)
 
 
+def test_docker_is_asked_where_its_own_command_would_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless we are told otherwise. A Docker on another host has no namespaces here."""
+    monkeypatch.chdir(tmp_path)
+    for environment, path in (
+        ({}, "/var/run/docker.sock"),
+        ({"DOCKER_HOST": "unix:///run/user/0/docker.sock"}, "/run/user/0/docker.sock"),
+        ({"DOCKER_HOST": "tcp://10.1.2.3:2375"}, "/var/run/docker.sock"),
+        ({"DOCKER_HOST": "ssh://host2"}, "/var/run/docker.sock"),
+        ({"DOCKER_HOST": "unix://"}, "/var/run/docker.sock"),
+        ({"DOCKER_HOST": "unix:///a.sock", "WEFT_DOCKER_SOCKET": "/b.sock"}, "/b.sock"),
+        ({"WEFT_DOCKER_SOCKET": "here.sock"}, str(tmp_path / "here.sock")),
+    ):
+        assert load(tmp_path, **environment).docker_socket == path
+
+
 def test_passwords_are_one_a_line_in_their_order(tmp_path: Path) -> None:
     secrets = tmp_path / "secrets"
     secrets.write_bytes(b"new one\r\n\r\nold\nnew one\n")

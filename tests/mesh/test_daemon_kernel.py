@@ -233,8 +233,8 @@ def mac(lab: Lab, node: str) -> str:
     return words[2]
 
 
-def test_a_namespace_that_is_deleted_is_forgotten(lab: Lab) -> None:
-    """Its addresses can be attached again at once, to one that got its inode number too."""
+def test_a_namespace_that_is_deleted_keeps_its_addresses_until_it_is_detached(lab: Lab) -> None:
+    """They can be attached again at once then, to one that got its inode number too."""
     lab.launch("h1")
     for round_number in range(3):
         name = f"c1.{round_number + 5}"
@@ -243,7 +243,11 @@ def test_a_namespace_that_is_deleted_is_forgotten(lab: Lab) -> None:
         assert addresses(lab, name) == ["10.32.1.77/16", f"10.32.1.{round_number + 80}/16"]
         assert [row["id"] for row in lab.weft_json("h1", "ps")] == [lab.namespace(name)]
         subprocess.run(["ip", "netns", "delete", lab.namespace(name)], check=True)
-        wait_until(lambda: lab.weft_json("h1", "ps") == [], 5, "it was forgotten")
+        wait_until(lambda: [row["away"] for row in lab.weft_json("h1", "ps")] == [True], 5, "it was away")
+        taken = lab.weft("h1", ["attach", "10.32.1.77/16", lab.namespace("c1.1")], check=False)
+        assert taken.returncode == 1 and "away now" in taken.stderr and len(taken.stderr.splitlines()) == 1
+        lab.weft("h1", ["detach", lab.namespace(name)])
+        assert lab.weft_json("h1", "ps") == []
 
 
 def test_a_namespace_that_follows_at_once_does_not_inherit(lab: Lab) -> None:
@@ -257,9 +261,11 @@ def test_a_namespace_that_follows_at_once_does_not_inherit(lab: Lab) -> None:
         lab.add_namespaces([new])
         lab.attach(new, addresses=[f"10.32.2.{round_number + 80}/16"])
         assert addresses(lab, new) == [f"10.32.2.{round_number + 80}/16"]
-        wait_until(lambda new=new: [r["id"] for r in lab.weft_json("h1", "ps")][-1:] == [lab.namespace(new)], 5, "")  # type: ignore[misc]
+        away = {lab.namespace(old): True, lab.namespace(new): False}
+        wait_until(lambda away=away: {r["id"]: r["away"] for r in lab.weft_json("h1", "ps")} == away, 5, "old was away")  # type: ignore[misc]
         lab.weft("h1", ["detach", lab.namespace(new)])
-        wait_until(lambda: lab.weft_json("h1", "ps") == [], 5, "the old one was forgotten too")
+        lab.weft("h1", ["detach", lab.namespace(old)])
+        assert lab.weft_json("h1", "ps") == []
 
 
 def test_an_address_changes_its_length_in_a_running_container(lab: Lab) -> None:

@@ -13,7 +13,7 @@ import pytest
 from dataplane.kernel import Fault
 from dataplane.objects import BRIDGE_FDB, GUEST, GUEST_ADDRESS, LINK, NEIGHBOUR, Guest, Key
 from mesh import attach as attach_module
-from mesh.attach import Attachment, attachment_from_json
+from mesh.attachment import Attachment, attachment_from_json
 from mesh.endpoints import derive_mac
 from mesh.requests import ApiError
 from tests.mesh.attach_world import ME, P, Q, World, attach, detach, refused, run, unwish, wish
@@ -29,12 +29,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 # Namespaces that end
 
 
-def test_what_was_attached_to_a_namespace_that_ended_is_dropped(world: World) -> None:
+def test_what_was_attached_to_a_process_that_ended_is_dropped(world: World) -> None:
     """Addresses are free again, and everybody hears it."""
-    done, stays = attach(world, "c1", "10.32.0.1/16"), attach(world, "c2", "10.32.0.2/16")
-    del world.namespaces["c1"]
+    world.add_process(4711, 11)
+    done, stays = attach(world, "4711", "10.32.0.1/16"), attach(world, "c2", "10.32.0.2/16")
+    world.end_process(4711)
     world.kernel.vanished.add(done.ifname)
-    run(world.attachments.drop_vanished(frozenset({done.ifname, "vwother"})))
+    run(world.attachments.vanished(frozenset({done.ifname, "vwother"})))
     assert world.attachments.all() == [stays]
     assert [row["id"] for row in world.on_disk()] == ["c2"]
     assert world.told[-1] == (done.ifname, None)
@@ -44,27 +45,29 @@ def test_what_was_attached_to_a_namespace_that_ended_is_dropped(world: World) ->
 def test_a_namespace_that_is_there_after_all_is_not_dropped(world: World) -> None:
     """The report was old news when its turn came."""
     done = attach(world, "c1", "10.32.0.1/16")
-    run(world.attachments.drop_vanished(frozenset({done.ifname})))
+    run(world.attachments.vanished(frozenset({done.ifname})))
     assert world.attachments.all() == [done]
 
 
 def test_with_a_full_disk_a_vanished_namespace_stays_until_later(world: World) -> None:
     """Believing what is not on disk would bring it back at the next launch."""
-    done = attach(world, "c1", "10.32.0.1/16")
-    del world.namespaces["c1"]
+    world.add_process(4711, 11)
+    done = attach(world, "4711", "10.32.0.1/16")
+    world.end_process(4711)
     world.disk_full = True
-    run(world.attachments.drop_vanished(frozenset({done.ifname})))
+    run(world.attachments.vanished(frozenset({done.ifname})))
     assert world.attachments.all() == [done]
     world.disk_full = False
-    run(world.attachments.drop_vanished(frozenset({done.ifname})))
+    run(world.attachments.vanished(frozenset({done.ifname})))
     assert world.attachments.all() == []
 
 
 def test_a_namespace_with_the_number_of_one_that_ended_is_another(world: World) -> None:
     """The kernel gives inode numbers again at once. The new container does not get the old one's addresses."""
-    old = attach(world, "c1", "10.32.0.1/16", labels={"app": "old"})
-    inode = world.namespaces.pop("c1").id[1]
-    world.add("c9", inode)
+    world.add_process(4711, 11)
+    old = attach(world, "4711", "10.32.0.1/16", labels={"app": "old"})
+    world.end_process(4711)
+    world.add("c9", 11)
     new = attach(world, "c9", "10.32.0.9/16")
     assert world.attachments.all() == [new]
     assert (new.id, new.namespace, new.labels) == ("c9", "/run/netns/c9", ())
@@ -73,9 +76,10 @@ def test_a_namespace_with_the_number_of_one_that_ended_is_another(world: World) 
     assert world.table.holder(ip_address("10.32.0.1")) is None
 
 
-def test_attachments_end_with_the_boot(world: World) -> None:
+def test_what_is_attached_to_a_process_ends_with_the_boot(world: World) -> None:
     """Namespaces of another boot bear other names under the same numbers."""
-    attach(world, "c1", "10.32.0.1/16")
+    world.add_process(4711, 11)
+    attach(world, "4711", "10.32.0.1/16")
     world.boot = "another boot"
     assert world.launch().all() == []
     assert len(world.on_disk()) == 1, "reading changes nothing"

@@ -19,6 +19,7 @@ from gossip.pages import ROW_MAX_BYTES, TablePager
 from mesh.endpoints import (
     ADDRESSES_MAX,
     CLAIM_MAX,
+    EXPOSED_ID,
     LABELS_MAX,
     NAMES_MAX,
     TEXT_MAX_BYTES,
@@ -256,6 +257,18 @@ def test_macs_of_bridges_and_endpoints_never_meet(name: bytes, first: Address, s
     assert len(of_bridge) == len(of_endpoint) == 6
 
 
+def test_a_host_that_is_exposed_has_the_mac_of_its_own_bridge_and_nobody_elses() -> None:
+    """It says by which command an address of it comes free; a container of it by another."""
+    host = replace(endpoint(A, (str(X), 1)), mac=bridge_mac(A), id=EXPOSED_ID)
+    container = endpoint(A, (str(X), 1))
+    assert decode_row_untrusted(A, encode_row(host)) == host
+    with pytest.raises(ProtocolError, match="MAC of another host"):
+        decode_row_untrusted(B, encode_row(host))
+    assert host.is_host and not container.is_host
+    assert host.release(f"{X}/16") == f"weft hide {X}/16"
+    assert container.release(f"{X}/16") == f"weft detach {X}/16 {container.id}"
+
+
 def test_the_same_first_address_gives_the_same_mac() -> None:
     """Wherever it is attached, and in the one form it always had: neighbour tables out there rely on it."""
     assert derive_mac("weft", ip_address("10.32.0.1")).hex(":") == "02:25:3e:d3:a3:aa"
@@ -299,6 +312,17 @@ def test_a_mac_belongs_to_the_holder_of_its_address() -> None:
 def test_a_row_comes_back_as_it_was(sent: Endpoint) -> None:
     """Ids of sixty-four characters of any script included."""
     assert decode_row_untrusted(A, encode_row(sent)) == sent
+
+
+def test_a_row_says_that_its_container_is_away() -> None:
+    """By one more field, which older versions pass over; whatever else stands there says nothing."""
+    here = endpoint(A, ("10.32.0.1", 1))
+    away = replace(here, away=True)
+    assert decode_row_untrusted(A, encode_row(away)) == away
+    fields = msgpack.unpackb(encode_row(away), use_list=True)
+    assert fields[:6] == msgpack.unpackb(encode_row(here), use_list=True)
+    for other in (False, None, 1, "true", [True]):
+        assert decode_row_untrusted(A, msgpack.packb([*fields[:6], other])) == here
 
 
 GOOD: list[Any] = ["c1", MAC, [[bytes([10, 32, 0, 1]), 24, 1]], ["web"], [["app", "web"]], "weft"]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired, Port, RemoteEndpoint, RemotePeer, Segment
+from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired, Exposed, Port, RemoteEndpoint, RemotePeer, Segment
 from dataplane.objects import BRIDGE_FDB, FLOOD, LINK, NEIGHBOUR, VXLAN_FDB, Key, Vxlan, expand
 from dataplane.sleeve import control
 from dataplane.sleeve.control import SILENT, UP, WRONG_SECRET, PeerStatus
@@ -21,7 +21,7 @@ from gossip.names import PeerName
 from gossip.pages import TablePager
 from gossip.peers import AWAY, GONE, LIVE, PeerRecord
 from mesh import forwarding, vxlanhealth
-from mesh.endpoints import Binding, Endpoint, EndpointTable, bridge_mac, derive_mac, encode_row
+from mesh.endpoints import EXPOSED_ID, Binding, Endpoint, EndpointTable, bridge_mac, derive_mac, encode_row
 from mesh.forwarding import (
     BEST,
     HOLD_S,
@@ -34,6 +34,7 @@ from mesh.forwarding import (
     Path,
     Remote,
     choose_path,
+    held_exposed,
     network_mtu,
     sleeve_addresses,
 )
@@ -559,3 +560,23 @@ def test_every_address_and_mac_leads_to_its_holder_or_nowhere(
             assert holder is None or holder.owner == ME or mac not in own
         keys = expand(found).objects
         assert {key.item for key in keys if key.kind == BRIDGE_FDB} >= set(remote_macs)
+
+
+def test_an_exposed_host_elsewhere_is_behind_its_own_bridge() -> None:
+    """Its addresses are answered for, and its MAC leads where its bridge is, once."""
+    host = Endpoint(P, EXPOSED_ID, bridge_mac(P), (Binding(X, 16, 1),))
+    found = desired(table_of(host))
+    assert found.endpoints == (RemoteEndpoint(bridge_mac(P), (X,), TO_P),)
+    objects = expand(found).objects
+    assert objects[Key(NEIGHBOUR, "weft", X.packed)] == bridge_mac(P)
+    assert objects[Key(VXLAN_FDB, "weft-vx", bridge_mac(P))] == TO_P.packed
+
+
+def test_an_exposed_address_that_another_host_holds_is_not_set_here() -> None:
+    """Until it lets go of it, or is forgotten."""
+    mine = Endpoint(ME, EXPOSED_ID, bridge_mac(ME), (Binding(X, 16, 1), Binding(Y, 16, 1)))
+    wanted = (Exposed(ip_interface(f"{X}/16")), Exposed(ip_interface(f"{Y}/16"), False))
+    table = table_of(mine, attached(P, (X, 2)))
+    assert held_exposed(wanted, table, ME, NOBODY) == wanted[1:]
+    assert held_exposed(wanted, table, ME, frozenset({P})) == wanted
+    assert held_exposed(wanted, table_of(mine), ME, NOBODY) is wanted

@@ -387,7 +387,8 @@ def test_reset_kills_a_daemon_that_hangs(
         os.kill(pid, signal.SIGSTOP)
     for name in ("STOP_TIMEOUT_S", "PROGRESS_INTERVAL_S", "RESET_ANSWER_TIMEOUT_S", "KILL_TIMEOUT_S"):
         monkeypatch.setattr(shutdown, name, 0.3)
-    monkeypatch.setattr(shutdown, "_remove_kernel_state", lambda: (here / "kernel").write_text("teardown\nclose\n"))
+    removed = here / "kernel"
+    monkeypatch.setattr(shutdown, "_remove_kernel_state", lambda memory: removed.write_text("teardown\nclose\n"))
     assert shutdown.reset(force=True) == 0
     assert "without" in capsys.readouterr().err
     assert not alive(pid)

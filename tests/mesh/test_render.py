@@ -116,15 +116,19 @@ def test_an_endpoint_with_many_addresses_takes_a_line_for_each() -> None:
 
 
 def test_ps_lists_what_is_attached_here() -> None:
-    rows = [{"id": "c1", "mac": "02:00:00:00:00:01", "addresses": ["10.32.1.5/24", "fd00:32::5/64"]}]
-    assert render.ps(rows).splitlines() == [
-        "ID  MAC                ADDRESSES",
-        "c1  02:00:00:00:00:01  10.32.1.5/24, fd00:32::5/64",
+    here: dict[str, Any] = {"id": "c1", "mac": "02:00:00:00:00:01", "addresses": ["10.32.1.5/24", "fd00:32::5/64"]}
+    here |= {"away": False, "away_since": None}
+    away = {"id": "c2", "mac": "02:00:00:00:00:02", "addresses": ["10.32.1.6/24"], "away": True, "away_since": 1000}
+    assert render.ps([here, away], 1300.5).splitlines() == [
+        "ID  MAC                ADDRESSES                    STATE",
+        "c1  02:00:00:00:00:01  10.32.1.5/24, fd00:32::5/64  here",
+        "c2  02:00:00:00:00:02  10.32.1.6/24                 away 5 min",
     ]
 
 
 def test_an_empty_list_says_so_instead_of_a_lonely_heading() -> None:
-    texts = [render.peers([]), render.connections([], 0.0), render.targets([]), render.endpoints([]), render.ps([])]
+    texts = [render.peers([]), render.connections([], 0.0), render.targets([]), render.endpoints([])]
+    texts.append(render.ps([], 0.0))
     assert all(len(text.splitlines()) == 1 and text == text.lower().replace("peer`", "PEER`") for text in texts)
 
 
@@ -151,7 +155,7 @@ def test_what_another_host_wrote_cannot_steer_the_terminal() -> None:
         render.connections([{"nickname": HOSTILE, "path": HOSTILE, "reason": HOSTILE}], 0.0),
         render.targets([{"target": HOSTILE, "state": HOSTILE, "error": HOSTILE}]),
         render.endpoints([endpoint]),
-        render.ps([{"id": HOSTILE, "mac": HOSTILE, "addresses": [HOSTILE]}]),
+        render.ps([{"id": HOSTILE, "mac": HOSTILE, "addresses": [HOSTILE]}], 0.0),
         render.ping_row({"path": HOSTILE, "address": HOSTILE}),
         render.ping_summary({"path": HOSTILE}),
     ]
@@ -163,7 +167,7 @@ def test_what_another_host_wrote_cannot_steer_the_terminal() -> None:
 @pytest.mark.parametrize("row", [{}, {"addresses": None, "labels": None, "names": None, "since": "x", "next_try": "y"}])
 def test_keys_an_older_daemon_does_not_know_show_as_a_dash(row: dict[str, Any]) -> None:
     texts = [render.status(row), render.peers([row]), render.connections([row], 0.0), render.targets([row])]
-    texts += [render.endpoints([row]), render.ps([row]), render.ping_row(row), render.ping_summary(row)]
+    texts += [render.endpoints([row]), render.ps([row], 0.0), render.ping_row(row), render.ping_summary(row)]
     assert all("-" in text and "None" not in text for text in texts)
 
 

@@ -44,6 +44,12 @@ def test_a_detach_without_addresses_means_all() -> None:
     assert ask("detach", target="c1") == requests.Detach("c1", ())
 
 
+def test_expose_masquerades_and_hide_without_addresses_means_all() -> None:
+    assert ask("expose", addresses=["ip:10.0.0.1/24"]) == requests.Expose((ip_interface("10.0.0.1/24"),), True)
+    assert ask("expose", masquerade=False) == requests.Expose((), False)
+    assert ask("hide") == requests.Hide(())
+
+
 def test_peers_are_written_in_one_way_and_once() -> None:
     assert ask("connect", peers=["HOST2", "host2"], replace=True) == requests.Connect(("host2",), True)
     assert ask("forget", peers=["[fd00::1]"]) == requests.Forget(("fd00::1",))
@@ -79,6 +85,11 @@ def test_ping_has_defaults_and_stop_and_reset_have_nothing() -> None:
         ("attach", {"target": "c1", "addresses": ["10.0.0.1/24"], "network": "blue"}),
         ("attach", {"target": "c1", "addresses": ["10.0.0.1/24"], "allow_mac": True}),
         ("detach", {"target": "c1", "addresses": ["10.0.0.1/24"] * 2}),
+        ("expose", {"addresses": ["10.0.0.1"]}),
+        ("expose", {"addresses": ["10.0.0.1/24"], "masquerade": "no"}),
+        ("expose", {"target": "c1"}),
+        ("hide", {"addresses": "10.0.0.1/24"}),
+        ("hide", {"masquerade": True}),
         ("ping", {"peer": "h", "count": 0}),
         ("ping", {"peer": "h", "count": True}),
         ("ping", {"peer": "h", "count": 1.5}),
@@ -99,7 +110,7 @@ def test_what_does_not_fit_is_a_bad_request(verb: str, args: dict[str, Any]) -> 
 
 def test_an_unknown_verb_has_its_own_code() -> None:
     with pytest.raises(ApiError) as caught:
-        ask("expose")
+        ask("dns-add")
     assert caught.value.code == "unknown-verb"
 
 

@@ -59,6 +59,17 @@ def test_what_comes_and_goes_behind_a_peer_is_said_by_itself() -> None:
     assert roster.pending() == []
 
 
+def test_the_mac_of_a_bridge_stays_when_its_host_is_exposed_no_more() -> None:
+    """As an endpoint it has the MAC that it has anyhow."""
+    roster = Roster()
+    roster.begin(adopted=False)
+    host = (RemoteEndpoint(entry(A).peer.macs[0], (), None), *group(1))
+    roster.want({A: entry(A, host)}, NO_GRAPH, settled=True)
+    assert roster.pending() == [whole(A, 1), Complete()]
+    roster.want({A: entry(A, group(1, 2))}, NO_GRAPH, settled=True)
+    assert roster.pending() == [Macs(A, (mac(2),), ())]
+
+
 def test_one_change_behind_a_peer_looks_into_one_group(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """As it was and as it is, however many groups there are."""
     looked_into: list[Group] = []

@@ -35,7 +35,7 @@ CONTRACT = {
 }
 SUMMARY = {
     "version", "peer", "nickname", "uptime_s", "encryption", "peers", "reachable", "links", "targets", "connections",
-    "mtu", "endpoints", "local_endpoints", "refused", "warnings",
+    "mtu", "endpoints", "local_endpoints", "away_endpoints", "refused", "warnings",
 }  # fmt: skip
 MINE = Attachment(
     id="mine", ifname="vw1", namespace="/run/netns/mine", namespace_id=(4, 1),

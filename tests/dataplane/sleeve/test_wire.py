@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from dataplane.sleeve import wire
@@ -12,11 +14,14 @@ from dataplane.sleeve.wire import (
     NOTE_REPORT,
     Report,
     decode_note_untrusted,
+    decode_relayed_untrusted,
     decode_report_untrusted,
     encode_note,
+    encode_relayed,
     encode_report,
 )
 from gossip.errors import ProtocolError
+from gossip.names import PeerName
 
 
 def test_notes_follow_each_other_and_say_what_was_said() -> None:
@@ -49,6 +54,40 @@ def test_a_note_that_says_too_much_is_refused() -> None:
 def test_a_report_that_is_cut_short_is_refused(size: int) -> None:
     with pytest.raises(ProtocolError):
         decode_report_untrusted(bytes(size))
+
+
+def relayed(names: tuple[PeerName, ...], at: int, waits_kib: int, datagram: bytes) -> bytes:
+    return encode_relayed(names, at, waits_kib, len(datagram)) + datagram
+
+
+NAMES = tuple(PeerName(bytes([number]) * 8) for number in range(1, 7))
+
+
+def test_a_relayed_datagram_comes_out_as_it_went_in_and_the_next_entry_after_it() -> None:
+    data = memoryview(b"....." + relayed(NAMES, 5, 70_000, b"x" * 1000) + encode_note(NOTE_ASK, b""))
+    found, position = decode_relayed_untrusted(data, 5)
+    assert (found.names, found.at, found.waits_kib, bytes(found.datagram)) == (NAMES, 5, 0xFFFF, b"x" * 1000)
+    assert decode_note_untrusted(data, position)[0] == NOTE_ASK
+
+
+@pytest.mark.parametrize("cut", [1, 40, 100, 1000, 1050, 1055])
+def test_a_relayed_datagram_that_is_cut_short_is_refused(cut: int) -> None:
+    with pytest.raises(ProtocolError):
+        decode_relayed_untrusted(memoryview(relayed(NAMES, 1, 0, b"x" * 1000)[:-cut]), 0)
+
+
+@pytest.mark.parametrize(("many", "at"), [(7, 1), (255, 1), (3, 3), (0, 0), (3, 255)])
+def test_a_route_that_is_none_is_refused(many: int, at: int) -> None:
+    head = struct.pack("<HBBHH", wire.RELAYED, many, at, 0, 0)
+    with pytest.raises(ProtocolError):
+        decode_relayed_untrusted(memoryview(head + bytes(4000)), 0)
+
+
+def test_the_largest_relayed_datagram_fits_one_send_with_the_longest_route() -> None:
+    head = encode_relayed(NAMES, 1, 0, wire.RELAYED_MAX_BYTES)
+    around = wire.HEADER_BYTES + len(head) + wire.TAG_BYTES + wire.LENGTH_BYTES
+    assert around + wire.RELAYED_MAX_BYTES == wire.SEND_MAX_BYTES
+    assert wire.LENGTH.unpack_from(head)[0] not in (wire.NOTE, *range(wire.FRAME_MAX_BYTES + 1))
 
 
 def test_a_note_can_never_be_taken_for_a_frame() -> None:

@@ -71,6 +71,9 @@ async def _serve(config: Any, ready: Callable[[str | None], None], how: str) -> 
 
 
 class _Kernel:
+    def __init__(self, memory: str) -> None:
+        pass
+
     def close(self) -> None:
         _record("close")
 

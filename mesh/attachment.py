@@ -1,0 +1,145 @@
+"""One interface on this host as a value: what it is attached to, what it has, how it is kept on disk.
+
+What an attachment is attached to decides whether it comes back. A named namespace is its name: whatever bears it next
+is the same container to the person who chose the name. A Docker container is its id, whatever process it has this time.
+Anything else, a pid or some other path, means nothing once its namespace has ended. Knows nothing of Docker, of the
+kernel, or of when anything ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_interface
+from itertools import count
+from typing import Any
+
+from dataplane.desired import Port
+from gossip.names import PeerName
+from mesh.endpoints import Binding, Endpoint, Interface
+
+GUEST_IFNAME = "ethwe"
+NAMED_DIRECTORY = "/run/netns"
+NAMED_DIRECTORIES = (NAMED_DIRECTORY, "/var/run/netns")
+"""Both are what `ip netns` lists: /var/run is a link to /run."""
+AWAY_MAX = 1024
+"""So many attachments are remembered while what they are attached to is away; then the longest away is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One interface on this host."""
+
+    id: str
+    """TARGET as it was given."""
+    ifname: str
+    namespace: str
+    """The path it was last found at."""
+    namespace_id: tuple[int, int]
+    """Which one it was then."""
+    mac: bytes
+    bindings: tuple[Binding, ...]
+    names: tuple[str, ...]
+    labels: tuple[tuple[str, str], ...]
+    network: str
+    container: str | None = None
+    """The whole id of the Docker container whose namespace it is; None for all others."""
+    away_since: int | None = None
+    """Unix time at which its namespace was found to be gone; None while it is there."""
+
+    @property
+    def is_named(self) -> bool:
+        return self.container is None and posixpath.dirname(self.namespace) == NAMED_DIRECTORY
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether another namespace can be known to be the same container."""
+        return self.container is not None or self.is_named
+
+    @property
+    def port(self) -> Port:
+        interfaces = tuple(binding.interface for binding in self.bindings)
+        return Port(self.ifname, GUEST_IFNAME, self.namespace, self.namespace_id, self.mac, interfaces)
+
+    def endpoint(self, owner: PeerName) -> Endpoint:
+        away = self.away_since is not None
+        return Endpoint(owner, self.id, self.mac, self.bindings, self.names, self.labels, self.network, away)
+
+    def texts(self) -> list[str]:
+        """Its addresses with their lengths."""
+        return [str(binding) for binding in self.bindings]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "ifname": self.ifname,
+            "namespace": self.namespace,
+            "namespace_id": list(self.namespace_id),
+            "mac": self.mac.hex(":"),
+            "bindings": [[str(binding), binding.claim] for binding in self.bindings],
+            "names": list(self.names),
+            "labels": [list(label) for label in self.labels],
+            "network": self.network,
+            "container": self.container,
+            "away_since": self.away_since,
+        }
+
+
+def attachment_from_json(value: dict[str, Any]) -> Attachment:
+    """The inverse of `to_json`. Its input has passed the store's checksum, so it is as we wrote it, if perhaps in a
+    version that did not know the last two fields yet."""
+    device, inode = value["namespace_id"]
+    return Attachment(
+        id=value["id"],
+        ifname=value["ifname"],
+        namespace=canonical(value["namespace"]),
+        namespace_id=(device, inode),
+        mac=bytes.fromhex(value["mac"].replace(":", "")),
+        bindings=tuple(make_binding(ip_interface(text), claim) for text, claim in value["bindings"]),
+        names=tuple(value["names"]),
+        labels=tuple((key, text) for key, text in value["labels"]),
+        network=value["network"],
+        container=value.get("container"),
+        away_since=value.get("away_since"),
+    )
+
+
+def make_binding(interface: Interface, claim: int) -> Binding:
+    return Binding(interface.ip, interface.network.prefixlen, claim)
+
+
+def canonical(path: str) -> str:
+    """A namespace's path, in one spelling for named ones."""
+    directory, name = posixpath.split(posixpath.normpath(path))
+    return f"{NAMED_DIRECTORY}/{name}" if directory in NAMED_DIRECTORIES else path
+
+
+def ifname_of(
+    path: str, namespace_id: tuple[int, int], container: str | None, network: str, taken: Collection[str] = ()
+) -> str:
+    """The host end's name: made from what comes back, so that it is the same for the same container. One that is taken
+    belongs to an attachment that was made by the same words, and by now is known to be something else."""
+    if container is not None:
+        seed = f"container {container} {network}"
+    elif posixpath.dirname(path) == NAMED_DIRECTORY:
+        seed = f"name {path} {network}"
+    else:
+        seed = f"namespace {namespace_id} {network}"
+    names = ("vw" + hashlib.sha256(f"{seed} {salt}".encode()).hexdigest()[:11] for salt in count())
+    return next(name for name in names if name not in taken)
+
+
+def after_boot(loaded: Iterable[Attachment], now_unix_s: int) -> tuple[list[Attachment], list[Attachment]]:
+    """What is left of the attachments of an earlier boot: those that can come back, away; and those that cannot.
+
+    No namespace outlives a boot, and the numbers they are told apart by are given to others in the next one."""
+    kept = [each if each.away_since is not None else replace(each, away_since=now_unix_s) for each in loaded]
+    return [each for each in kept if each.comes_back], [each for each in kept if not each.comes_back]
+
+
+def too_long_away(held: Mapping[str, Attachment], most: int) -> list[Attachment]:
+    """Those to forget so that no more than `most` are away: the longest away."""
+    away = [(each.away_since, ifname) for ifname, each in held.items() if each.away_since is not None]
+    return [held[ifname] for _, ifname in sorted(away)[: max(0, len(away) - most)]]

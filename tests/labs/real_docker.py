@@ -1,0 +1,132 @@
+"""A Docker Engine of its own in a lab's host: the distribution's, with one image made of busybox.
+
+It runs in the network namespace of the host, so that its bridge and its firewall rules are that host's, and in a mount
+namespace with /run and /etc/docker of its own, so that nothing of it stays on the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from mesh.lab import Lab
+from mesh.namespaces import NAMESPACES_DIR, wait_until
+
+READY_TIMEOUT_S = 30.0
+IMAGE = "lab:busybox"
+CONFIG = Path("/etc/docker")
+
+
+class RealDocker:
+    """Use as a context manager."""
+
+    def __init__(self, lab: Lab, node: str, directory: Path) -> None:
+        self._lab = lab
+        self._node = node
+        self._directory = directory
+        self.socket = str(directory / "docker.sock")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._made_config = False
+
+    def __enter__(self) -> RealDocker:
+        self._made_config = not CONFIG.exists()
+        CONFIG.mkdir(exist_ok=True)
+        try:
+            self.start()
+            self._import()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(subprocess.SubprocessError):
+            names = self("ps", "-aq").split()
+            if names:
+                self("rm", "-f", *names)
+        self.stop()
+        if self._made_config:
+            CONFIG.rmdir()
+
+    def __call__(self, *words: str) -> str:
+        """The `docker` command; what it printed."""
+        done = subprocess.run(
+            ["docker", "-H", f"unix://{self.socket}", *words], capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout.strip()
+
+    def start(self) -> None:
+        words = [
+            "dockerd", "--data-root", str(self._directory / "data"), "--exec-root", str(self._directory / "exec"),
+            "--pidfile", str(self._directory / "docker.pid"), "--storage-driver", "vfs", "-H", f"unix://{self.socket}",
+        ]  # fmt: skip
+        private = 'mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /etc/docker && exec "$@"'
+        inside = ["nsenter", f"--net={NAMESPACES_DIR / self._lab.namespace(self._node)}", "--"]
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*inside, "unshare", "--mount", "sh", "-c", private, "sh", *words], stdout=log, stderr=log
+            )
+        wait_until(self._answers, READY_TIMEOUT_S, f"dockerd answered; its log is {self._directory / 'log'}")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._directory / "log").read_text()[-2000:]
+        with contextlib.suppress(subprocess.SubprocessError):
+            return bool(self("version", "--format", "{{.Server.Version}}"))
+        return False
+
+    def stop(self) -> None:
+        """The engine ends, and by default everything that it runs."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+    def _import(self) -> None:
+        root = self._directory / "root" / "bin"
+        root.mkdir(parents=True)
+        shutil.copy(str(shutil.which("busybox")), root / "busybox")
+        # A static one needs nothing; where the other package is installed, its libraries come along.
+        needs = subprocess.run(["ldd", str(root / "busybox")], capture_output=True, text=True, check=False).stdout
+        for library in (word for word in needs.split() if word.startswith("/")):
+            place = root.parent / library.lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, place)
+        for name in ("sh", "sleep", "ip", "ping"):
+            (root / name).symlink_to("busybox")
+        archive = subprocess.run(["tar", "-C", str(root.parent), "-c", "."], capture_output=True, check=True).stdout
+        subprocess.run(
+            ["docker", "-H", f"unix://{self.socket}", "import", "-", IMAGE], input=archive, capture_output=True,
+            timeout=60, check=True,
+        )  # fmt: skip
+
+    def run(self, name: str, *options: str) -> str:
+        """A container that sleeps; its id."""
+        return self("run", "-d", "--name", name, "--stop-timeout", "0", *options, IMAGE, "sleep", "100000")
+
+    def inside(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command in a container's network, run by the machine's tools."""
+        pid = self("inspect", "--format", "{{.State.Pid}}", name)
+        command = ["nsenter", f"--net=/proc/{pid}/ns/net", "--", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    def addresses(self, name: str) -> list[str]:
+        """What is set on `ethwe`, link-local addresses aside."""
+        words = self.inside(name, "ip", "-br", "address", "show", "dev", "ethwe").stdout.split()
+        return sorted(word for word in words[2:] if not word.startswith("fe80"))
+
+    def mac(self, name: str) -> str:
+        return self.inside(name, "ip", "-br", "link", "show", "dev", "ethwe").stdout.split()[2]
+
+    def back_within(self, name: str, wanted: list[str], limit_s: float) -> float:
+        """Seconds until the container has its addresses."""
+        begun = time.monotonic()
+        wait_until(lambda: self.addresses(name) == sorted(wanted), limit_s, f"{name} had {wanted} again")
+        return time.monotonic() - begun
