@@ -305,7 +305,8 @@ def test_a_worker_that_leaves_what_it_is_told_unread_is_replaced(
         pid = await served(supervisor)
         os.kill(pid, signal.SIGSTOP)
         begun = time.monotonic()
-        supervisor.tell({P: peer(P, macs=tuple(number.to_bytes(6, "big") for number in range(300_000)))}, NO_GRAPH, settled=True)
+        macs = tuple(number.to_bytes(6, "big") for number in range(300_000))
+        supervisor.tell({P: peer(P, macs=macs)}, NO_GRAPH, settled=True)
         await until(lambda: supervisor.status is None, "it was given up")
         assert time.monotonic() - begun < 1.5, "before its silence was long enough"
         await supervisor.close(end=True)
