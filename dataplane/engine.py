@@ -182,9 +182,10 @@ class Engine:
             return False
         self._taken = taken
         self._generation, desired = taken
-        self._expansion = self._expander.expand(desired)
-        self._kernel.watch(self._expansion.scope)
-        self._reconciler.want(self._expansion)
+        expansion = self._expander.expand(desired)
+        self._kernel.watch(expansion.scope)
+        self._reconciler.want(expansion)
+        self._expansion = replace(expansion, objects={}, gone=())  # the reconciler has them
         return True
 
     def _observe(self, observed: Observation) -> frozenset[str]:
@@ -216,7 +217,9 @@ class Engine:
         self._listing_error = None
         for part in (part for part in PARTS if part in stale):
             try:
-                objects.update(self._kernel.listing(part))
+                found = self._kernel.listing(part)
+                objects, found = (found, objects) if len(found) > len(objects) else (objects, found)
+                objects.update(found)  # the few into the many
                 kinds |= PARTS[part]
             except KernelError as error:
                 self._listing_error = error

@@ -1,8 +1,8 @@
 """What the kernel holds for us, as keyed values: pure, cheap, and the same on both sides of a comparison.
 
-`expand` turns a `Desired` into a flat mapping from `Key` to `Value`; listing the kernel gives a mapping of the same
-kind; everything else in this package compares the two. Nothing here knows in which order things are made (reconcile),
-how a message to the kernel looks (linux), or why a peer is reached the way it is (mesh).
+An `Expander` turns one `Desired` after another into keyed values and tells what each changes; listing the kernel gives
+a mapping of the same kind; everything else in this package compares the two. Nothing here knows in which order things
+are made (reconcile), how a message to the kernel looks (linux), or why a peer is reached the way it is (mesh).
 
 The one idea: an object is what can be made or removed by one operation. A container's interface is therefore several
 objects (the pair, its bridge port flags, its being up, the inner end, each address), and a remote endpoint is four or
@@ -27,12 +27,14 @@ from dataplane.desired import (
     Address,
     Desired,
     Exposed,
+    Group,
     Interface,
     Port,
     RemoteEndpoint,
     RemotePeer,
     Segment,
 )
+from dataplane.layers import Layers
 
 # Kinds. Plain strings: there are tens of thousands of keys, and an enum's hash is a Python call.
 LINK: Final = "link"
@@ -268,14 +270,17 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """A `Desired` as kernel objects."""
+    """A `Desired` as kernel objects: as far as they may differ from those of the one before, or all of the first."""
 
     objects: Mapping[Key, Value]
+    """What is wanted from now on."""
     port_of: Mapping[Key, str]
     """The container port an object serves, for the objects that serve one; the bridge for what exposes the host."""
     skipped: tuple[Skipped, ...]
     scope: Scope
     settled: bool
+    gone: Sequence[Key] = ()
+    """What is wanted no more."""
 
 
 def vxlan_name(bridge: str) -> str:
@@ -322,63 +327,56 @@ def fits(wanted: Value, found: Value) -> bool:
     return isinstance(found, Unavailable)
 
 
-class Expander:
-    """Expands one `Desired` after another, keeping the rows of endpoints that are the same object as last time.
+_Rows = dict[Key, Value]
 
-    So a publish that changes one endpoint among ten thousand costs the comparison of two mappings, not the making of
-    forty thousand tuples.
+
+class _Oddity(NamedTuple):
+    """What has to be left out of a group."""
+
+    unusable: tuple[bytes, ...]
+    leaves_ipv6_out: bool
+
+
+class Expander:
+    """Expands one `Desired` after another, looking only at what is not the same object as the last time.
+
+    So a publish that changes one endpoint among a hundred thousand costs the rows of its group, once as they were and
+    once as they are, and a look at who the other groups are.
     """
 
     def __init__(self) -> None:
-        self._rows: dict[int, tuple[RemoteEndpoint, dict[Key, Value]]] = {}
         self._segment: Segment | None = None
+        self._layers: Layers[Group | _Rows, Key, Value] = Layers(self._rows_of)
+        self._here: tuple[tuple[tuple[Port, ...], tuple[Exposed, ...]], _Rows, dict[Key, str]] = (((), ()), {}, {})
+        self._peers: tuple[tuple[RemotePeer, ...], _Rows, list[bytes]] = ((), {}, [])
+        self._own: _Rows = {}
+        self._odd: dict[int, _Oddity] = {}
+        """By identity, the groups of which something is left out."""
 
     def expand(self, desired: Desired) -> Expansion:
         """Where two things claim one key, the local port wins over a peer, a peer over an endpoint, first over last."""
         segment = desired.segment
-        known = self._rows if segment == self._segment else {}
-        rows: dict[int, tuple[RemoteEndpoint, dict[Key, Value]]] = {}
-        objects: dict[Key, Value] = {}
-        unusable: list[bytes] = []
-        for endpoint in reversed(desired.endpoints):
-            entry = known.get(id(endpoint))
-            if entry is None or entry[0] is not endpoint:
-                entry = (endpoint, _endpoint_rows(segment, endpoint))
-            rows[id(endpoint)] = entry
-            objects.update(entry[1])
-            if not entry[1] and not _is_usable(segment, endpoint.mac):
-                unusable.append(endpoint.mac)
-        self._rows, self._segment = rows, segment
-        for peer in reversed(desired.peers):
-            if not _is_usable(segment, peer.bridge_mac):
-                unusable.append(peer.bridge_mac)
-                continue
-            objects.update(_path_rows(segment, peer.bridge_mac, peer))
-            if segment.vxlan_port is None:
-                continue
-            if peer.spare is not None and (spare := _vxlan_destination(segment, peer, peer.spare)) != NOWHERE:
-                objects[Key(VXLAN_FDB, _vxlan_for(segment, spare), peer.bridge_mac)] = spare
-            destination = _vxlan_destination(segment, peer, peer.destination)
-            if destination != NOWHERE and peer.via == VXLAN:
-                objects[Key(FLOOD, _vxlan_for(segment, destination), destination)] = True
-        objects.update(_segment_rows(segment))
-        port_of: dict[Key, str] = {}
-        for port in reversed(desired.ports):
-            mine = _port_rows(segment, port)
-            objects.update(mine)
-            port_of.update(dict.fromkeys(mine, port.ifname))
-        exposed = [each for each in desired.exposed if _is_carried(segment, each.interface)]
-        here = _exposed_rows(segment.bridge, exposed)
-        objects.update(here)
-        port_of.update(dict.fromkeys(here, segment.bridge))
-        for port in desired.ports if exposed else ():
-            mine = _route_rows(port, exposed)
-            objects.update(mine)
-            port_of.update(dict.fromkeys(mine, port.ifname))
+        gone: list[Key] = []
+        is_new = segment != self._segment
+        if is_new:  # all rows are made of it, and of the old one for the last time
+            gone = self._layers.replace(()).gone
+            self._odd = {}
+            self._segment, self._own = segment, _segment_rows(segment)
+        exposed = tuple(each for each in desired.exposed if _is_carried(segment, each.interface))
+        if is_new or (desired.ports, exposed) != self._here[0]:
+            self._here = ((desired.ports, exposed), *_rows_here(segment, desired.ports, exposed))
+        if is_new or desired.peers != self._peers[0]:
+            self._peers = (desired.peers, *_all_peer_rows(segment, desired.peers))
+        change = self._layers.replace((self._here[1], self._own, self._peers[1], *desired.groups))
+        for layer in change.went:
+            self._odd.pop(id(layer), None)
+        for layer in change.came:
+            if isinstance(layer, tuple) and (oddity := _oddity(segment, layer)) is not None:
+                self._odd[id(layer)] = oddity
         return Expansion(
-            objects=objects,
-            port_of=port_of,
-            skipped=_skipped(desired, unusable),
+            objects=change.rows,
+            port_of=self._here[2],
+            skipped=_skipped(desired, [*self._peers[2], *self._unusable()], self._leaves_ipv6_out(desired)),
             scope=Scope(
                 segment.bridge,
                 desired.ports,
@@ -387,12 +385,75 @@ class Expander:
                 over_ipv6=segment.vxlan6 and _is_over_ipv6(desired),
             ),
             settled=desired.settled,
+            gone=change.gone + [key for key in gone if key not in change.rows],
+        )
+
+    def _rows_of(self, layer: Group | _Rows) -> _Rows:
+        if not isinstance(layer, tuple):
+            return layer
+        assert self._segment is not None
+        rows: _Rows = {}
+        for endpoint in reversed(layer):
+            rows.update(_endpoint_rows(self._segment, endpoint))
+        return rows
+
+    def _unusable(self) -> list[bytes]:
+        return [mac for oddity in self._odd.values() for mac in oddity.unusable]
+
+    def _leaves_ipv6_out(self, desired: Desired) -> bool:
+        local = (address for port in desired.ports for address in port.addresses)
+        exposed = (each.interface for each in desired.exposed)
+        return any(oddity.leaves_ipv6_out for oddity in self._odd.values()) or not all(
+            _is_carried(desired.segment, address) for address in (*local, *exposed)
         )
 
 
 def expand(desired: Desired) -> Expansion:
     """One `Desired`, expanded from nothing."""
     return Expander().expand(desired)
+
+
+def _oddity(segment: Segment, group: Group) -> _Oddity | None:
+    unusable = tuple(endpoint.mac for endpoint in group if not _is_usable(segment, endpoint.mac))
+    is_whole = all(_is_carried(segment, address) for endpoint in group for address in endpoint.addresses)
+    return None if is_whole and not unusable else _Oddity(unusable, not is_whole)
+
+
+def _rows_here(segment: Segment, ports: Sequence[Port], exposed: Sequence[Exposed]) -> tuple[_Rows, dict[Key, str]]:
+    """Of what is attached on this host and of the host itself, and which port each object serves."""
+    rows: _Rows = {}
+    port_of: dict[Key, str] = {}
+    for port in reversed(ports):
+        mine = _port_rows(segment, port)
+        rows.update(mine)
+        port_of.update(dict.fromkeys(mine, port.ifname))
+    host = _exposed_rows(segment.bridge, exposed)
+    rows.update(host)
+    port_of.update(dict.fromkeys(host, segment.bridge))
+    for port in ports if exposed else ():
+        mine = _route_rows(port, exposed)
+        rows.update(mine)
+        port_of.update(dict.fromkeys(mine, port.ifname))
+    return rows, port_of
+
+
+def _all_peer_rows(segment: Segment, peers: Sequence[RemotePeer]) -> tuple[_Rows, list[bytes]]:
+    """And the MACs among theirs that cannot be used."""
+    rows: _Rows = {}
+    unusable: list[bytes] = []
+    for peer in reversed(peers):
+        if not _is_usable(segment, peer.bridge_mac):
+            unusable.append(peer.bridge_mac)
+            continue
+        rows.update(_path_rows(segment, peer.bridge_mac, peer))
+        if segment.vxlan_port is None:
+            continue
+        if peer.spare is not None and (spare := _vxlan_destination(segment, peer, peer.spare)) != NOWHERE:
+            rows[Key(VXLAN_FDB, _vxlan_for(segment, spare), peer.bridge_mac)] = spare
+        destination = _vxlan_destination(segment, peer, peer.destination)
+        if destination != NOWHERE and peer.via == VXLAN:
+            rows[Key(FLOOD, _vxlan_for(segment, destination), destination)] = True
+    return rows, unusable
 
 
 def _segment_rows(segment: Segment) -> dict[Key, Value]:
@@ -526,10 +587,10 @@ def _is_usable(segment: Segment, mac: bytes) -> bool:
     return len(mac) == 6 and not mac[0] & 1 and mac not in (ZERO_MAC, segment.bridge_mac)
 
 
-def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]:
+def _skipped(desired: Desired, unusable: Sequence[bytes], leaves_ipv6_out: bool) -> tuple[Skipped, ...]:
     skipped = []
     mtu = desired.segment.mtu
-    if mtu < IPV6_MTU_MIN and _has_ipv6(desired):
+    if leaves_ipv6_out:
         text = f"an MTU of {mtu} is too small for IPv6, so IPv6 addresses of containers are left out"
         skipped.append(Skipped("mtu-below-ipv6", text, f"give the network an MTU of {IPV6_MTU_MIN} or more"))
     if unusable:
@@ -541,13 +602,6 @@ def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]
 
 def _is_over_ipv6(desired: Desired) -> bool:
     return any(peer.destination is not None and peer.destination.version == 6 for peer in desired.peers)
-
-
-def _has_ipv6(desired: Desired) -> bool:
-    local = (address for port in desired.ports for address in port.addresses)
-    remote = (address for endpoint in desired.endpoints for address in endpoint.addresses)
-    exposed = (each.interface for each in desired.exposed)
-    return any(address.version == 6 for address in (*local, *exposed, *remote))
 
 
 def _some(names: Sequence[str], shown: int = 3) -> str:

@@ -1,9 +1,9 @@
 """The difference between what is wanted and what is there, as ordered operations: pure bookkeeping for the engine.
 
-Holds both sides as mappings (`wanted` from `objects.expand`, `actual` as a mirror of the kernel kept current by
-listings, observations and our own operations) and a list of keys at which they may differ. Planning looks at those
-keys only, so an event costs a lookup and a change of one endpoint does not touch the other ten thousand. Knows
-nothing of netlink, threads or clocks (`now` is given).
+Holds both sides as mappings (`wanted` from one `objects.Expansion` after another, `actual` as a mirror of the kernel
+kept current by listings, observations and our own operations) and a list of keys at which they may differ. Planning
+looks at those keys only, so an event costs a lookup and a change of one endpoint does not touch the other hundred
+thousand. Knows nothing of netlink, threads or clocks (`now` is given).
 
 The one idea: operations are done in stages, and whatever a stage needs must be in the mirror when the stage comes. If
 it is not (its device could not be made, say), the operation waits under the key it needs and is planned again when
@@ -43,6 +43,7 @@ from dataplane.objects import (
     LINK,
     NEIGHBOUR,
     PORT,
+    TABLE_KINDS,
     UNHOOKED,
     UP,
     VXLAN_FDB,
@@ -152,8 +153,10 @@ class Reconciler:
     """See the module. Not thread-safe; one engine owns one."""
 
     def __init__(self) -> None:
-        self._wanted: Mapping[Key, Value] = {}
+        self._wanted: dict[Key, Value] = {}
         self._actual: dict[Key, Value] = {}
+        self._held: dict[str, dict[Key, None]] = {}
+        """What goes with each container port. The bridge and the overlay ports hold nearly everything: not listed."""
         self._settled = False
         self._bridge = ""
         self._vxlans: tuple[str, ...] = ()
@@ -163,6 +166,9 @@ class Reconciler:
         self._dirty: dict[Key, str] = {}
         self._in_flight: dict[Key, str] = {}
         self._waiting: dict[Key, dict[Key, str]] = {}
+        """By the key that is needed: what waits for it, and why it was wanted."""
+        self._waits_for: dict[Key, set[Key]] = {}
+        """The same the other way round."""
         self._failures: dict[Key, Failure] = {}
         self._repairs: dict[Key, tuple[float, int]] = {}
         self._last_macs: OrderedDict[Key, bytes] = OrderedDict()
@@ -182,31 +188,24 @@ class Reconciler:
     # What comes in: a new wish, a listing, an observation.
 
     def want(self, expansion: Expansion) -> None:
-        """From now on this is wanted. Keys at which the wish changed are looked at again."""
-        old, new = self._wanted, expansion.objects
-        self._wanted = new
+        """What is wanted from now on, as far as it may differ from before. Keys where it does are looked at again."""
         self._bridge = expansion.scope.bridge
         self._vxlans = (vxlan_name(self._bridge), vxlan6_name(self._bridge))
         self._overlay = (*self._vxlans, tap_name(self._bridge))
         self._bridge_is_up = ((Key(UP, self._bridge), True),)
-        self._masquerade = ((Key(GATEWAY, self._bridge), True),) if Key(GATEWAY, self._bridge) in new else ()
-        for key, value in new.items():
-            if old.get(key) != value:
-                self._mark(key, WANTED)
-        for key in old:
-            if key not in new:
-                self._mark(key, WANTED)
-        for key in [key for key in self._failures if key not in new and key not in self._actual]:
-            del self._failures[key]
-        # Whatever changed will wait anew, perhaps for something else.
-        for needed in list(self._waiting):
-            waiting = self._waiting.pop(needed)
-            still = {key: cause for key, cause in waiting.items() if self._dirty.get(key) != WANTED}
-            if still:
-                self._waiting[needed] = still
+        wanted = self._wanted
+        changed = [key for key in expansion.gone if wanted.pop(key, None) is not None]
+        for key, value in expansion.objects.items():
+            if wanted.get(key) != value:
+                wanted[key] = value
+                changed.append(key)
+        for key in changed:
+            self._mark(key, WANTED)
+            self._wait_no_more(key)
+        self._masquerade = ((Key(GATEWAY, self._bridge), True),) if Key(GATEWAY, self._bridge) in wanted else ()
         if expansion.settled and not self._settled:
             for key in self._actual:
-                if key not in new:
+                if key not in wanted:
                     self._mark(key, WANTED)
         self._settled = expansion.settled
 
@@ -263,8 +262,8 @@ class Reconciler:
         for needed, present in self._needs(operation):
             found = self._actual.get(needed)
             if (found is not None and not isinstance(found, OtherLink)) is not present:
-                waiting = self._waiting.setdefault(needed, {})
-                waiting[operation.key] = self._in_flight.get(operation.key, WANTED)
+                self._waiting.setdefault(needed, {})[operation.key] = self._in_flight.get(operation.key, WANTED)
+                self._waits_for.setdefault(operation.key, set()).add(needed)
                 self._failures.pop(operation.key, None)  # what it needs has a fault of its own
                 return False
         return True
@@ -314,6 +313,14 @@ class Reconciler:
         if self._dirty.get(key) != WANTED:
             self._dirty[key] = cause
 
+    def _wait_no_more(self, key: Key) -> None:
+        """What changed will wait anew, perhaps for something else."""
+        for needed in self._waits_for.pop(key, ()):
+            waiting = self._waiting[needed]
+            del waiting[key]
+            if not waiting:
+                del self._waiting[needed]
+
     def _set(self, key: Key, value: Value | None, cause: str) -> None:
         """The mirror of one key changes; so may what waits for it, and what cannot be there without it."""
         old = self._actual.get(key)
@@ -326,6 +333,10 @@ class Reconciler:
             self._last_macs.move_to_end(key)
             if len(self._last_macs) > REMEMBERED_MACS:
                 self._last_macs.popitem(last=False)
+        if key.kind == BRIDGE_FDB:
+            self._hold(key, old, value)
+        elif key.kind not in TABLE_KINDS:
+            self._hold(key, None if old is None else key.device, None if value is None else key.device)
         wanted = self._wanted.get(key)
         if value is wanted or (value is not None and wanted is not None and fits(wanted, value)):
             if self._failures:
@@ -335,13 +346,29 @@ class Reconciler:
         if self._waiting:
             for waiter, why in self._waiting.pop(key, {}).items():
                 self._mark(waiter, why)
+                self._waits_for[waiter].discard(key)
+                if not self._waits_for[waiter]:
+                    del self._waits_for[waiter]
         if value is None and old is not None and key.kind == LINK:
             self._forget_device(key.device)
+
+    def _hold(self, key: Key, before: Value | None, after: Value | None) -> None:
+        """An object is under another device than before, where these are names and those of container ports."""
+        if isinstance(before, str) and key in self._held.get(before, ()):
+            del self._held[before][key]
+            if not self._held[before]:
+                del self._held[before]
+        if isinstance(after, str) and after != self._bridge and after not in self._overlay:
+            self._held.setdefault(after, {})[key] = None
 
     def _forget_device(self, name: str) -> None:
         """A device went, and with it all that the kernel kept under it; but for a guard, which is left hooked to
         nothing."""
-        for key in [key for key, value in self._actual.items() if key.device == name or value == name]:
+        if name == self._bridge or name in self._overlay:
+            held = [key for key, value in self._actual.items() if key.device == name or value == name]
+        else:
+            held = list(self._held.get(name, ()))
+        for key in held:
             self._set(key, UNHOOKED if key.kind == GUARD else None, WANTED)
         for key in [key for key in self._failures if key.device == name and key.kind != LINK]:
             del self._failures[key]  # it failed because the device was going; from now on it waits for it

@@ -43,6 +43,7 @@ from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
 from mesh.expose import Exposures
 from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, VXLAN_OVERHEAD_V6_BYTES, Local, Path, host_of
+from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
@@ -154,6 +155,7 @@ class Daemon:
         self._router = Router(self.node, own_mtu, self._started, self._survey.bridge_mtu)
         self._router.own_mtu_over_ipv6 = own_mtu_over_ipv6
         self._told_mtu = own_mtu
+        self._heap = Heap()
         targets = Targets(Docker(config.docker_socket))
         around = Surroundings(
             store=store,
@@ -537,7 +539,7 @@ class Daemon:
 
     async def _survey_forever(self) -> None:
         """Look again at what the host's network is like, at once where its addresses change; let holds expire; keep
-        the probe socket open."""
+        the probe socket open and the heap still."""
         watch, changed = underlay.AddressWatch(), asyncio.Event()
 
         def heard() -> None:
@@ -564,6 +566,7 @@ class Daemon:
                 log.warning("survey-failed", error=error.text)
             self._open_probe_sockets()
             self._refresh_soon()
+            self._heap.settle(len(self._router.table))
 
     def _surveyed(self, survey: underlay.Survey) -> None:
         # Without any address there is nobody to tell, and an MTU made up for that moment would shrink the network's.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Any, NamedTuple
@@ -169,6 +169,17 @@ def bridge_mac(peer: PeerName) -> bytes:
     return bytes((_BRIDGE_MAC,)) + peer[:5]
 
 
+Place = tuple[PeerName, int]
+"""An owner, and one of its pages."""
+
+
+class _User(NamedTuple):
+    """Who has a MAC."""
+
+    page: int
+    endpoint: Endpoint
+
+
 class _Claim(NamedTuple):
     """Sorts by who wins. No two are equal before the last field: a row has an address once."""
 
@@ -181,16 +192,20 @@ class _Claim(NamedTuple):
 
 
 class EndpointTable:
-    """All rows of all owners, with the holder of every address and of every MAC."""
+    """All rows of all owners, with the holder of every address and of every MAC.
+
+    A change costs what it concerns: the rows that changed, and those of others that claim the same."""
 
     def __init__(self) -> None:
         self._pages: dict[PeerName, dict[int, dict[bytes, Endpoint]]] = {}
         """By owner and page: rows, each with its endpoint."""
         self._claims: dict[Address, list[_Claim]] = {}
-        self._macs: dict[bytes, list[Endpoint]] = {}
+        self._macs: dict[bytes, tuple[_User, ...]] = {}
         self._shared_addresses: dict[Address, None] = {}
         self._shared_macs: dict[bytes, None] = {}
-        self._contested: frozenset[int] | None = frozenset()
+        self._changed: set[Place] = set()
+        self._contest_changed: tuple[set[bytes], set[Address]] = (set(), set())
+        """MACs and addresses of several endpoints, to which one came or from which one went."""
 
     def replace_page(self, owner: PeerName, index: int, body: bytes) -> int:
         """Take the newest version of one page; how many of its rows were malformed and left out.
@@ -221,7 +236,7 @@ class EndpointTable:
         before = pages.pop(index, {})
         for row, endpoint in before.items():
             if row not in page:
-                self._withdraw(owner, index, row, endpoint)
+                self._withdraw(endpoint)
         for row, endpoint in page.items():
             if row not in before:
                 self._enter(owner, index, row, endpoint)
@@ -229,31 +244,63 @@ class EndpointTable:
             pages[index] = page
         if not pages:
             del self._pages[owner]
-        self._contested = None
+        self._changed.add((owner, index))
 
     def _enter(self, owner: PeerName, index: int, row: bytes, endpoint: Endpoint) -> None:
-        users = self._macs.setdefault(endpoint.mac, [])
-        users.append(endpoint)
+        macs, addresses = self._contest_changed
+        users = self._macs[endpoint.mac] = (*self._macs.get(endpoint.mac, ()), _User(index, endpoint))
         if len(users) > 1:
             self._shared_macs[endpoint.mac] = None
+            macs.add(endpoint.mac)
         for binding in endpoint.bindings:
             claims = self._claims.setdefault(binding.ip, [])
             insort(claims, _Claim(-binding.claim, owner, index, row, endpoint))
             if len(claims) > 1:
                 self._shared_addresses[binding.ip] = None
+                addresses.add(binding.ip)
 
-    def _withdraw(self, owner: PeerName, index: int, row: bytes, endpoint: Endpoint) -> None:
-        users = [user for user in self._macs.pop(endpoint.mac) if user is not endpoint]
+    def _withdraw(self, endpoint: Endpoint) -> None:
+        macs, addresses = self._contest_changed
+        users = tuple(user for user in self._macs.pop(endpoint.mac) if user.endpoint is not endpoint)
         if users:
             self._macs[endpoint.mac] = users
+            macs.add(endpoint.mac)
         if len(users) < 2:
             self._shared_macs.pop(endpoint.mac, None)
         for binding in endpoint.bindings:
             claims = [claim for claim in self._claims.pop(binding.ip) if claim.endpoint is not endpoint]
             if claims:
                 self._claims[binding.ip] = claims
+                addresses.add(binding.ip)
             if len(claims) < 2:
                 self._shared_addresses.pop(binding.ip, None)
+
+    # -- what changed ------------------------------------------------------------------------------
+
+    def take_changed(self) -> set[Place]:
+        """The pages of which something may be different since this was asked last: their rows, or who holds what they
+        claim."""
+        changed, self._changed = self._changed, set()
+        contest, self._contest_changed = self._contest_changed, (set(), set())
+        return changed | self._concerned(*contest)
+
+    def concerned_by(self, owner: PeerName) -> set[Place]:
+        """The pages of which something may be different when an owner does not count any more, or counts again."""
+        macs = {mac for mac in self._shared_macs if any(user.endpoint.owner == owner for user in self._macs[mac])}
+        addresses = {
+            address for address in self._shared_addresses
+            if any(claim.owner == owner for claim in self._claims[address])
+        }  # fmt: skip
+        return {(owner, index) for index in self._pages.get(owner, ())} | self._concerned(macs, addresses)
+
+    def having(self, macs: Iterable[bytes]) -> set[Place]:
+        """The pages with endpoints that have one of these MACs."""
+        return {(user.endpoint.owner, user.page) for mac in macs for user in self._macs.get(mac, ())}
+
+    def _concerned(self, macs: Iterable[bytes], addresses: Iterable[Address]) -> set[Place]:
+        """Who holds an address decides who of several holds the MAC of each that claims it."""
+        of_claimants = {claim.endpoint.mac for address in addresses for claim in self._claims.get(address, ())}
+        return self.having({*macs, *of_claimants})
 
     # -- what there is -----------------------------------------------------------------------------
 
@@ -265,6 +312,14 @@ class EndpointTable:
         pages = self._pages.get(owner, {})
         for index in sorted(pages):
             yield from pages[index].values()
+
+    def pages(self, owner: PeerName) -> list[int]:
+        """The pages of one owner that have rows."""
+        return sorted(self._pages.get(owner, ()))
+
+    def on_page(self, place: Place) -> Iterable[Endpoint]:
+        owner, index = place
+        return self._pages.get(owner, {}).get(index, {}).values()
 
     def endpoints(self) -> Iterator[Endpoint]:
         """All endpoints, in order of owners."""
@@ -282,7 +337,8 @@ class EndpointTable:
 
     def holder(self, address: Address, without: frozenset[PeerName] = frozenset()) -> Endpoint | None:
         """Who holds `address` by rule, leaving out owners that do not count any more."""
-        return next((each for each in self.claimants(address) if each.owner not in without), None)
+        claims = self._claims.get(address, ())
+        return next((claim.endpoint for claim in claims if claim.owner not in without), None)
 
     def next_claim(self, address: Address) -> int:
         """The claim of somebody who attaches `address` now, knowing what is known here."""
@@ -290,12 +346,12 @@ class EndpointTable:
         return min(1 - claims[0].strength, CLAIM_MAX) if claims else 1
 
     def mac_users(self, mac: bytes) -> list[Endpoint]:
-        return list(self._macs.get(mac, ()))
+        return [user.endpoint for user in self._macs.get(mac, ())]
 
     def mac_holder(self, mac: bytes, without: frozenset[PeerName] = frozenset()) -> Endpoint | None:
         """Whom frames to `mac` belong to: of several endpoints that have it, one that has lost no address to anybody,
         and of those the one with the strongest claim."""
-        users = [user for user in self._macs.get(mac, ()) if user.owner not in without]
+        users = [user for user in self.mac_users(mac) if user.owner not in without]
         return min(users, key=lambda user: self._mac_rank(user, without)) if users else None
 
     def _mac_rank(self, user: Endpoint, without: frozenset[PeerName]) -> tuple[bool, int, PeerName, bytes]:
@@ -304,11 +360,10 @@ class EndpointTable:
 
     def is_contested(self, endpoint: Endpoint) -> bool:
         """Whether somebody else claims one of its addresses or has its MAC; of the others, all is theirs."""
-        if self._contested is None:
-            sharing = [user for mac in self._shared_macs for user in self._macs[mac]]
-            sharing += [claim.endpoint for address in self._shared_addresses for claim in self._claims[address]]
-            self._contested = frozenset(map(id, sharing))
-        return id(endpoint) in self._contested
+        if endpoint.mac in self._shared_macs:
+            return True
+        shared = self._shared_addresses  # mostly empty, and looking an address up is a call of Python
+        return bool(shared) and any(binding.ip in shared for binding in endpoint.bindings)
 
     def lost(self, endpoint: Endpoint, without: frozenset[PeerName] = frozenset()) -> list[tuple[Binding, Endpoint]]:
         """The addresses that `endpoint` claims and another one holds, each with its holder."""

@@ -2,15 +2,17 @@
 
 Which path a peer has, and why not a better one, is decided here and nowhere else; the reason codes are those of the
 README's table. All of it is made from values that are handed in; the one thing remembered from desired state to desired
-state is the rows of endpoints, so that what did not change is the same object and costs nobody a comparison.
+state is the groups of endpoints, one for each page of the table, so that a group in which nothing changed is the same
+object and costs nobody a look inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import chain
 from types import MappingProxyType
 
 from dataplane.desired import (
@@ -20,6 +22,7 @@ from dataplane.desired import (
     Address,
     Desired,
     Exposed,
+    Group,
     Port,
     RemoteEndpoint,
     RemotePeer,
@@ -29,7 +32,7 @@ from dataplane.desired import (
 from dataplane.sleeve.control import SILENT, WRONG_SECRET, PeerStatus
 from gossip.names import PeerName
 from gossip.peers import AWAY, GONE, PeerRecord, split_address
-from mesh.endpoints import Endpoint, EndpointTable, bridge_mac
+from mesh.endpoints import Endpoint, EndpointTable, Place, bridge_mac
 from mesh.identity import sleeve_key_of
 
 VXLAN_OVERHEAD_V4_BYTES = 50
@@ -301,14 +304,24 @@ def network_mtu(own: int, members: Iterable[Remote], current: int | None) -> int
     return min(told)
 
 
+Way = tuple[Address | None, Via]
+"""Where a host is for VXLAN, and behind which port."""
+
+
 class Forwarding:
-    """Builds one desired state after another."""
+    """Builds one desired state after another. A page of the endpoint table is looked at when something about it may be
+    different: its rows, who holds what they claim, the way to its owner, or what is attached here."""
 
     def __init__(self) -> None:
-        self.macs: dict[PeerName, list[bytes]] = {}
+        self.behind: dict[PeerName, tuple[Group, ...]] = {}
         """What is behind each other host in the last desired state, its bridge not included."""
-        self._rows: dict[int, tuple[Endpoint, RemoteEndpoint]] = {}
-        """What an endpoint that shares nothing became last, by its identity, which stays its own while it is kept."""
+        self._table: EndpointTable | None = None
+        self._groups: dict[PeerName, dict[int, Group]] = {}
+        """The same by page; none is empty."""
+        self._ways: dict[PeerName, Way] = {}
+        self._expired: frozenset[PeerName] = frozenset()
+        self._local_macs: frozenset[bytes] = frozenset()
+        self._all: tuple[Group, ...] = ()
 
     def desired(
         self,
@@ -328,34 +341,71 @@ class Forwarding:
             for name, path in sorted(paths.items())
             if path.via != NOWHERE
         )
-        local_macs = {port.mac for port in ports}
-        before, self._rows = self._rows, {}
-        endpoints: list[RemoteEndpoint] = []
-        self.macs = {}
-        for owner in table.owners():
-            if owner == own or owner in expired:
+        ways = {owner: _way(paths.get(owner)) for owner in table.owners() if owner != own}
+        places = self._take_changed(table, ways, expired, frozenset(port.mac for port in ports))
+        if places:
+            self._regroup(places, table)
+        return Desired(segment, _held_ports(ports, table, own, expired), peers, self._all, settled)
+
+    def _take_changed(
+        self,
+        table: EndpointTable,
+        ways: dict[PeerName, Way],
+        expired: frozenset[PeerName],
+        local_macs: frozenset[bytes],
+    ) -> set[Place]:
+        """The pages to look at."""
+        places = table.take_changed()
+        if table is not self._table:
+            places = {(owner, index) for owner in (*self._groups, *ways) for index in table.pages(owner)}
+            places |= {(owner, index) for owner, groups in self._groups.items() for index in groups}
+        for owner in expired ^ self._expired:
+            places |= table.concerned_by(owner)
+        places |= table.having(local_macs ^ self._local_macs)
+        for owner, way in ways.items():
+            if way != self._ways.get(owner):
+                places |= {(owner, index) for index in table.pages(owner)}
+        self._table, self._ways, self._expired, self._local_macs = table, ways, expired, local_macs
+        return places
+
+    def _regroup(self, places: set[Place], table: EndpointTable) -> None:
+        mac_holders: dict[bytes, Endpoint | None] = {}
+        for place in places:
+            owner, index = place
+            groups = self._groups.setdefault(owner, {})
+            before, group = groups.pop(index, ()), tuple(self._rows(place, table, mac_holders))
+            if group:
+                groups[index] = before if group == before else group
+        for owner in {owner for owner, _ in places}:
+            groups = self._groups[owner]
+            self.behind[owner] = tuple(groups[index] for index in sorted(groups))
+            if not groups:
+                del self._groups[owner], self.behind[owner]
+        self._all = tuple(chain.from_iterable(self.behind[owner] for owner in sorted(self.behind)))
+
+    def _rows(
+        self, place: Place, table: EndpointTable, mac_holders: dict[bytes, Endpoint | None]
+    ) -> Iterator[RemoteEndpoint]:
+        """What the endpoints on one page become. `mac_holders` are known for all pages together."""
+        owner, _ = place
+        if owner not in self._ways or owner in self._expired:
+            return
+        destination, via = self._ways[owner]
+        for endpoint in table.on_page(place):
+            mac = endpoint.mac
+            if mac in self._local_macs:
                 continue
-            path = paths.get(owner)
-            destination = path.destination if path is not None else None
-            via = path.via if path is not None else NOWHERE
-            macs = self.macs[owner] = []
-            for endpoint in table.of(owner):
-                if endpoint.mac in local_macs:
-                    continue
-                if table.is_contested(endpoint):
-                    if table.mac_holder(endpoint.mac, expired) is endpoint:
-                        held = _held(endpoint, table, expired)
-                        endpoints.append(RemoteEndpoint(endpoint.mac, held, destination, via))
-                        macs.append(endpoint.mac)
-                    continue
-                known = before.get(id(endpoint))
-                if known is None or known[1].destination is not destination or known[1].via is not via:
-                    addresses = tuple(binding.ip for binding in endpoint.bindings)
-                    known = (endpoint, RemoteEndpoint(endpoint.mac, addresses, destination, via))
-                self._rows[id(endpoint)] = known
-                endpoints.append(known[1])
-                macs.append(endpoint.mac)
-        return Desired(segment, _held_ports(ports, table, own, expired), peers, tuple(endpoints), settled)
+            if not table.is_contested(endpoint):
+                yield RemoteEndpoint(mac, tuple(binding.ip for binding in endpoint.bindings), destination, via)
+                continue
+            if mac not in mac_holders:
+                mac_holders[mac] = table.mac_holder(mac, self._expired)
+            if mac_holders[mac] is endpoint:
+                yield RemoteEndpoint(mac, _held(endpoint, table, self._expired), destination, via)
+
+
+def _way(path: Path | None) -> Way:
+    return (None, NOWHERE) if path is None else (path.destination, path.via)
 
 
 def _held(endpoint: Endpoint, table: EndpointTable, expired: frozenset[PeerName]) -> tuple[Address, ...]:

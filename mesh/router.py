@@ -33,6 +33,7 @@ from mesh.forwarding import (
     spare_destination,
 )
 from mesh.identity import sleeve_key_of
+from mesh.roster import Entry
 from mesh.udpreach import UDP_TABLE, UdpReach
 
 BRIDGE = "weft"
@@ -82,7 +83,7 @@ class Router:
         self.malformed_rows = 0
         self.peer_macs: frozenset[bytes] = frozenset()
         """The bridges that data-path pings may come from."""
-        self.sleeve_peers: dict[PeerName, Peer] = {}
+        self.sleeve_peers: dict[PeerName, Entry] = {}
         """What the sleeve worker should know of other hosts, whatever their path."""
         self.reach = UdpReach()
         self.graph = Graph(())
@@ -231,10 +232,11 @@ class Router:
             if key is None or name in expired:
                 continue
             path = self.paths[name]
-            macs = tuple(dict.fromkeys((bridge_mac(name), *self._forwarding.macs.get(name, ()))))
+            macs = (bridge_mac(name),)
             peer = Peer(name, key, sleeve_addresses(local, remote), macs, path.via == SLEEVE, keep=name in linked)
+            entry = Entry(peer, self._forwarding.behind.get(name, ()))
             known = before.get(name)
-            self.sleeve_peers[name] = known if known is not None and known == peer else peer
+            self.sleeve_peers[name] = known if known is not None and known == entry else entry
 
     def _describe_probes(self, remotes: Mapping[PeerName, Remote], spares: Mapping[PeerName, Address]) -> None:
         """Who is asked, and answered, by VXLAN over which IP version. Who has no sleeve has nothing to fall back to."""

@@ -32,7 +32,6 @@ from dataplane.sleeve.control import (
     Decoder,
     Graph,
     Message,
-    Peer,
     PeerStatus,
     Refused,
     Status,
@@ -42,7 +41,7 @@ from gossip.names import PeerName, format_name
 from mesh import directories, shutdown
 from mesh.errors import UserError
 from mesh.logs import EventLog
-from mesh.roster import Roster
+from mesh.roster import Entry, Roster
 
 COMMAND: Final = (sys.executable, "-m", "dataplane.sleeve")
 """How a worker is started; the path of its socket follows."""
@@ -196,7 +195,7 @@ class Supervisor:
 
     # -- what is said ------------------------------------------------------------------------------
 
-    def tell(self, peers: Mapping[PeerName, Peer], graph: Graph, settled: bool) -> None:
+    def tell(self, peers: Mapping[PeerName, Entry], graph: Graph, settled: bool) -> None:
         """What the worker should know of other hosts; it hears of what is different. `settled`: these are all."""
         self._roster.want(peers, graph, settled)
         if self._conversation is not None and self._task is not None:

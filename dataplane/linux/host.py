@@ -98,8 +98,9 @@ class LinuxKernel:
             defaults = defaults_only(routes.RTM_NEWROUTE, routes.RTM_DELROUTE)
             self._guest_events = EventSocket(NETLINK_ROUTE, _GUEST_GROUPS, all_namespaces=True, program=defaults)
             self._nft_events = EventSocket(NETLINK_NETFILTER, (NFT_GROUP,))
+            self._announcer = packet.open_announcer()
         except OSError as error:
-            text = f"cannot talk to the kernel: {error.strerror}; run weft as root, with CAP_NET_ADMIN"
+            text = f"cannot talk to the kernel: {error.strerror}; run weft as root, with CAP_NET_ADMIN and CAP_NET_RAW"
             raise KernelError(error.errno or errno.EIO, None, text) from None
         self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
@@ -189,7 +190,7 @@ class LinuxKernel:
         return self._firewall.warnings
 
     def close(self) -> None:
-        for source in (self._commands, self._events, self._guest_events, self._nft_events):
+        for source in (self._commands, self._events, self._guest_events, self._nft_events, self._announcer):
             source.close()
         os.close(self._waker)
 
@@ -325,7 +326,7 @@ class LinuxKernel:
     def _announce(self, run: Sequence[Operation]) -> list[KernelError]:
         rows = [(operation.key.item, operation.value) for operation in run if isinstance(operation.value, bytes)]
         try:
-            packet.announce(run[0].key.device, rows)
+            packet.announce(self._announcer, run[0].key.device, rows)
         except OSError as error:
             return [_refusal(run[0], error)]
         return []

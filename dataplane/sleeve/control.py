@@ -1,8 +1,9 @@
 """What the daemon and the sleeve worker say to each other: values, and their bytes on the unix socket between them.
 
 Knows neither sockets nor what the values are good for. The one idea: the daemon says what should be (a configuration
-once, then whole peers, each time one changes), and the worker says what is (a status of the whole, now and then);
-either side may be a later life of the other, so a connection always begins with everything.
+once, then peers: whole where one is new or somewhere else, else what came and went behind it), and the worker says what
+is (a status of the whole, now and then); either side may be a later life of the other, so a connection always begins
+with everything.
 
     0               4
     +---------------+------------------ - -
@@ -81,6 +82,15 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Macs:
+    """What is behind a peer that was said, as far as it changed."""
+
+    name: PeerName
+    came: tuple[bytes, ...]
+    went: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """A peer that is no more."""
 
@@ -147,9 +157,9 @@ class Status:
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
-Message = Configure | Peer | Forget | Graph | Complete | Stop | Refused | Status
+Message = Configure | Peer | Macs | Forget | Graph | Complete | Stop | Refused | Status
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__.lower(): kind for kind in (Configure, Peer, Forget, Graph, Complete, Stop, Refused, Status)
+    kind.__name__.lower(): kind for kind in (Configure, Peer, Macs, Forget, Graph, Complete, Stop, Refused, Status)
 }
 
 

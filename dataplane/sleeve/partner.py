@@ -73,6 +73,7 @@ class Partner:
         "heard_s",
         "hellos",
         "limit",
+        "macs",
         "marks",
         "meter",
         "metered_s",
@@ -110,6 +111,8 @@ class Partner:
 
     def __init__(self, peer: control.Peer) -> None:
         self.peer = peer
+        self.macs: set[bytes] = set()
+        """What is behind it now; `peer` says what was when it was said whole."""
         self.where = Whereabouts()
         self.routes: list[Route] = []
         self.routes_s = float("-inf")

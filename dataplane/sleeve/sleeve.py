@@ -8,7 +8,7 @@ no more for a while holds everything back behind it, and whole networks of these
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from dataplane.sleeve import control, handshake
@@ -130,13 +130,9 @@ class Sleeve:
         if partner is None:
             partner = self.partners[peer.name] = Partner(peer)
         else:
-            for mac in partner.peer.macs:
-                if self.sender.macs.get(mac) is partner:
-                    del self.sender.macs[mac]
             partner.peer = peer
         self.keyring.set_peer(peer.name, peer.key)
-        for mac in peer.macs:
-            self.sender.macs[mac] = partner
+        self._move_macs(partner, peer.macs, partner.macs.difference(peer.macs))
         for address in partner.where.told:
             if self._by_address.get(address) is partner and address != partner.address:
                 del self._by_address[address]
@@ -148,6 +144,21 @@ class Sleeve:
             self._timers_s = NOW_S
         self._flood()
 
+    def change_macs(self, change: control.Macs) -> None:
+        partner = self.partners.get(change.name)
+        if partner is not None:
+            self._move_macs(partner, change.came, change.went)
+
+    def _move_macs(self, partner: Partner, came: Iterable[bytes], went: Iterable[bytes]) -> None:
+        """Of two that claim one, the last has it."""
+        for mac in went:
+            partner.macs.discard(mac)
+            if self.sender.macs.get(mac) is partner:
+                del self.sender.macs[mac]
+        for mac in came:
+            partner.macs.add(mac)
+            self.sender.macs[mac] = partner
+
     def set_graph(self, graph: Graph) -> None:
         """Who exchanges UDP with whom: what routes are made of from now on."""
         self.paths.set_graph(graph)
@@ -158,7 +169,7 @@ class Sleeve:
             return
         self.keyring.remove_peer(name)
         self.sender.clear(partner, "peer-forgotten")
-        self.sender.macs = {mac: each for mac, each in self.sender.macs.items() if each is not partner}
+        self._move_macs(partner, (), list(partner.macs))
         self._by_address = {address: each for address, each in self._by_address.items() if each is not partner}
         for each in (self.receiver.reporting, self._answering, self._active):
             each.pop(partner, None)

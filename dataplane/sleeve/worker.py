@@ -351,6 +351,8 @@ class Worker:
             case control.Peer() if self._sleeve is not None:
                 self._said.add(message.name)
                 self._sleeve.set_peer(message)
+            case control.Macs() if self._sleeve is not None:
+                self._sleeve.change_macs(message)
             case control.Forget(name) if self._sleeve is not None:
                 self._sleeve.forget(name)
             case control.Graph(edges) if self._sleeve is not None:

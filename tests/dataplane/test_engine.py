@@ -30,7 +30,7 @@ from dataplane.objects import LINK, NEIGHBOUR, UP, VXLAN_FDB, Key, Scope, Value
 SEGMENT = Segment("weft", bytes.fromhex("02aa00000001"), 1450, 7, 6784)
 PORT_A = Port("vwa", "ethwe", "/run/netns/a", (4, 1), bytes.fromhex("020000000001"), (ip_interface("10.32.0.1/16"),))
 ENDPOINT = RemoteEndpoint(bytes.fromhex("020000000002"), (ip_address("10.32.0.2"),), ip_address("10.9.0.2"))
-DESIRED = Desired(SEGMENT, (PORT_A,), (), (ENDPOINT,))
+DESIRED = Desired(SEGMENT, (PORT_A,), (), ((ENDPOINT,),))
 NEIGHBOUR_KEY = Key(NEIGHBOUR, "weft", ip_address("10.32.0.2").packed)
 
 
@@ -157,7 +157,7 @@ def test_a_stale_part_is_listed_alone(bench: Bench) -> None:
 def test_a_burst_of_events_is_heard_to_its_end_before_anything_is_repaired(bench: Bench) -> None:
     """A device that goes takes its entries along, one event each; the wait for the end is bounded."""
     many = tuple(replace(ENDPOINT, mac=bytes((2, 0, 0, 1, n // 256, n % 256))) for n in range(BURST_CHANGES * 2))
-    bench.publish(replace(DESIRED, endpoints=many))
+    bench.publish(replace(DESIRED, groups=(many,)))
     gone: list[tuple[Key, Value | None]] = [(Key(VXLAN_FDB, "weft-vx", endpoint.mac), None) for endpoint in many]
     for key, _ in gone:
         bench.kernel.objects.pop(key)
@@ -225,7 +225,7 @@ def test_a_fault_goes_with_the_port_that_had_it(bench: Bench) -> None:
 def test_what_is_left_out_is_a_warning(bench: Bench) -> None:
     """Beside those of the kernel; nothing that is wanted of it is missing."""
     bench.kernel.notices = (Warning("forward-drop", "a chain drops", "a cure"),)
-    report = bench.publish(replace(DESIRED, endpoints=(replace(ENDPOINT, mac=b"\xff" * 6),)))
+    report = bench.publish(replace(DESIRED, groups=((replace(ENDPOINT, mac=b"\xff" * 6),),)))
     assert [warning.code for warning in report.warnings] == ["unusable-mac", "forward-drop"] and report.faults == ()
 
 

@@ -104,7 +104,7 @@ def test_the_gateway_is_the_first_exposed_address_that_sees_the_container_and_is
 
 def test_an_mtu_too_small_for_ipv6_leaves_ipv6_out() -> None:
     """As with containers' addresses, and told in the same way."""
-    small = replace(EXPOSED, segment=replace(SEGMENT, mtu=1200), ports=(), endpoints=())
+    small = replace(EXPOSED, segment=replace(SEGMENT, mtu=1200), ports=(), groups=())
     assert {key.item[:3] for key in extra(small) if key.kind in (FORWARDING, ACCEPT)} == {b"ip", b"ip "}
     assert [skipped.code for skipped in expand(small).skipped] == ["mtu-below-ipv6"]
 

@@ -21,7 +21,6 @@ from dataplane.objects import (
     PORT,
     UP,
     VXLAN_FDB,
-    Expander,
     Guest,
     GuestAddress,
     Key,
@@ -51,7 +50,7 @@ OVER_IPV6 = ip_address("fd00:9::2")
 def test_a_remote_endpoint_is_a_destination_a_port_and_a_neighbour_for_each_address() -> None:
     """And nothing else: no flooding for an endpoint."""
     empty = expand(Desired(SEGMENT)).objects
-    extra = {key: value for key, value in expand(Desired(SEGMENT, endpoints=(ENDPOINT,))).objects.items()
+    extra = {key: value for key, value in expand(Desired(SEGMENT, groups=((ENDPOINT,),))).objects.items()
              if key not in empty}  # fmt: skip
     assert extra == {
         Key(VXLAN_FDB, "weft-vx", MAC_B): DESTINATION,
@@ -94,7 +93,7 @@ def test_ipv6_is_wanted_inside_only_with_an_ipv6_address() -> None:
 def test_without_a_vxlan_port_nothing_may_leave_in_clear() -> None:
     """No device, no path, no flood; neighbours are still answered for."""
     segment = replace(SEGMENT, vxlan_port=None)
-    objects = expand(Desired(segment, (PORT_A,), (PEER,), (ENDPOINT,))).objects
+    objects = expand(Desired(segment, (PORT_A,), (PEER,), ((ENDPOINT,),))).objects
     assert not [key for key in objects if key.kind in (VXLAN_FDB, FLOOD) or key.device == "weft-vx"]
     assert not [key for key, value in objects.items() if value == "weft-vx" or isinstance(value, Vxlan)]
     assert objects[Key(NEIGHBOUR, "weft", ADDRESS_B)] == MAC_B
@@ -102,7 +101,7 @@ def test_without_a_vxlan_port_nothing_may_leave_in_clear() -> None:
 
 def test_an_endpoint_without_a_path_is_sent_nowhere_but_answered_for() -> None:
     """A bridge entry without a VXLAN entry would send its frames to every peer."""
-    objects = expand(Desired(SEGMENT, endpoints=(replace(ENDPOINT, destination=None),))).objects
+    objects = expand(Desired(SEGMENT, groups=((replace(ENDPOINT, destination=None),),))).objects
     assert objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == NOWHERE
     assert objects[Key(BRIDGE_FDB, "weft", MAC_B)] == "weft-vx" and Key(NEIGHBOUR, "weft", ADDRESS_B) in objects
 
@@ -118,8 +117,8 @@ def test_the_tap_is_a_port_like_the_vxlan_device() -> None:
 
 def test_what_is_via_the_sleeve_differs_in_its_port_and_in_who_floods() -> None:
     """Its VXLAN destinations stay where they are known, for probes and for the way back."""
-    direct = expand(Desired(SEGMENT, (), (PEER,), (ENDPOINT,))).objects
-    sleeve = expand(Desired(SEGMENT, (), (replace(PEER, via=SLEEVE),), (replace(ENDPOINT, via=SLEEVE),))).objects
+    direct = expand(Desired(SEGMENT, (), (PEER,), ((ENDPOINT,),))).objects
+    sleeve = expand(Desired(SEGMENT, (), (replace(PEER, via=SLEEVE),), ((replace(ENDPOINT, via=SLEEVE),),))).objects
     assert dict(direct.items() - sleeve.items()) == {
         Key(BRIDGE_FDB, "weft", PEER_MAC): "weft-vx",
         Key(BRIDGE_FDB, "weft", MAC_B): "weft-vx",
@@ -137,7 +136,7 @@ def test_the_sleeve_needs_neither_a_vxlan_device_nor_a_destination() -> None:
     for vxlan_port in (None, 6784):
         for destination in (None, ip_address("2001:db8::2")):
             both = replace(peer, destination=destination), replace(endpoint, destination=destination)
-            expansion = expand(Desired(replace(SEGMENT, vxlan_port=vxlan_port), (), both[:1], both[1:]))
+            expansion = expand(Desired(replace(SEGMENT, vxlan_port=vxlan_port), (), both[:1], (both[1:],)))
             assert expansion.objects[Key(BRIDGE_FDB, "weft", PEER_MAC)] == "weft-tap"
             assert expansion.objects[Key(BRIDGE_FDB, "weft", MAC_B)] == "weft-tap"
             assert not [key for key in expansion.objects if key.kind in (VXLAN_FDB, FLOOD)]
@@ -148,8 +147,8 @@ def test_without_a_tap_what_is_via_the_sleeve_goes_nowhere() -> None:
     """And not by VXLAN, where somebody decided that it must not go."""
     both = replace(PEER, via=SLEEVE), replace(ENDPOINT, via=SLEEVE)
     for desired in (
-        Desired(replace(SEGMENT, tap=False), (), both[:1], both[1:]),
-        Desired(SEGMENT, (), (replace(PEER, via=VIA_NOWHERE),), (replace(ENDPOINT, via=VIA_NOWHERE),)),
+        Desired(replace(SEGMENT, tap=False), (), both[:1], (both[1:],)),
+        Desired(SEGMENT, (), (replace(PEER, via=VIA_NOWHERE),), ((replace(ENDPOINT, via=VIA_NOWHERE),),)),
     ):
         objects = expand(desired).objects
         assert objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == objects[Key(VXLAN_FDB, "weft-vx", PEER_MAC)] == NOWHERE
@@ -160,13 +159,13 @@ def test_without_a_tap_what_is_via_the_sleeve_goes_nowhere() -> None:
 def test_an_endpoint_that_leaves_no_trace_is_not_taken_for_an_unusable_one() -> None:
     """Without a path and without an address there is nothing to enter, and nothing wrong with its MAC."""
     bare = replace(ENDPOINT, addresses=(), destination=None)
-    assert expand(Desired(replace(SEGMENT, vxlan_port=None), endpoints=(bare,))).skipped == ()
+    assert expand(Desired(replace(SEGMENT, vxlan_port=None), groups=((bare,),))).skipped == ()
 
 
 def test_an_ipv6_destination_is_on_the_device_for_ipv6_with_all_that_belongs_to_it() -> None:
     """Entry, bridge port and flood list; the IPv4 device knows nothing of it."""
     both = replace(PEER, destination=OVER_IPV6), replace(ENDPOINT, destination=OVER_IPV6)
-    objects = expand(Desired(SEGMENT6, (), both[:1], both[1:])).objects
+    objects = expand(Desired(SEGMENT6, (), both[:1], (both[1:],))).objects
     for mac in (PEER_MAC, MAC_B):
         assert objects[Key(VXLAN_FDB, "weft-vx6", mac)] == OVER_IPV6.packed
         assert objects[Key(BRIDGE_FDB, "weft", mac)] == "weft-vx6"
@@ -189,7 +188,7 @@ def test_the_second_device_is_as_the_first_but_for_its_ip_version() -> None:
 def test_an_ipv6_destination_without_the_device_for_it_goes_nowhere() -> None:
     """The IPv4 device would refuse it."""
     both = replace(PEER, destination=OVER_IPV6), replace(ENDPOINT, destination=OVER_IPV6)
-    objects = expand(Desired(SEGMENT, (), both[:1], both[1:])).objects
+    objects = expand(Desired(SEGMENT, (), both[:1], (both[1:],))).objects
     assert objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == objects[Key(VXLAN_FDB, "weft-vx", PEER_MAC)] == NOWHERE
     assert not [key for key in objects if key.kind == FLOOD]
 
@@ -217,12 +216,12 @@ def test_a_link_local_destination_goes_with_the_number_of_its_interface() -> Non
 def test_an_mtu_too_small_for_ipv6_leaves_ipv6_addresses_out_and_says_so() -> None:
     """The kernel would take them away from every device concerned."""
     port = replace(PORT_A, addresses=(*PORT_A.addresses, ip_interface("fd00::1/64")))
-    small = expand(Desired(replace(SEGMENT, mtu=1279), (port,), (), (ENDPOINT,)))
+    small = expand(Desired(replace(SEGMENT, mtu=1279), (port,), (), ((ENDPOINT,),)))
     assert {len(key.item) for key in small.objects if key.kind in (NEIGHBOUR, GUEST_ADDRESS)} == {4, 5}
     guest = small.objects[Key(GUEST, "vwa")]
     assert isinstance(guest, Guest) and guest.ipv6 is None
     assert [skipped.code for skipped in small.skipped] == ["mtu-below-ipv6"]
-    assert expand(Desired(replace(SEGMENT, mtu=1280), (port,), (), (ENDPOINT,))).skipped == ()
+    assert expand(Desired(replace(SEGMENT, mtu=1280), (port,), (), ((ENDPOINT,),))).skipped == ()
     assert expand(Desired(replace(SEGMENT, mtu=1279), (PORT_A,))).skipped == ()
 
 
@@ -231,7 +230,7 @@ def test_a_local_port_wins_over_a_peer_and_a_peer_over_an_endpoint() -> None:
     thief = RemoteEndpoint(MAC_A, (ip_address("10.32.0.1"),), ip_address("10.9.0.9"))
     second = replace(ENDPOINT, destination=ip_address("10.9.0.9"))
     pretender = RemoteEndpoint(PEER_MAC, (ip_address("10.32.0.7"),), ip_address("10.9.0.9"))
-    objects = expand(Desired(SEGMENT, (PORT_A,), (PEER,), (ENDPOINT, second, thief, pretender))).objects
+    objects = expand(Desired(SEGMENT, (PORT_A,), (PEER,), ((ENDPOINT, second, thief, pretender),))).objects
     assert objects[Key(BRIDGE_FDB, "weft", MAC_A)] == "vwa"
     assert objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == DESTINATION
     assert objects[Key(VXLAN_FDB, "weft-vx", PEER_MAC)] == DESTINATION
@@ -241,25 +240,10 @@ def test_macs_that_would_break_the_bridge_are_left_out_and_told() -> None:
     """Our own, a group address, zeros, and what is no MAC at all."""
     macs = (BRIDGE_MAC, bytes.fromhex("010000000001"), bytes(6), b"\2")
     endpoints = tuple(replace(ENDPOINT, mac=mac) for mac in macs)
-    expansion = expand(Desired(SEGMENT, (), (replace(PEER, bridge_mac=BRIDGE_MAC),), endpoints))
+    expansion = expand(Desired(SEGMENT, (), (replace(PEER, bridge_mac=BRIDGE_MAC),), (endpoints,)))
     assert expansion.objects == expand(Desired(SEGMENT)).objects
     assert [skipped.code for skipped in expansion.skipped] == ["unusable-mac"]
     assert "and 1 more" in expansion.skipped[0].text
-
-
-def test_an_expander_gives_the_same_as_expanding_from_nothing() -> None:
-    """It keeps rows of endpoints it has seen, but never those of another segment."""
-    expander = Expander()
-    others = tuple(replace(ENDPOINT, mac=bytes((2, 0, 0, 0, 1, n))) for n in range(5))
-    smaller = replace(SEGMENT, bridge_mac=PEER_MAC, vxlan_port=None)
-    for desired in (
-        Desired(SEGMENT, endpoints=others),
-        Desired(SEGMENT, endpoints=(*others[:2], replace(others[2], destination=None), *others[3:])),
-        Desired(smaller, endpoints=others),
-        Desired(SEGMENT, endpoints=others[::-1]),
-        Desired(SEGMENT),
-    ):
-        assert expander.expand(desired) == expand(desired)
 
 
 def test_what_does_not_matter_fits() -> None:

@@ -11,13 +11,13 @@ from dataplane.objects import BRIDGE_FDB, FLOOD, LINK, PORT, VXLAN_FDB, Key, Oth
 from dataplane.reconcile import RETRY_LIMIT_S
 from tests.dataplane.world import DESIRED, SEGMENT, SEGMENT6, World, by_sleeve, endpoint, mac, peer, underlay
 
-BY_VXLAN = Desired(SEGMENT, peers=(peer(2), peer(3)), endpoints=(endpoint(11), endpoint(12, 3)))
-MOVED = replace(BY_VXLAN, peers=(peer(2, SLEEVE), peer(3)), endpoints=(endpoint(11, 2, SLEEVE), endpoint(12, 3)))
+BY_VXLAN = Desired(SEGMENT, peers=(peer(2), peer(3)), groups=((endpoint(11), endpoint(12, 3)),))
+MOVED = replace(BY_VXLAN, peers=(peer(2, SLEEVE), peer(3)), groups=((endpoint(11, 2, SLEEVE), endpoint(12, 3)),))
 BRIDGE_OF_2 = Key(BRIDGE_FDB, "weft", peer(2).bridge_mac)
 CONTAINER_OF_2 = Key(BRIDGE_FDB, "weft", mac(11))
-OVER_IPV4 = Desired(SEGMENT6, peers=(peer(2, spare=6), peer(3)), endpoints=(endpoint(11), endpoint(12, 3)))
+OVER_IPV4 = Desired(SEGMENT6, peers=(peer(2, spare=6), peer(3)), groups=((endpoint(11), endpoint(12, 3)),))
 OVER_IPV6 = replace(OVER_IPV4, peers=(peer(2, version=6, spare=4), peer(3)),
-                    endpoints=(endpoint(11, version=6), endpoint(12, 3)))  # fmt: skip
+                    groups=((endpoint(11, version=6), endpoint(12, 3)),))  # fmt: skip
 FLOOD_TO_2 = Key(FLOOD, "weft-vx", bytes((10, 9, 0, 2)))
 
 
@@ -75,14 +75,14 @@ def test_a_device_for_ipv6_that_cannot_be_made_leaves_frames_on_the_old_way() ->
 
 def test_a_destination_that_becomes_known_or_lost_in_the_sleeve_moves_nobody() -> None:
     """It is entered for later, and withdrawn; on the way to VXLAN it comes first, on the way back it goes last."""
-    unknown = replace(BY_VXLAN, endpoints=(endpoint(11, None, SLEEVE),))
+    unknown = replace(BY_VXLAN, groups=((endpoint(11, None, SLEEVE),),))
     world = World()
     world.reach(unknown)
     entry = Key(VXLAN_FDB, "weft-vx", mac(11))
-    known = replace(unknown, endpoints=(endpoint(11, 2, SLEEVE),))
+    known = replace(unknown, groups=((endpoint(11, 2, SLEEVE),),))
     assert changes(world.reach(known)) == [(ADD, entry, bytes((10, 9, 0, 2)))]
     assert changes(world.reach(unknown)) == [(DELETE, entry, None)]
-    straight = replace(unknown, endpoints=(endpoint(11),))
+    straight = replace(unknown, groups=((endpoint(11),),))
     assert [key for _, key, _ in changes(world.reach(straight))] == [entry, CONTAINER_OF_2]
     assert [key for _, key, _ in changes(world.reach(unknown))] == [CONTAINER_OF_2, entry]
     assert world.kernel.harm == []
@@ -104,7 +104,7 @@ def test_a_tap_that_cannot_be_made_is_one_fault_and_leaves_the_entries_where_the
     world.reach(replace(BY_VXLAN, segment=replace(SEGMENT, tap=False)))
     broken = [True]
     world.kernel.fail = lambda number, op: errno.ENOENT if broken[0] and op.key == Key(LINK, "weft-tap") else 0
-    wanted = replace(MOVED, endpoints=(*MOVED.endpoints, endpoint(14, 2, SLEEVE)))
+    wanted = replace(MOVED, groups=(*MOVED.groups, (endpoint(14, 2, SLEEVE),)))
     world.reach(wanted)
     world.later(RETRY_LIMIT_S)
     assert list(world.reconciler.failures) == [Key(LINK, "weft-tap")]

@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_interface
 from dataplane.desired import SLEEVE, VXLAN, Address, Desired, Exposed, Port, RemoteEndpoint, RemotePeer, Segment, Via
 from dataplane.kernel import PARTS, Operation
 from dataplane.memory import MemoryKernel
-from dataplane.objects import ACCEPT, Key, Value, expand, fits
+from dataplane.objects import ACCEPT, Expander, Key, Value, expand, fits
 from dataplane.reconcile import Reconciler
 from gossip.names import PeerName
 
@@ -44,7 +44,7 @@ def endpoint(number: int, host: int | None = 2, via: Via = VXLAN, version: int =
 
 
 SEGMENT6 = replace(SEGMENT, vxlan6=True)
-DESIRED = Desired(SEGMENT, (port(1),), (peer(2), peer(3)), (endpoint(11), endpoint(12, 3), endpoint(13, None)))
+DESIRED = Desired(SEGMENT, (port(1),), (peer(2), peer(3)), ((endpoint(11), endpoint(12, 3), endpoint(13, None)),))
 
 
 EXPOSED = replace(
@@ -57,7 +57,7 @@ def by_sleeve(desired: Desired) -> Desired:
     return replace(
         desired,
         peers=tuple(replace(each, via=SLEEVE) for each in desired.peers),
-        endpoints=tuple(replace(each, via=SLEEVE) for each in desired.endpoints),
+        groups=tuple(tuple(replace(each, via=SLEEVE) for each in group) for group in desired.groups),
     )
 
 
@@ -68,10 +68,11 @@ class World:
         self.kernel = MemoryKernel()
         self.kernel.objects = dict(objects or {})
         self.reconciler = Reconciler()
+        self.expander = Expander()
         self.now = 0.0
 
     def want(self, desired: Desired) -> None:
-        self.reconciler.want(expand(desired))
+        self.reconciler.want(self.expander.expand(desired))
 
     def list_all(self) -> None:
         self.kernel.wait(0.0)

@@ -235,7 +235,7 @@ def via(desired: Desired, path: Via) -> Desired:
     return replace(
         desired,
         peers=tuple(replace(each, via=path) for each in desired.peers),
-        endpoints=tuple(replace(each, via=path) for each in desired.endpoints),
+        groups=tuple(tuple(replace(each, via=path) for each in group) for group in desired.groups),
     )
 
 
@@ -309,8 +309,8 @@ class Pair:
         self.a, self.b = lab.host(1), lab.host(2)
         self.ca, self.cb = lab.space("c1"), lab.space("c2")
         self.port_a, self.port_b = port(self.ca, 1, 1), port(self.cb, 2, 1)
-        self.desired_a = Desired(self.a.segment(), (self.port_a,), (peer(2),), (remote(2, 1),))
-        self.desired_b = Desired(self.b.segment(), (self.port_b,), (peer(1),), (remote(1, 1),))
+        self.desired_a = Desired(self.a.segment(), (self.port_a,), (peer(2),), ((remote(2, 1),),))
+        self.desired_b = Desired(self.b.segment(), (self.port_b,), (peer(1),), ((remote(1, 1),),))
 
     def start(self) -> None:
         for host, desired in ((self.a, self.desired_a), (self.b, self.desired_b)):

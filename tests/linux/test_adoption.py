@@ -67,7 +67,7 @@ def test_whatever_a_killed_process_left_undone_the_next_one_completes(pair: Pair
     pair.a.stop()
     pair.a.tear_down()
     many = tuple(remote(2, 1, mac=bytes((2, 9, 0, 0, n // 256, n % 256))) for n in range(1000))
-    desired = replace(pair.desired_a, endpoints=(*pair.desired_a.endpoints, *many))
+    desired = replace(pair.desired_a, groups=(*pair.desired_a.groups, tuple(many)))
     root = str(Path(__file__).parents[2])
     command = ["nsenter", f"--net={pair.a.path}", "env", f"PYTHONPATH={root}", sys.executable, "-c", ONE_LIFE]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -106,7 +106,7 @@ def test_what_belongs_to_hosts_not_heard_from_is_kept(pair: Pair) -> None:
 def test_before_it_is_settled_entries_are_still_added_and_redirected(pair: Pair) -> None:
     """Only deleting waits."""
     moved = replace(remote(2, 1), destination=remote(2, 1).addresses[0])
-    pair.a.publish(Desired(pair.a.segment(), (pair.port_a,), (peer(3),), (moved, remote(3, 1)), settled=False))
+    pair.a.publish(Desired(pair.a.segment(), (pair.port_a,), (peer(3),), ((moved, remote(3, 1)),), settled=False))
     entries = pair.a.run("bridge", "fdb", "show", "dev", "weft-vx")
     assert "02:00:00:00:02:01 dst 10.32.2.1 self" in entries and "02:00:00:00:03:01 dst 10.9.0.3 self" in entries
     assert "00:00:00:00:00:00 dst 10.9.0.2 self" in entries and "00:00:00:00:00:00 dst 10.9.0.3 self" in entries
@@ -116,7 +116,8 @@ def test_without_vxlan_the_plain_device_is_removed_first_even_when_unsettled(pai
     """With a secret no frame may leave in clear, whatever else is unknown."""
     pair.a.stop()
     pair.a.start()
-    pair.a.publish(Desired(pair.a.segment(vxlan_port=None), (pair.port_a,), (peer(2),), (remote(2, 1),), settled=False))
+    segment = pair.a.segment(vxlan_port=None)
+    pair.a.publish(Desired(segment, (pair.port_a,), (peer(2),), ((remote(2, 1),),), settled=False))
     assert "weft-vx" not in pair.a.links()
     assert "6784" not in pair.a.run("ss", "-uln")
 
@@ -163,7 +164,7 @@ def test_a_foreign_device_under_one_of_our_names_is_told_and_not_touched(lab: La
     host, space = lab.host(1), lab.space("c1")
     host.run("ip", "tuntap", "add", name, "mode", "tap")
     host.start()
-    report = host.publish(Desired(host.segment(), (port(space, 1, 1),), (peer(2),), (remote(2, 1),)))
+    report = host.publish(Desired(host.segment(), (port(space, 1, 1),), (peer(2),), ((remote(2, 1),),)))
     texts = [fault.text for fault in (*report.faults, *report.port_faults.values())]
     assert len([text for text in texts if "there already, of type tun; remove or rename it" in text]) == 1
     assert len(texts) == 1

@@ -46,13 +46,13 @@ def test_ten_thousand_endpoints_are_in_the_kernel_and_stay_unchanged(lab: Lab) -
     host.start()
     host.publish(Desired(host.segment(), peers=(peer(2),)))
     many = tuple(endpoints())
-    report = host.publish(Desired(host.segment(), peers=(peer(2),), endpoints=many))
+    report = host.publish(Desired(host.segment(), peers=(peer(2),), groups=(many,)))
     assert report.faults == ()
     assert len(host.run("bridge", "fdb", "show", "dev", "weft-vx").splitlines()) >= 2 * MANY
     assert len(host.run("ip", "neigh", "show", "dev", "weft", "nud", "permanent").splitlines()) >= 2 * MANY
     host.stop()
     host.start()
-    report = host.publish(Desired(host.segment(), peers=(peer(2),), endpoints=many))
+    report = host.publish(Desired(host.segment(), peers=(peer(2),), groups=(many,)))
     assert (report.counters.applied, report.counters.refused) == (0, 0)
     assert report.counters.objects >= 4 * MANY
 
@@ -62,13 +62,13 @@ def test_one_change_among_ten_thousand_lists_nothing_and_touches_nothing_else(la
     host = lab.host(1)
     host.start(CountingKernel)
     many = endpoints()
-    host.publish(Desired(host.segment(), endpoints=tuple(many)))
+    host.publish(Desired(host.segment(), groups=(tuple(many),)))
     kernel = host.kernel
     assert isinstance(kernel, CountingKernel)
     kernel.listings.clear()
     before = host.report.counters.applied
     many[5000] = RemoteEndpoint(many[5000].mac, many[5000].addresses, ip_address("10.9.0.250"))
-    report = host.publish(Desired(host.segment(), endpoints=tuple(many)))
+    report = host.publish(Desired(host.segment(), groups=(tuple(many),)))
     assert report.counters.applied == before + 1
     host.run("ip", "neigh", "del", "10.33.0.77", "dev", "weft")
     until(lambda: "10.33.0.77 " in host.run("ip", "neigh", "show", "10.33.0.77", "dev", "weft"), 0.5)
@@ -79,7 +79,7 @@ def test_all_of_them_come_back_when_the_overlay_device_is_deleted(lab: Lab) -> N
     """A burst of events, heard to its end, then one repair."""
     host = lab.host(1)
     host.start()
-    host.publish(Desired(host.segment(), endpoints=tuple(endpoints())))
+    host.publish(Desired(host.segment(), groups=(tuple(endpoints()),)))
     host.run("ip", "link", "del", "weft-vx")
     until(lambda: len(host.run("bridge", "fdb", "show", "dev", "weft-vx", check=False).splitlines()) >= 2 * MANY, 3.0)
     assert host.report.faults == ()
@@ -90,7 +90,7 @@ def test_more_events_than_are_read_in_one_go_are_read_in_the_next(lab: Lab, monk
     monkeypatch.setattr("dataplane.linux.host.MAX_BUFFERS", 50)
     host = lab.host(1)
     host.start()
-    host.publish(Desired(host.segment(), endpoints=tuple(endpoints()[:1000])))
+    host.publish(Desired(host.segment(), groups=(tuple(endpoints()[:1000]),)))
     host.run("ip", "neigh", "flush", "dev", "weft", "nud", "permanent", check=False)
     until(lambda: len(host.run("ip", "neigh", "show", "dev", "weft", "nud", "permanent").splitlines()) >= 2000, 3.0)
     assert host.report.counters.overruns == 0
@@ -101,7 +101,7 @@ def test_an_event_socket_that_overflows_leads_to_a_new_listing(lab: Lab, monkeyp
     monkeypatch.setattr("dataplane.linux.netlink.EVENT_BUFFER_BYTES", 4096)
     host = lab.host(1)
     host.start()
-    host.publish(Desired(host.segment(), endpoints=tuple(endpoints()[:2000])))
+    host.publish(Desired(host.segment(), groups=(tuple(endpoints()[:2000]),)))
     host.run("ip", "neigh", "flush", "dev", "weft", "nud", "permanent", check=False)
     until(lambda: len(host.run("ip", "neigh", "show", "dev", "weft", "nud", "permanent").splitlines()) >= 4000, 3.0)
     host.wait(lambda report: report.counters.overruns > 0)

@@ -52,7 +52,7 @@ class World:
         self.desired = replace(pair.desired_a, exposed=exposed())
         self.hidden = pair.desired_a
         seen = RemoteEndpoint(bridge_mac(1), (ip_address(HOST4), ip_address(HOST6)), ip_address("10.9.0.1"))
-        pair.b.publish(replace(pair.desired_b, endpoints=(*pair.desired_b.endpoints, seen)))
+        pair.b.publish(replace(pair.desired_b, groups=(*pair.desired_b.groups, (seen,))))
         self.restart()
 
     def restart(self) -> None:

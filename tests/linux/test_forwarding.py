@@ -64,7 +64,7 @@ def test_a_broadcast_reaches_every_container_elsewhere_once(lab: Lab) -> None:
                 host.segment(),
                 (port(space, number, 1),),
                 tuple(map(peer, others)),
-                tuple(remote(other, 1) for other in others),
+                (tuple(remote(other, 1) for other in others),),
             )
         )
         spaces.append(space)
@@ -101,7 +101,7 @@ def test_an_endpoint_without_a_path_is_answered_for_and_its_frames_are_dropped(l
     host, space = lab.host(1), lab.space("c1")
     host.start()
     lost = remote(2, 1, destination=None)
-    assert host.publish(Desired(host.segment(), (port(space, 1, 1),), (peer(3),), (lost,))).faults == ()
+    assert host.publish(Desired(host.segment(), (port(space, 1, 1),), (peer(3),), ((lost,),))).faults == ()
     capture = Capture(host, "eth0", "udp port 6784")
     assert not space.ping("10.32.2.1", count=2)
     assert guest_mac(2, 1).hex(":") in space.run("ip", "neigh", "show", "10.32.2.1")
@@ -110,7 +110,7 @@ def test_an_endpoint_without_a_path_is_answered_for_and_its_frames_are_dropped(l
 
 def test_a_path_that_comes_back_carries_frames_again(pair: Pair) -> None:
     """From nowhere to somewhere is one replaced destination."""
-    lost = replace(pair.desired_a, endpoints=(remote(2, 1, destination=None),))
+    lost = replace(pair.desired_a, groups=((remote(2, 1, destination=None),),))
     pair.a.publish(lost)
     assert not pair.ca.ping("10.32.2.1", count=1)
     before = pair.a.report.counters.applied

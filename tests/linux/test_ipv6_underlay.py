@@ -34,7 +34,7 @@ def over(desired: Desired, host: Host, destination: Address) -> Desired:
         desired,
         segment=host.segment(vxlan6=True, mtu=1430),
         peers=tuple(replace(each, destination=destination, spare=each.destination) for each in desired.peers),
-        endpoints=tuple(replace(each, destination=destination) for each in desired.endpoints),
+        groups=(tuple(replace(each, destination=destination) for each in desired.endpoints),),
     )
 
 
@@ -48,8 +48,8 @@ def over_ipv4(pair: Pair) -> tuple[Desired, Desired]:
     peers_a = (replace(pair.desired_a.peers[0], spare=underlay6(2)),)
     peers_b = (replace(pair.desired_b.peers[0], spare=underlay6(1)),)
     return (
-        replace(a, peers=peers_a, endpoints=pair.desired_a.endpoints),
-        replace(b, peers=peers_b, endpoints=pair.desired_b.endpoints),
+        replace(a, peers=peers_a, groups=pair.desired_a.groups),
+        replace(b, peers=peers_b, groups=pair.desired_b.groups),
     )
 
 
@@ -104,7 +104,7 @@ def test_a_broadcast_goes_once_to_each_peer_of_either_ip_version_and_of_the_slee
             peers.append(two_ways)
             endpoints.append(remote(other, 1, destination=str(two_ways.destination)))
         host.start()
-        desired = Desired(host.segment(vxlan6=True), (port(space, number, 1),), tuple(peers), tuple(endpoints))
+        desired = Desired(host.segment(vxlan6=True), (port(space, number, 1),), tuple(peers), (tuple(endpoints),))
         assert host.publish(desired).faults == ()
         spaces.append(space)
     captures = [Capture(space, "ethwe", "udp port 40001") for space in spaces]

@@ -35,7 +35,7 @@ class Three:
             if owner is not None and owner != number:
                 endpoints += (replace(remote(2, 1, mac), destination=peer(owner).destination),)
             peers = tuple(peer(other) for other in (1, 2, 3) if other != number)
-            assert host.publish(Desired(host.segment(), ports, peers, endpoints)).faults == ()
+            assert host.publish(Desired(host.segment(), ports, peers, (endpoints,))).faults == ()
 
     def reachable(self) -> bool:
         return self.client.ping(MOVED_V4, count=1) and self.client.ping(MOVED_V6, count=1)

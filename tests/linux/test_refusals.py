@@ -23,7 +23,7 @@ def test_a_kernel_without_vxlan_gives_one_fault_and_containers_of_this_host_stil
     host, one, two = lab.host(1), lab.space("c1"), lab.space("c2")
     host.start()
     ports = (port(one, 1, 1), port(two, 1, 2))
-    report = host.publish(Desired(host.segment(), ports, (peer(2),), tuple(remote(2, n) for n in range(1, 100))))
+    report = host.publish(Desired(host.segment(), ports, (peer(2),), (tuple(remote(2, n) for n in range(1, 100)),)))
     assert [fault.text for fault in report.faults] == [
         "cannot make VXLAN device weft-vx: Unknown device type; "
         "this kernel has no VXLAN: load it with 'modprobe vxlan', or launch with --no-vxlan"

@@ -26,11 +26,13 @@ def wish(rng: random.Random, host: Host, spaces: list[Space]) -> Desired:
         segment=host.segment(mtu=rng.choice([1400, 1450]), vxlan_port=rng.choice([6784, 6784, 6785, None])),
         ports=tuple(port(space, 1, number) for number, space in enumerate(spaces, 1) if rng.random() < 0.7),
         peers=tuple(peer(number) for number in range(2, 6) if rng.random() < 0.7),
-        endpoints=tuple(
-            remote(owner, number, destination=rng.choice(DESTINATIONS))
+        groups=tuple(
+            tuple(
+                remote(owner, number, destination=rng.choice(DESTINATIONS))
+                for number in range(1, 40)
+                if rng.random() < 0.8
+            )
             for owner in (2, 3, 4)
-            for number in range(1, 40)
-            if rng.random() < 0.8
         ),
         settled=rng.random() < 0.7,
     )

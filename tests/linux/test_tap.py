@@ -172,9 +172,9 @@ def test_a_broadcast_goes_by_one_path_to_each_peer_and_never_from_one_to_the_oth
     host, other, space, far = lab.host(1), lab.host(2), lab.space("c1"), lab.space("c2")
     host.start()
     other.start()
-    desired = Desired(host.segment(), (port(space, 1, 1),), (peer(2), replace(peer(3), via=SLEEVE)), (remote(2, 1),))
+    desired = Desired(host.segment(), (port(space, 1, 1),), (peer(2), replace(peer(3), via=SLEEVE)), ((remote(2, 1),),))
     assert host.publish(desired).faults == ()
-    other.publish(Desired(other.segment(), (port(far, 2, 1),), (peer(1),), (remote(1, 1),)))
+    other.publish(Desired(other.segment(), (port(far, 2, 1),), (peer(1),), ((remote(1, 1),),)))
     table = host.run("bridge", "fdb", "show", "dev", "weft-vx")
     assert "00:00:00:00:00:00 dst 10.9.0.2" in table and "00:00:00:00:00:00 dst 10.9.0.3" not in table
     with held(host) as descriptor:

@@ -33,7 +33,7 @@ def test_teardown_leaves_links_and_rules_as_they_were(lab: Lab) -> None:
     host.run("ip", "link", "add", "mine", "type", "bridge")
     before = everything(host, space)
     host.start()
-    desired = Desired(host.segment(), (port(space, 1, 1),), (peer(2),), (remote(2, 1), remote(2, 2)))
+    desired = Desired(host.segment(), (port(space, 1, 1),), (peer(2),), ((remote(2, 1), remote(2, 2)),))
     assert host.publish(desired).faults == ()
     assert all(now != then for now, then in zip(everything(host, space), before, strict=True))
     host.stop()
@@ -94,5 +94,5 @@ def test_without_the_rights_one_line_says_so(lab: Lab) -> None:
     drop = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=65534")
     path = f"PYTHONPATH={Path(__file__).parents[2]}"
     text = lab.host(1).run("env", path, *drop, sys.executable, "-c", program)
-    assert text.strip().endswith("run weft as root, with CAP_NET_ADMIN")
+    assert text.strip().endswith("run weft as root, with CAP_NET_ADMIN and CAP_NET_RAW")
     assert len(text.strip().splitlines()) == 1

@@ -28,7 +28,7 @@ from dataplane.linux.netns import Namespace, NoSuchNamespace
 from dataplane.linux.underlay import Survey, UnderlayAddress
 from dataplane.memory import MemoryKernel
 from dataplane.objects import GUEST_ADDRESS, NEIGHBOUR, Key
-from dataplane.sleeve.control import Configure, Graph, Peer, PeerStatus, Status
+from dataplane.sleeve.control import Configure, Graph, PeerStatus, Status
 from gossip.names import PeerName
 from mesh import attach as attach_module
 from mesh import daemon as daemon_module
@@ -40,6 +40,7 @@ from mesh import targets as targets_module
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
 from mesh.errors import UserError
+from mesh.roster import Entry
 from mesh.store import Store
 
 WAIT_LIMIT_S = 10.0
@@ -139,7 +140,7 @@ class StandIn:
         self.peers: Mapping[PeerName, PeerStatus] = {}
         self.started = 0
         self.trouble_text: str | None = None
-        self.told: Mapping[PeerName, Peer] = {}
+        self.told: Mapping[PeerName, Entry] = {}
         self.graph = Graph(())
         self.on_news: Callable[[], None] = lambda: None
         self.settled = False
@@ -158,7 +159,7 @@ class StandIn:
         if self.refusal:
             raise UserError(self.refusal)
 
-    def tell(self, peers: Mapping[PeerName, Peer], graph: Graph, settled: bool) -> None:
+    def tell(self, peers: Mapping[PeerName, Entry], graph: Graph, settled: bool) -> None:
         self.told, self.graph, self.settled = dict(peers), graph, settled
 
     def trouble(self, now: float) -> str | None:

@@ -16,7 +16,18 @@ import time
 from dataclasses import replace
 
 from dataplane.sleeve import control
-from dataplane.sleeve.control import Complete, Configure, Forget, Message, Peer, PeerStatus, Refused, Status, Stop
+from dataplane.sleeve.control import (
+    Complete,
+    Configure,
+    Forget,
+    Macs,
+    Message,
+    Peer,
+    PeerStatus,
+    Refused,
+    Status,
+    Stop,
+)
 
 STATUS_INTERVAL_S = 0.2
 
@@ -78,8 +89,11 @@ class Worker:
             case Peer(name=name):
                 self.peers[name] = message
                 self.unsure.discard(name)
-                macs = ",".join(mac.hex() for mac in message.macs)
-                self.write(f"peer {name.hex()} flood={message.flood} macs={macs}")
+                self.write(f"peer {name.hex()} flood={message.flood} macs={_listed(message.macs)}")
+            case Macs(name, came, went):
+                known = self.peers[name]
+                self.peers[name] = replace(known, macs=tuple(sorted({*known.macs, *came} - {*went})))
+                self.write(f"macs {name.hex()} came={_listed(came)} went={_listed(went)}")
             case Forget(name):
                 self.peers.pop(name, None)
                 self.write(f"forget {name.hex()}")
@@ -117,6 +131,10 @@ class Worker:
             for name in self.peers
         )  # fmt: skip
         return Status(os.getpid(), rows, {"records_out": 7})
+
+
+def _listed(macs: tuple[bytes, ...]) -> str:
+    return ",".join(mac.hex() for mac in macs)
 
 
 if __name__ == "__main__":

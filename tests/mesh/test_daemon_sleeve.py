@@ -118,10 +118,10 @@ def test_a_peer_that_vxlan_does_not_reach_moves_and_is_remembered(
                 await joined(a, b)
                 name = a.node.name
                 assert [(row["path"], row["reason"]) for row in await read(b, "connections")] == [("vxlan", "best")]
-                await until(lambda: second.sleeves[0].told[name].flood is False, "the worker knows it")
+                await until(lambda: second.sleeves[0].told[name].peer.flood is False, "the worker knows it")
                 b._probers.each[4]._health.verdicts = {name: "vxlan-silent"}
                 b._on_verdict()
-                await until(lambda: second.sleeves[0].told[name].flood, "broadcasts go by the sleeve")
+                await until(lambda: second.sleeves[0].told[name].peer.flood, "broadcasts go by the sleeve")
                 rows = await read(b, "connections")
                 assert [(row["path"], row["reason"]) for row in rows] == [("sleeve", "vxlan-silent")]
                 faults = {"faults": {rows[0]["peer"]: "vxlan-silent"}, "faults6": {}}

@@ -391,14 +391,16 @@ def test_what_is_behind_the_sleeve_is_behind_the_tap(secret: bool) -> None:
 
 
 def test_what_is_behind_each_host_is_known_beside_the_desired_state() -> None:
-    """For the worker: only the MACs that lead to it, each in the order of the endpoints."""
+    """For the worker: only what leads to it, in the groups of the desired state."""
     builder, mine = Forwarding(), attached(ME, (ip_address("10.32.0.9"), 1))
     of_p, lost, of_q = attached(P, (Y, 1)), attached(P, (X, 1), name="c3"), attached(Q, (X, 2), name="c2")
     assert lost.mac == of_q.mac
-    desired(table_of(of_p, lost, of_q, mine), builder=builder)
-    assert builder.macs == {P: [of_p.mac], Q: [of_q.mac]}
-    desired(table_of(of_p, of_q), builder=builder, expired=frozenset({Q}))
-    assert builder.macs == {P: [of_p.mac]}
+    found = desired(table_of(of_p, lost, of_q, mine), builder=builder)
+    assert builder.behind == {P: found.groups[:1], Q: found.groups[1:]}
+    assert [each.mac for each in found.endpoints] == [of_p.mac, of_q.mac]
+    found = desired(table_of(of_p, of_q), builder=builder, expired=frozenset({Q}))
+    assert builder.behind == {P: found.groups}
+    assert [each.mac for each in found.endpoints] == [of_p.mac]
 
 
 def test_a_host_without_a_path_keeps_its_endpoints() -> None:
@@ -462,17 +464,17 @@ def test_an_attach_under_way_is_not_taken_for_a_loser() -> None:
     assert found.endpoints == (), "the MAC is ours now"
 
 
-def test_an_endpoint_that_did_not_change_is_the_same_object() -> None:
+def test_a_group_that_did_not_change_is_the_same_object() -> None:
     """Whoever compares two states then compares nothing."""
     table, builder = table_of(attached(P, (X, 1)), attached(Q, (Y, 1), name="c2")), Forwarding()
     first = desired(table, builder=builder)
     second = desired(table, builder=builder)
-    assert all(a is b for a, b in zip(first.endpoints, second.endpoints, strict=True))
+    assert all(a is b for a, b in zip(first.groups, second.groups, strict=True))
     third = desired(table, builder=builder, paths=PATHS | {Q: Path(NONE, "no-vxlan")})
-    assert third.endpoints[0] is first.endpoints[0]
+    assert third.groups[0] is first.groups[0]
     assert (third.endpoints[1].destination, third.endpoints[1].via) == (None, NOWHERE)
     moved = desired(table, builder=builder, paths=PATHS | {Q: Path(SLEEVE, "vxlan-silent", TO_Q)})
-    assert moved.endpoints[0] is first.endpoints[0]
+    assert moved.groups[0] is first.groups[0]
     assert (moved.endpoints[1].destination, moved.endpoints[1].via) == (TO_Q, SLEEVE)
 
 

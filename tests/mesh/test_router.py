@@ -188,7 +188,7 @@ def test_a_peer_that_vxlan_does_not_reach_moves_to_the_sleeve_and_back(here: Her
         assert here.router.paths[host.name] == Path(kind, fault or "best", ip_address("10.9.0.3"))
         assert objects[bridge_fdb] == port
         assert objects[Key(VXLAN_FDB, "weft-vx", host.endpoints[0].mac)] == ip_address("10.9.0.3").packed
-        assert here.router.sleeve_peers[host.name].flood == (kind == SLEEVE)
+        assert here.router.sleeve_peers[host.name].peer.flood == (kind == SLEEVE)
         assert here.router.probed[4] == {host.name}
     assert len(here.told) == 3
 
@@ -217,14 +217,14 @@ def test_the_worker_is_told_of_every_peer_whatever_its_path(here: Here, host: Ho
     here.desired()
     macs = (bridge_mac(host.name), host.endpoints[0].mac)
     told = Peer(host.name, b"\x07" * 32, (("10.9.0.3", 6783),), macs, False)
-    assert here.router.sleeve_peers == {host.name: told}
+    assert {name: entry.whole() for name, entry in here.router.sleeve_peers.items()} == {host.name: told}
     before = here.router.sleeve_peers[host.name]
     here.desired()
     assert here.router.sleeve_peers[host.name] is before
     host.endpoints.append(attached(host, address="10.32.0.7"))
     here.hear(host)
     here.desired()
-    assert len(here.router.sleeve_peers[host.name].macs) == 3
+    assert len(here.router.sleeve_peers[host.name].whole().macs) == 3
     assert here.router.probed[4] == {host.name}, "one without a sleeve could not answer, and has nowhere else to go"
 
 

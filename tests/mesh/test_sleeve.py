@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 import uvloop
 
+from dataplane.desired import RemoteEndpoint
 from dataplane.sleeve.control import UP, Configure, Graph, Peer
 from gossip.names import PeerName
 from mesh import directories, shutdown, sleeve
 from mesh.errors import UserError
+from mesh.roster import Entry
 from mesh.sleeve import RESTART_DELAY_MAX_S, STEADY_S, Restarts, Supervisor
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
@@ -29,8 +31,8 @@ P, Q = PeerName(b"\x03" * 8), PeerName(b"\x07" * 8)
 WAIT_LIMIT_S = 10.0
 
 
-def peer(name: PeerName, flood: bool = False, macs: tuple[bytes, ...] = (b"\x02" * 6,)) -> Peer:
-    return Peer(name, bytes(32), (("10.9.0.3", 6783),), macs, flood)
+def peer(name: PeerName, flood: bool = False, macs: tuple[bytes, ...] = (b"\x02" * 6,)) -> Entry:
+    return Entry(Peer(name, bytes(32), (("10.9.0.3", 6783),), macs, flood))
 
 
 class Place:
@@ -105,13 +107,17 @@ def test_a_worker_is_started_told_everything_and_left_to_the_next_daemon(place: 
         await supervisor.start()
         pid = await served(supervisor)
         supervisor.tell({P: peer(P), Q: peer(Q, flood=True)}, NO_GRAPH, settled=True)
+        behind = RemoteEndpoint(b"\x02" * 5 + b"\x03", (), None)
+        supervisor.tell({P: peer(P), Q: replace(peer(Q, flood=True), groups=((behind,),))}, NO_GRAPH, settled=True)
         supervisor.tell({Q: peer(Q, flood=True)}, NO_GRAPH, settled=True)
-        await until(lambda: len(place.heard()) == 5, "it heard of all")
+        await until(lambda: len(place.heard()) == 7, "it heard of all")
         assert place.heard() == [
             f"configure epoch={5 << 32 | 1} psks=0 port=6783",
             f"peer {P.hex()} flood=False macs=020202020202",
             f"peer {Q.hex()} flood=True macs=020202020202",
             "complete",
+            f"macs {Q.hex()} came=020202020203 went=",
+            f"macs {Q.hex()} came= went=020202020203",
             f"forget {P.hex()}",
         ]
         await until(lambda: Q in supervisor.peers, "its status told of the peer")
@@ -299,7 +305,8 @@ def test_a_worker_that_leaves_what_it_is_told_unread_is_replaced(
         pid = await served(supervisor)
         os.kill(pid, signal.SIGSTOP)
         begun = time.monotonic()
-        supervisor.tell({P: peer(P, macs=(b"\x02" * 6,) * 300_000)}, NO_GRAPH, settled=True)
+        macs = tuple(number.to_bytes(6, "big") for number in range(300_000))
+        supervisor.tell({P: peer(P, macs=macs)}, NO_GRAPH, settled=True)
         await until(lambda: supervisor.status is None, "it was given up")
         assert time.monotonic() - begun < 1.5, "before its silence was long enough"
         await supervisor.close(end=True)
