@@ -23,6 +23,7 @@ from dataplane.objects import (
     GUEST_ADDRESS,
     LINK,
     NEIGHBOUR,
+    OFFLOADS,
     PORT,
     UP,
     VXLAN_FDB,
@@ -64,7 +65,7 @@ def describe(key: Key, value: Value | None) -> str:
     what = _thing(key, value)
     if what in ("bridge", "VXLAN device", "TAP", "container interface", "device"):
         return f"{what} {key.device}"
-    if key.kind in (PORT, GUARD, GUEST):
+    if key.kind in (PORT, OFFLOADS, GUARD, GUEST):
         return f"{what} of {key.device}"
     if key.kind == GUEST_ADDRESS:
         return f"{what} {_address(key.item[:-1])}/{key.item[-1]} of {key.device}"
@@ -126,6 +127,7 @@ def _thing(key: Key, value: Value | None) -> str:
         return "container interface" if isinstance(value, Veth) else "device"
     return {
         PORT: "bridge port flags",
+        OFFLOADS: "offloads",
         VXLAN_FDB: "VXLAN forwarding entry",
         FLOOD: "flood destination",
         BRIDGE_FDB: "bridge forwarding entry",

@@ -23,6 +23,7 @@ from dataplane.desired import SLEEVE, VXLAN, Address, Desired, Interface, Port, 
 LINK: Final = "link"
 UP: Final = "up"
 PORT: Final = "port"
+OFFLOADS: Final = "offloads"
 VXLAN_FDB: Final = "vxlan-fdb"
 FLOOD: Final = "flood"
 BRIDGE_FDB: Final = "bridge-fdb"
@@ -32,7 +33,7 @@ GUEST_ADDRESS: Final = "guest-address"
 GUARD: Final = "guard"
 ACCEPT: Final = "accept"
 
-LINK_KINDS: Final = frozenset({LINK, UP, PORT})
+LINK_KINDS: Final = frozenset({LINK, UP, PORT, OFFLOADS})
 TABLE_KINDS: Final = frozenset({VXLAN_FDB, FLOOD, BRIDGE_FDB, NEIGHBOUR})
 GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS})
 FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT})
@@ -115,6 +116,12 @@ class PortFlags(NamedTuple):
     bcast_flood: bool = True
 
 
+class Offloads(NamedTuple):
+    """OFFLOADS of a VXLAN device: those of `desired.VXLAN_OFFLOADS` that it does without, sorted."""
+
+    off: tuple[str, ...] = ()
+
+
 class Guest(NamedTuple):
     """GUEST: the end inside the namespace. None means: does not matter (wanted), cannot be had (found)."""
 
@@ -158,6 +165,7 @@ Value = (
     | Veth
     | OtherLink
     | PortFlags
+    | Offloads
     | Guest
     | GuestAddress
     | Guard
@@ -306,6 +314,7 @@ def _segment_rows(segment: Segment) -> dict[Key, Value]:
     if segment.vxlan_port is not None:
         name = vxlan_name(bridge)
         rows[Key(LINK, name)] = Vxlan(vni=segment.vni, port=segment.vxlan_port, mtu=segment.mtu)
+        rows[Key(OFFLOADS, name)] = Offloads(segment.offloads_off)
         rows.update(_overlay_port_rows(bridge, name))
     if segment.tap:
         name = tap_name(bridge)

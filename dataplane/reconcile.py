@@ -38,6 +38,7 @@ from dataplane.objects import (
     GUEST_KINDS,
     LINK,
     NEIGHBOUR,
+    OFFLOADS,
     PORT,
     UNHOOKED,
     UP,
@@ -88,6 +89,7 @@ _ADD_BRIDGE: Final = 1
 _UP_BRIDGE: Final = 2
 _ADD_LINK: Final = 3
 _STAGE_OF_ADD: Final[Mapping[str, int]] = {
+    OFFLOADS: 4,
     PORT: 4,
     GUARD: 5,
     UP: 7,
@@ -403,7 +405,7 @@ class Reconciler:
 
     def _may_delete(self, key: Key, found: Value) -> bool:
         """Whether an object nobody wants is ours, and nothing that may belong to a host not heard from yet."""
-        if key.kind in (UP, PORT, GUEST) or isinstance(found, Odd | Unavailable):
+        if key.kind in (UP, PORT, OFFLOADS, GUEST) or isinstance(found, Odd | Unavailable):
             return False  # the first go with their link, the others were never ours
         if key.kind == ACCEPT:
             return found is True
@@ -454,7 +456,7 @@ class Reconciler:
             return (Key(LINK, key.device), True), (Key(LINK, value.master), True)
         if key.kind == UP and key.device != self._bridge:
             return (Key(LINK, key.device), True), (Key(PORT, key.device), True)
-        if key.kind in (UP, VXLAN_FDB, FLOOD, GUARD, GUEST):
+        if key.kind in (UP, OFFLOADS, VXLAN_FDB, FLOOD, GUARD, GUEST):
             return ((Key(LINK, key.device), True),)
         if key.kind == GUEST_ADDRESS:
             return ((Key(GUEST, key.device), True),)
