@@ -56,7 +56,7 @@ class LaunchConfig:
     discovery: bool = True
     vxlan: bool = True
     offloads_off: tuple[str, ...] = ()
-    """What the sleeve does without, of `arguments.OFFLOADS`, sorted."""
+    """What the sleeve and VXLAN do without, of `arguments.OFFLOADS`, sorted."""
     log_level: str = "info"
     log_file: str | None = None
     """None: standard error, for systemd and containers."""

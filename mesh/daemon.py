@@ -26,6 +26,7 @@ from dataplane.engine import Engine, Report
 from dataplane.kernel import Fault, Kernel, KernelError
 from dataplane.linux import open_kernel, teardown, underlay
 from dataplane.objects import tap_name, vxlan_name
+from dataplane.sleeve.control import OFFLOADS as SLEEVE_OFFLOADS
 from dataplane.sleeve.control import Configure
 from gossip.events import Event, NameConflict, PeerChanged, Settled
 from gossip.names import PeerName, format_name, parse_name
@@ -42,6 +43,8 @@ from mesh.errors import UserError
 from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
+from mesh.offloadguard import DOCUMENT as OFFLOADS
+from mesh.offloadguard import OffloadGuard
 from mesh.pinger import Pinger
 from mesh.prober import Prober
 from mesh.router import BRIDGE, Router
@@ -161,6 +164,10 @@ class Daemon:
             vxlan_name(BRIDGE), own_mac, SystemRandom(), self._saved_faults, is_peer_mac, self._on_verdict
         )
         self._saving_faults: asyncio.Task[None] | None = None
+        self._offloads = OffloadGuard(
+            BRIDGE, own_mac, os.uname().release, store.read(OFFLOADS), config.offloads_off, SystemRandom(), is_peer_mac,
+            self._on_offloads,
+        )  # fmt: skip
         self._sleeve = Supervisor(config.run_dir, config.state_dir, self._sleeve_settings(), epoch)
 
     # -- life --------------------------------------------------------------------------------------
@@ -240,6 +247,7 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pinger.close()
         self._prober.close()
+        self._offloads.close()
         if self._transport is not None:
             await self._transport.stop()
         await self._sleeve.close(end=self._gone or (not self._has_started and self._sleeve.started > 0))
@@ -307,6 +315,7 @@ class Daemon:
             vxlan_port=self._config.port + 1,
             networks=self._survey.networks,
             addresses=frozenset(found.address for found in self._survey.addresses),
+            offloads_off=self._offloads.vxlan_off,
         )
         ports = tuple(attachment.port for attachment in self._attachments.all())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
@@ -314,6 +323,7 @@ class Daemon:
             local, ports, self._config.mtu, now, time.time(), settled, self._prober.verdicts, self._log_path
         )
         self._prober.watch(self._router.probed, self._router.mtu, self._router.paths if settled else None)
+        self._offloads.watch(self._router, self._sleeve.peers, self._survey)
         self._sleeve.tell(self._router.sleeve_peers, settled)
         lost = frozenset(endpoint.mac for endpoint in self._router.lost_macs(now))
         if lost and not self._closed:
@@ -383,7 +393,11 @@ class Daemon:
             tap=tap_name(BRIDGE),
             hosts=(self._config.host,) if self._config.host else (),
             port=self._config.port,
-            offloads_off=self._config.offloads_off,
+            offloads_off=tuple(
+                name
+                for name in SLEEVE_OFFLOADS
+                if name in self._config.offloads_off or name in self._offloads.sleeve_off
+            ),
         )
 
     def _sleeve_view(self) -> status.SleeveView:
@@ -391,17 +405,35 @@ class Daemon:
         return status.SleeveView(
             self._sleeve.peers, self._sleeve.status, self._sleeve.started, self._sleeve.trouble(time.monotonic()),
             {name: rtt_s for name, rtt_s in rtts_s.items() if rtt_s is not None}, self._prober.counters,
+            self._offloads.view,
         )  # fmt: skip
 
     def _open_probe_sockets(self) -> None:
         self._pinger.open()
-        if self._config.vxlan and not self._config.passwords:
+        has_vxlan = self._config.vxlan and not self._config.passwords
+        if has_vxlan:
             self._prober.open()
+        self._offloads.open(has_vxlan)
 
     def _on_verdict(self) -> None:
         self._refresh_soon()
         if self._saving_faults is None and not self._closed:
             self._saving_faults = self._spawn(self._save_vxlan_faults())
+
+    def _on_offloads(self) -> None:
+        """What lies has changed: the kernel and the worker must do without other offloads than before."""
+        found = self._offloads.view
+        log.warning("offloads", lying=[f"{fault.offload} {fault.device}" for fault in found.faults])
+        self._sleeve.reconfigure(self._sleeve_settings())
+        self._refresh_soon()
+        if not self._closed:
+            self._spawn(self._save_offloads())
+
+    async def _save_offloads(self) -> None:
+        try:
+            await self._write(OFFLOADS, self._offloads.document)
+        except StoreError as error:
+            log.warning("offloads-not-saved", error=error)
 
     async def _save_vxlan_faults(self) -> None:
         while (faults := self._prober.verdicts) != self._saved_faults:

@@ -55,6 +55,8 @@ class Local:
     """Directly connected underlay networks: an address in one of them is the nearest."""
     addresses: frozenset[Address] = frozenset()
     """This host's own. Another host may well have the same private address; it does not lead there from here."""
+    offloads_off: tuple[str, ...] = ()
+    """Those of `dataplane.desired.VXLAN_OFFLOADS` that VXLAN does without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,9 @@ class Router:
         self._was_settled = settled
         self.mtu = fixed_mtu or network_mtu(self.own_mtu, remotes.values(), current)
         vxlan_port = local.vxlan_port if local.vxlan and not local.has_secret else None
-        segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
+        segment = Segment(
+            BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port, offloads_off=local.offloads_off
+        )
         expired = self.expired(now)
         desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled)
         self._describe_sleeve(local, remotes, expired)

@@ -53,6 +53,8 @@ SHELLS = {
     "mesh.namespaces": "makes and removes namespaces",
     "mesh.pinger": "sends and times frames",
     "mesh.prober": "the same on the VXLAN device alone",
+    "mesh.offloadprober": "the same with work left to devices, on the VXLAN device and on the bridge",
+    "mesh.offloadguard": "composes two of these, asks what device leads where",
     "mesh.sleeve": "starts and watches the sleeve worker's process",
     "mesh.shutdown": "ends the daemon's process",
     "mesh.verbs": "answers the API, waits for the kernel and for peers",

@@ -17,7 +17,7 @@ from typing import Final
 
 from dataplane.desired import Address
 from dataplane.kernel import KernelError
-from dataplane.linux import links
+from dataplane.linux import datagram, links
 from dataplane.linux.guests import RTM_GETADDR, RTM_NEWADDR
 from dataplane.linux.links import Link
 from dataplane.linux.netlink import NetlinkSocket, attributes
@@ -79,6 +79,13 @@ def survey(bridge: str) -> Survey:
         raise KernelError(error.errno or errno.EIO, None, text) from None
     found.sort(key=lambda each: each.address.version)
     return Survey(tuple(found), next((link.mtu for link in devices.values() if link.name == bridge), None))
+
+
+def interface_towards(destination: Address, found: Survey) -> str | None:
+    """The interface that packets to there leave by, as far as the address they are sent from tells."""
+    own = datagram.own_address((str(destination), 1, 0, 0)[: 2 if destination.version == 4 else 4], 0)
+    ours = (each for each in found.addresses if datagram.pack_address((str(each.address), 0)) == own)
+    return next((each.ifname for each in ours), None)
 
 
 def _usable(data: bytes, start: int, end: int, devices: Mapping[int, Link], bridge: str) -> UnderlayAddress | None:
