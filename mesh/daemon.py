@@ -26,7 +26,6 @@ from dataplane.engine import Engine, Report
 from dataplane.kernel import Fault, Kernel, KernelError
 from dataplane.linux import open_kernel, teardown, underlay
 from dataplane.objects import tap_name, vxlan_name
-from dataplane.sleeve.control import OFFLOADS as SLEEVE_OFFLOADS
 from dataplane.sleeve.control import Configure
 from gossip.events import Event, NameConflict, PeerChanged, Settled
 from gossip.names import PeerName, format_name, parse_name
@@ -393,11 +392,7 @@ class Daemon:
             tap=tap_name(BRIDGE),
             hosts=(self._config.host,) if self._config.host else (),
             port=self._config.port,
-            offloads_off=tuple(
-                name
-                for name in SLEEVE_OFFLOADS
-                if name in self._config.offloads_off or name in self._offloads.sleeve_off
-            ),
+            offloads_off=self._offloads.sleeve_off,
         )
 
     def _sleeve_view(self) -> status.SleeveView:

@@ -19,6 +19,7 @@ from dataplane.desired import SLEEVE, VXLAN_CHECKSUM, VXLAN_OFFLOADS, VXLAN_SEGM
 from dataplane.linux import features, underlay
 from dataplane.objects import tap_name, vxlan_name
 from dataplane.offloadprobe import ON_BRIDGE, ON_PORT
+from dataplane.sleeve.control import OFFLOADS as SLEEVE_OFFLOADS
 from dataplane.sleeve.control import TAP, UP, PeerStatus
 from gossip.names import PeerName, format_name, parse_name
 from mesh.offloadprober import OffloadProber
@@ -36,6 +37,8 @@ class OffloadView:
 
     vxlan_off: tuple[str, ...] = ()
     """Those that the VXLAN device does without, for whatever reason."""
+    sleeve_off: tuple[str, ...] = ()
+    """Those that the sleeve's worker was told to do without."""
     faults: tuple[Fault, ...] = ()
     unhelped: tuple[PeerName, ...] = ()
     """Peers where packets are lost or changed although the offload they were left to is off."""
@@ -60,7 +63,7 @@ class OffloadGuard:
         off, of whatever kind."""
         self._release = release
         self._tap = tap_name(bridge)
-        self._by_hand = tuple(sorted(set(by_hand) & set(VXLAN_OFFLOADS)))
+        self._by_hand = frozenset(by_hand)
         faults = _faults_of(document, release)
         vxlan = Offloads(
             rng, VXLAN_CHECKSUM, VXLAN_SEGMENT, [fault for fault in faults if fault.offload in VXLAN_OFFLOADS]
@@ -75,11 +78,11 @@ class OffloadGuard:
 
     @property
     def vxlan_off(self) -> tuple[str, ...]:
-        return tuple(sorted({*self._vxlan.off, *self._by_hand}))
+        return tuple(name for name in VXLAN_OFFLOADS if name in self._by_hand or name in self._vxlan.off)
 
     @property
     def sleeve_off(self) -> tuple[str, ...]:
-        return self._sleeve.off
+        return tuple(name for name in SLEEVE_OFFLOADS if name in self._by_hand or name in self._sleeve.off)
 
     @property
     def view(self) -> OffloadView:
@@ -87,8 +90,9 @@ class OffloadGuard:
             name: self._vxlan.counters.get(name, 0) + self._sleeve.counters.get(name, 0)
             for name in sorted({*self._vxlan.counters, *self._sleeve.counters})
         }
-        unhelped = sorted(self._vxlan.unhelped | self._sleeve.unhelped)
-        return OffloadView(self.vxlan_off, self._vxlan.faults + self._sleeve.faults, tuple(unhelped), counters)
+        faults = self._vxlan.faults + self._sleeve.faults
+        unhelped = tuple(sorted(self._vxlan.unhelped | self._sleeve.unhelped))
+        return OffloadView(self.vxlan_off, self.sleeve_off, faults, unhelped, counters)
 
     @property
     def document(self) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def _offloads_off(kind: str, sleeve: PeerStatus | None, offloads: OffloadView) -
     """What the way that frames go there does without."""
     if kind == VXLAN:
         return list(offloads.vxlan_off)
-    return list(sleeve.offloads_off) if kind == SLEEVE and sleeve is not None else []
+    if kind == SLEEVE and sleeve is not None:
+        return sorted({*offloads.sleeve_off, *sleeve.offloads_off})
+    return []
 
 
 def _sleeve(peer: PeerStatus | None) -> Row | None:

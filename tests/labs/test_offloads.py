@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +107,28 @@ def test_an_offload_is_switched_off_by_hand(make_lab: Callable[..., Lab]) -> Non
     assert warnings(lab, "h1") == []
     sent, came = exchange(lab, "c1.1", "c2.1", lab.address("c2.1"), FILE_BYTES, seed=3)
     assert sent["there"] == came["there"]
+
+
+@pytest.mark.parametrize("flags", [["--password", "correct-horse-battery"], ["--no-vxlan"]], ids=["sealed", "clear"])
+def test_a_lying_tap_is_found_from_the_other_side(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    """What h2's TAP forgets, h1's worker no longer leaves to it; h2, whose frames arrive well, changes nothing."""
+    lab = make_lab(hosts=2, containers=1)
+    lab.build()
+    lab.launch("h1", flags)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).with_name("lying_tap")))
+    lab.launch("h2", [*flags, lab.underlay(1)])
+    monkeypatch.delenv("PYTHONPATH")
+    lab.wait_connected()
+    for node in lab.container_nodes():
+        lab.attach(node)
+    with listen(lab, "c2.1"):
+        assert not connects(lab, "c1.1", lab.address("c2.1")), "the TAP does not lie"
+        wait_until(lambda: offloads_off(lab, "h1") == ["tap"], FOUND_WITHIN_S, "it was found")
+        wait_until(lambda: connects(lab, "c1.1", lab.address("c2.1")), 5, "TCP came through")
+    sent, came = exchange(lab, "c1.1", "c2.1", lab.address("c2.1"), FILE_BYTES, seed=4)
+    assert sent["there"] == came["there"] == sent["back"] and (came["missing"], came["strange"]) == (0, 0)
+    (warning,) = warnings(lab, "h1")
+    assert warning["code"] == "offload-lies" and "(tap)" in warning["text"] and "h2" in warning["text"]
+    assert (offloads_off(lab, "h2"), warnings(lab, "h2")) == ([], [])
