@@ -2,9 +2,9 @@
 
 A network card, its driver or a kernel may say that it finishes checksums, or cuts what is too large, and do it wrong
 for packets inside a tunnel. Nobody notices but TCP, which stalls. So real UDP and TCP packets are sent between two
-bridges with that work left to the device, and beside them plain ones of the same sizes; the other host says of every
-piece whether it arrived right or wrong. This module lays out bytes and judges them; it knows nothing of sockets,
-peers, or what follows from a verdict.
+bridges with that work left to the device, and beside them plain ones, alike in all but that nothing is left to do; the
+other host says of every piece whether it arrived right or wrong. This module lays out bytes and judges them; it knows
+nothing of sockets, peers, or what follows from a verdict.
 
 The one idea: every piece carries its own description, so that it does not matter how pieces were cut, or joined again,
 on the way, and the host that answers remembers nothing.
@@ -13,20 +13,17 @@ on the way, and the host that answers remembers nothing.
       +---------------+---------------+-------+---------------------------+---------------+--------------- - -
       |  destination  |    source     | 08 00 | IPv4 0.0.0.0 -> 192.0.2.1 | UDP or TCP    | piece, piece, ...
       |  bridge MAC   |  bridge MAC   +-------+---------------------------+---------------+--------------- - -
-      |               |               | 88 B6 | V | K |  piece (plain, K = 1)  or  masks (report, K = 2)
-      +---------------+---------------+-------+---+---+-------------------------------------------------- - -
+      |               |               | 88 B6 | V | K | nonce (8) | right (2) | wrong (2)       a report
+      +---------------+---------------+-------+---+---+-----------+-----------+----------- - -
 
-      piece:   "weft" | nonce (8) | index (1) | way (1) | size (2) | filler up to size
-      masks:   nonce (8) | right (2) | wrong (2): a bit for each index
-
-`way` says on which device the piece was sent and is to be answered: what arrives on an overlay port goes on to the
-bridge, and is seen there too.
+      piece:   "weft" | nonce (8) | index (1) | 0 (1) | size (2) | filler up to size
+      right, wrong: a bit for each index.  V version (1), K kind (1)
 
 No host may use the source address 0.0.0.0 towards one receiver (RFC 1122, 3.2.1.3), and 192.0.2.1 is for documentation
 (RFC 5737): whatever the receiving host's stack is told to do, it drops such a packet before it looks for a route, for a
 socket, or for whom to complain to. 88 B6 is "local experimental ethertype 2".
 
-A frame of the first kind is sent and received with the virtio header before it that packet sockets and TAPs share
+A packet with pieces is sent and received with the virtio header before it that packet sockets and TAPs share
 (`dataplane.sleeve.frames` has its layout). A received one that says "checksum not finished" never crossed a wire, and
 is right as it is.
 """
@@ -47,12 +44,7 @@ DESTINATION_IP: Final = bytes((192, 0, 2, 1))
 PORT: Final = 9
 """Destination: discard. The source port is made from the nonce, so that rounds differ where paths are chosen by it."""
 VERSION: Final = 1
-PLAIN: Final = 1
-REPORT: Final = 2
-ON_PORT: Final = 0
-"""Way of what is sent on an overlay port, past the forwarding table."""
-ON_BRIDGE: Final = 1
-"""Way of what is sent on the bridge, and goes as frames go."""
+REPORT: Final = 1
 NONCE_BYTES: Final = 8
 PIECES_MAX: Final = 16
 """Of one round, plain ones and all: they are bits of a mask."""
@@ -70,7 +62,7 @@ _IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
 _UDP: Final = struct.Struct("!HHHH")
 _TCP: Final = struct.Struct("!HHIIBBHHH")
 _PSEUDO: Final = struct.Struct("!4s4sBBH")
-_PIECE: Final = struct.Struct("!4s8sBBH")
+_PIECE: Final = struct.Struct("!4s8sBxH")
 _CONTROL: Final = struct.Struct("!BB")
 _MASKS: Final = struct.Struct("!8sHH")
 _MAGIC: Final = b"weft"
@@ -107,26 +99,24 @@ class Round:
     destination: bytes
     source: bytes
     nonce: bytes
-    way: int
     packet_bytes: int
-    """Every packet is of that size when it travels: the MTU."""
+    """Of every packet when it travels: the MTU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A frame of pieces, plain or not, as it was received: bit N of a mask is the piece with index N."""
+    """A packet of pieces as it was received: bit N of a mask is the piece with index N."""
 
     destination: bytes
     source: bytes
     nonce: bytes
-    way: int
     right: int
     wrong: int
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the other side says of one frame that arrived there."""
+    """What the other side says of one packet that arrived there."""
 
     destination: bytes
     source: bytes
@@ -138,21 +128,15 @@ class Report:
 # -- what is sent ----------------------------------------------------------------------------------------------------
 
 
-def plain(sent: Round, index: int) -> bytes:
-    """One piece in a frame that no device has any work with."""
-    head = _NO_WORK + _ETHERNET.pack(sent.destination, sent.source, ETHERTYPE) + _CONTROL.pack(VERSION, PLAIN)
-    return head + _piece(sent.nonce, index, sent.way, _packet_bytes(sent) - _CONTROL.size)
-
-
 def report(arrived: Arrived, source: bytes) -> bytes:
-    """The answer to one frame. `source` is our own bridge MAC."""
+    """The answer to one packet. `source` is our own bridge MAC."""
     head = _NO_WORK + _ETHERNET.pack(arrived.source, source, ETHERTYPE) + _CONTROL.pack(VERSION, REPORT)
     return head + _MASKS.pack(arrived.nonce, arrived.right, arrived.wrong)
 
 
 def udp(sent: Round, index: int) -> bytes:
     """One piece in a UDP packet whose checksum is left to the device."""
-    payload = _piece(sent.nonce, index, sent.way, _packet_bytes(sent) - _IPV4.size - _UDP.size)
+    payload = _piece(sent.nonce, index, _packet_bytes(sent) - _IPV4.size - _UDP.size)
     length = _UDP.size + len(payload)
     header = _UDP.pack(_source_port(sent.nonce), PORT, length, _pseudo_sum(_PROTOCOL_UDP, length))
     return _unfinished(sent, _PROTOCOL_UDP, header + payload, checksum_at=6, segment_bytes=0)
@@ -162,7 +146,7 @@ def tcp(sent: Round, indices: Sequence[int]) -> bytes:
     """Pieces that follow each other in one TCP packet whose checksum is left to the device; of several, the cutting
     too."""
     segment_bytes = _packet_bytes(sent) - _IPV4.size - _TCP.size
-    payload = b"".join(_piece(sent.nonce, index, sent.way, segment_bytes) for index in indices)
+    payload = b"".join(_piece(sent.nonce, index, segment_bytes) for index in indices)
     ports = (_source_port(sent.nonce), PORT)
     sequence = _sequence(sent.nonce, indices[0], segment_bytes)
     unfinished = _pseudo_sum(_PROTOCOL_TCP, _TCP.size + len(payload))
@@ -181,6 +165,17 @@ def _unfinished(sent: Round, protocol: int, body: bytes, checksum_at: int, segme
     checksum = _ONES - _sum(_IPV4.pack(*fields, 0, SOURCE_IP, DESTINATION_IP))
     packet = _IPV4.pack(*fields, checksum, SOURCE_IP, DESTINATION_IP) + body
     return left + _ETHERNET.pack(sent.destination, sent.source, ETH_IPV4) + packet
+
+
+def finished(frame: bytes) -> bytes:
+    """A UDP or TCP packet of one piece with nothing left to do: a plain one, whose only difference is that."""
+    *_, start, checksum_at = _VNET.unpack_from(frame)
+    packet = bytearray(frame)
+    packet[:VNET_BYTES] = _NO_WORK
+    at = VNET_BYTES + start + checksum_at
+    # The sum over what was left unfinished; never 0, which in UDP means that there is none.
+    _U16.pack_into(packet, at, (_ONES - _sum(packet[VNET_BYTES + start :])) or _ONES)
+    return bytes(packet)
 
 
 def _packet_bytes(sent: Round) -> int:
@@ -206,13 +201,11 @@ def decode_untrusted(data: bytes) -> Arrived | Report | Drop:
     version, kind = _CONTROL.unpack_from(body)
     if version != VERSION:
         return Drop.VERSION
-    if kind == REPORT:
-        if len(body) < _CONTROL.size + _MASKS.size:
-            return Drop.SHORT
-        return Report(destination, source, *_MASKS.unpack_from(body, _CONTROL.size))
-    if kind != PLAIN:
+    if kind != REPORT:
         return Drop.KIND
-    return _pieces_untrusted(destination, source, body[_CONTROL.size :], is_sound=True)
+    if len(body) < _CONTROL.size + _MASKS.size:
+        return Drop.SHORT
+    return Report(destination, source, *_MASKS.unpack_from(body, _CONTROL.size))
 
 
 def _packet_untrusted(destination: bytes, source: bytes, left: bytes, packet: bytes) -> Arrived | Drop:
@@ -247,7 +240,7 @@ def _is_udp_as_sent(body: bytes, payload: bytes) -> bool:
 def _is_tcp_as_sent(body: bytes, payload: bytes) -> bool:
     """Whether a TCP header is the one that the first piece behind it was sent with."""
     source_port, port, sequence, acknowledged, offset, flags, window, _, _ = _TCP.unpack_from(body)
-    _, nonce, index, _, size = _PIECE.unpack_from(payload)
+    _, nonce, index, size = _PIECE.unpack_from(payload)
     return (
         (source_port, port, acknowledged) == (_source_port(nonce), PORT, 1)
         and (offset, window) == (_TCP.size // 4 << 4, _WINDOW)
@@ -259,27 +252,27 @@ def _is_tcp_as_sent(body: bytes, payload: bytes) -> bool:
 def _pieces_untrusted(destination: bytes, source: bytes, payload: bytes, is_sound: bool) -> Arrived | Drop:
     """Every piece in a frame. All are wrong where the headers before them are (`is_sound` says)."""
     right = wrong = at = 0
-    nonce, way = b"", ON_PORT
+    nonce = b""
     while at < len(payload):
         if len(payload) - at < _PIECE.size:
             return Drop.GARBLED
-        magic, said, index, said_way, size = _PIECE.unpack_from(payload, at)
-        if magic != _MAGIC or index >= PIECES_MAX or size < _PIECE.size or (at and (said, said_way) != (nonce, way)):
+        magic, said, index, size = _PIECE.unpack_from(payload, at)
+        if magic != _MAGIC or index >= PIECES_MAX or size < _PIECE.size or (at and said != nonce):
             return Drop.GARBLED
-        nonce, way = said, said_way
-        if is_sound and payload[at : at + size] == _piece(nonce, index, way, size):
+        nonce = said
+        if is_sound and payload[at : at + size] == _piece(nonce, index, size):
             right |= 1 << index
         else:
             wrong |= 1 << index
         at += size
-    return Arrived(destination, source, nonce, way, right & ~wrong, wrong) if at else Drop.SHORT
+    return Arrived(destination, source, nonce, right & ~wrong, wrong) if at else Drop.SHORT
 
 
 # -- small parts -----------------------------------------------------------------------------------------------------
 
 
-def _piece(nonce: bytes, index: int, way: int, size: int) -> bytes:
-    return _PIECE.pack(_MAGIC, nonce, index, way, size) + _filler(index)[: size - _PIECE.size]
+def _piece(nonce: bytes, index: int, size: int) -> bytes:
+    return _PIECE.pack(_MAGIC, nonce, index, size) + _filler(index)[: size - _PIECE.size]
 
 
 @lru_cache(maxsize=PIECES_MAX)
@@ -303,7 +296,7 @@ def _pseudo_sum(protocol: int, length: int) -> int:
     return _sum(_PSEUDO.pack(SOURCE_IP, DESTINATION_IP, 0, protocol, length))
 
 
-def _sum(data: bytes) -> int:
+def _sum(data: bytes | bytearray) -> int:
     """The one's complement sum of 16-bit words (RFC 1071); 0xFFFF over what has its checksum in it."""
     total = int.from_bytes(data + bytes(len(data) % 2), "big") % _ONES
     return total or _ONES

@@ -405,10 +405,9 @@ class Daemon:
 
     def _open_probe_sockets(self) -> None:
         self._pinger.open()
-        has_vxlan = self._config.vxlan and not self._config.passwords
-        if has_vxlan:
+        if self._config.vxlan and not self._config.passwords:
             self._prober.open()
-        self._offloads.open(has_vxlan)
+        self._offloads.open()
 
     def _on_verdict(self) -> None:
         self._refresh_soon()

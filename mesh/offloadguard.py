@@ -1,8 +1,8 @@
 """The offloads that this host does without because they lie: found by probes on both paths, kept on disk.
 
-Composes two probers (on the VXLAN device, and on the bridge for what the sleeve carries) with what this host is like:
-which underlay device leads to a peer, which kernel runs. Knows nothing of how an offload is switched off; the daemon
-asks for `vxlan_off` and `sleeve_off` and makes it so.
+Composes what looks after each path (rounds sent on the VXLAN device, and on the bridge where the sleeve carries frames)
+with what this host is like: which underlay device leads to a peer, which kernel runs. Knows nothing of how an offload
+is switched off; the daemon asks for `vxlan_off` and `sleeve_off` and makes it so.
 
 The one idea: a lie is a property of a device under a kernel. So what was found holds from the first moment of the next
 life, and is forgotten, and looked for anew, as soon as either is another one.
@@ -18,7 +18,6 @@ from typing import Any, Final
 from dataplane.desired import SLEEVE, VXLAN_CHECKSUM, VXLAN_OFFLOADS, VXLAN_SEGMENT, Address
 from dataplane.linux import features, underlay
 from dataplane.objects import tap_name, vxlan_name
-from dataplane.offloadprobe import ON_BRIDGE, ON_PORT
 from dataplane.sleeve.control import OFFLOADS as SLEEVE_OFFLOADS
 from dataplane.sleeve.control import TAP, UP, PeerStatus
 from gossip.names import PeerName, format_name, parse_name
@@ -65,12 +64,13 @@ class OffloadGuard:
         self._tap = tap_name(bridge)
         self._by_hand = frozenset(by_hand)
         faults = _faults_of(document, release)
-        vxlan = Offloads(
+        self._vxlan = Offloads(
             rng, VXLAN_CHECKSUM, VXLAN_SEGMENT, [fault for fault in faults if fault.offload in VXLAN_OFFLOADS]
         )
-        sleeve = Offloads(rng, TAP, TAP, [fault for fault in faults if fault.offload == TAP])
-        self._vxlan = OffloadProber(vxlan_name(bridge), ON_PORT, own_mac, vxlan, is_peer_mac, on_change)
-        self._sleeve = OffloadProber(bridge, ON_BRIDGE, own_mac, sleeve, is_peer_mac, on_change)
+        self._sleeve = Offloads(rng, TAP, TAP, [fault for fault in faults if fault.offload == TAP])
+        self._bridge, self._vxlan_device = bridge, vxlan_name(bridge)
+        ways = {self._vxlan_device: self._vxlan, bridge: self._sleeve}
+        self._prober = OffloadProber(bridge, own_mac, ways, is_peer_mac, on_change)
         self._survey: underlay.Survey | None = None
         self._devices: dict[str, str] = {}
         """By interface name."""
@@ -86,13 +86,9 @@ class OffloadGuard:
 
     @property
     def view(self) -> OffloadView:
-        counters = {
-            name: self._vxlan.counters.get(name, 0) + self._sleeve.counters.get(name, 0)
-            for name in sorted({*self._vxlan.counters, *self._sleeve.counters})
-        }
         faults = self._vxlan.faults + self._sleeve.faults
         unhelped = tuple(sorted(self._vxlan.unhelped | self._sleeve.unhelped))
-        return OffloadView(self.vxlan_off, self.sleeve_off, faults, unhelped, counters)
+        return OffloadView(self.vxlan_off, self.sleeve_off, faults, unhelped, dict(self._prober.counters))
 
     @property
     def document(self) -> dict[str, Any]:
@@ -103,14 +99,11 @@ class OffloadGuard:
         ]
         return {"release": self._release, "faults": rows}
 
-    def open(self, has_vxlan: bool) -> None:
-        self._sleeve.open()
-        if has_vxlan:
-            self._vxlan.open()
+    def open(self) -> None:
+        self._prober.open()
 
     def close(self) -> None:
-        self._vxlan.close()
-        self._sleeve.close()
+        self._prober.close()
 
     def watch(self, router: Router, sleeves: Mapping[PeerName, PeerStatus], survey: underlay.Survey) -> None:
         """Test the peers in reach: by VXLAN where that leads to them, by the sleeve where it carries frames now. One
@@ -125,7 +118,7 @@ class OffloadGuard:
         by_sleeve: dict[PeerName, Reach] = {}
         for name in router.probed:
             destination = router.paths[name].destination
-            if destination is not None:
+            if destination is not None and destination.version == 4:  # the device has no entry for others
                 by_vxlan[name] = Reach(self._device_towards(destination, survey), records[name].instance)
         for name, sleeve in sleeves.items():
             path = router.paths.get(name)
@@ -134,8 +127,8 @@ class OffloadGuard:
                 by_sleeve[name] = Reach(self._tap, records[name].instance)
         # While there is no address at all, the devices that will have them again are not gone.
         devices = self._devices.values() if self._devices else None
-        self._vxlan.watch(by_vxlan, devices, router.mtu)
-        self._sleeve.watch(by_sleeve, None, router.mtu)
+        self._prober.watch(self._vxlan_device, by_vxlan, devices, router.mtu)
+        self._prober.watch(self._bridge, by_sleeve, None, router.mtu)
 
     def _device_towards(self, destination: Address, survey: underlay.Survey) -> str:
         known = self._towards.get(destination)

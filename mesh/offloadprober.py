@@ -1,7 +1,8 @@
-"""Sends rounds of offload probes on one of our devices, says of those that arrive there what came of them.
+"""Sends rounds of offload probes by more than one way, and says of those that arrive here what came of them.
 
-The shell around `Offloads`: a socket, a clock and one timer. On the VXLAN device rounds go past the forwarding table,
-so they test that path whatever carries a peer's frames; on the bridge they go the way that frames go. Knows nothing of
+The shell around `Offloads`, one of which looks after each way: a socket on the bridge that hears everything, one more
+for each way that begins at another device, a clock and one timer. On the VXLAN device rounds go past the forwarding
+table, so they test that path whatever carries a peer's frames; on the bridge they go as frames go. Knows nothing of
 what a fault is used for.
 """
 
@@ -14,10 +15,10 @@ from collections.abc import Callable, Collection, Mapping
 
 from dataplane import offloadprobe
 from dataplane.linux.packet import open_offload_socket
-from dataplane.offloadprobe import Arrived, Drop
+from dataplane.offloadprobe import Arrived, Drop, Report, Round
 from gossip.names import PeerName
 from mesh.endpoints import bridge_mac
-from mesh.offloads import CHECKSUM_PIECES, PLAIN_PIECES, SEGMENT_PIECES, Ask, Fault, Offloads, Reach
+from mesh.offloads import CHECKSUM_PIECES, PLAIN_PIECES, SEGMENT_PIECES, Ask, Offloads, Reach
 
 FRAMES_AT_ONCE = 64
 """Frames read each time the socket is ready, so that a flood of probes never starves the loop."""
@@ -26,162 +27,163 @@ TIMER_SLACK_S = 0.005
 
 
 class OffloadProber:
-    """A socket on the device, re-opened when that is made anew."""
+    """Sockets, re-opened when their devices are made anew."""
 
     def __init__(
         self,
-        device: str,
-        way: int,
+        bridge: str,
         own_mac: bytes,
-        offloads: Offloads,
+        ways: Mapping[str, Offloads],
         is_peer_mac: Callable[[bytes], bool],
         on_change: Callable[[], None],
     ) -> None:
-        """`way` is that of `dataplane.offloadprobe` for this device; `on_change` is called when what was found has
-        changed."""
+        """`ways` by the device that their rounds are sent on; `on_change` is called when what was found has changed."""
         self.counters: dict[str, int] = {}
-        self._device = device
-        self._way = way
+        self._bridge = bridge
         self._own_mac = own_mac
-        self._offloads = offloads
+        self._ways = ways
         self._is_peer_mac = is_peer_mac
         self._on_change = on_change
-        self._told = (offloads.faults, offloads.unhelped)
-        self._peers: dict[bytes, PeerName] = {}
+        self._told = self._found()
+        self._peers: dict[str, dict[bytes, PeerName]] = {}
         self._packet_bytes = 0
-        self._socket: socket.socket | None = None
+        self._sockets: dict[str, socket.socket] = {}
+        """By device."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
 
-    @property
-    def faults(self) -> tuple[Fault, ...]:
-        return self._offloads.faults
-
-    @property
-    def off(self) -> tuple[str, ...]:
-        """The offloads to do without."""
-        return self._offloads.off
-
-    @property
-    def unhelped(self) -> frozenset[PeerName]:
-        """Peers to whom it does not help to do without."""
-        return self._offloads.unhelped
-
     def open(self) -> None:
-        """Listen on the device; where it is not there (yet), the next call tries again."""
-        if self._socket is not None or self._is_closed:
-            return
-        try:
-            self._socket = open_offload_socket(self._device)
-        except OSError:
-            return
-        self._loop.add_reader(self._socket, self._readable)
+        """Listen and be ready to send; where a device is not there (yet), the next call tries again."""
+        for device in (self._bridge, *self._ways):
+            if device in self._sockets or self._is_closed:
+                continue
+            try:
+                self._sockets[device] = open_offload_socket(device, is_deaf=device != self._bridge)
+            except OSError:
+                continue
+            if device == self._bridge:
+                self._loop.add_reader(self._sockets[device], self._readable)
         self._set_timer()
 
     def close(self) -> None:
         self._is_closed = True
-        self._close_socket()
+        for device in list(self._sockets):
+            self._close_socket(device)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def watch(self, peers: Mapping[PeerName, Reach], devices: Collection[str] | None, packet_bytes: int) -> None:
-        """Test these, with packets of that size. `devices`: what was found of any other is forgotten."""
-        self._peers = {bridge_mac(peer): peer for peer in peers}
+    def watch(
+        self, way: str, peers: Mapping[PeerName, Reach], devices: Collection[str] | None, packet_bytes: int
+    ) -> None:
+        """Test these by that way, with packets of that size. `devices`: what was found of any other is forgotten."""
+        self._peers[way] = {bridge_mac(peer): peer for peer in peers}
         self._packet_bytes = packet_bytes
-        self._offloads.watch(peers, devices, time.monotonic())
+        self._ways[way].watch(peers, devices, time.monotonic())
         self._tell()
         self._set_timer()
 
+    def _found(self) -> list[object]:
+        return [(each.faults, each.unhelped) for each in self._ways.values()]
+
     def _tell(self) -> None:
-        found = (self._offloads.faults, self._offloads.unhelped)
-        if found != self._told:
+        if (found := self._found()) != self._told:
             self._told = found
             self._on_change()
 
     # -- asking ------------------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
-        due_s = self._offloads.next_due()
+        due_s = min((due for each in self._ways.values() if (due := each.next_due()) is not None), default=None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if due_s is not None and self._socket is not None:
+        if due_s is not None and self._bridge in self._sockets:
             self._timer = self._loop.call_later(max(TIMER_SLACK_S, due_s - time.monotonic()), self._turn)
 
     def _turn(self) -> None:
         self._timer = None
         self._readable()  # a report that waits behind a late timer is not missing
-        for ask in self._offloads.due(time.monotonic()):
-            self._ask(ask)
+        for way, offloads in self._ways.items():
+            for ask in offloads.due(time.monotonic()):
+                if not self._ask(way, ask):
+                    offloads.abandon(time.monotonic(), ask.peer)
         self._tell()
         self._set_timer()
 
-    def _ask(self, ask: Ask) -> None:
-        sent = offloadprobe.Round(bridge_mac(ask.peer), self._own_mac, ask.nonce, self._way, self._packet_bytes)
+    def _ask(self, way: str, ask: Ask) -> bool:
+        sent = Round(bridge_mac(ask.peer), self._own_mac, ask.nonce, self._packet_bytes)
+        udp, tcp = CHECKSUM_PIECES
         frames = [
-            offloadprobe.udp(sent, CHECKSUM_PIECES[0]),
-            offloadprobe.tcp(sent, CHECKSUM_PIECES[1:]),
+            offloadprobe.udp(sent, udp),
+            offloadprobe.tcp(sent, (tcp,)),
             offloadprobe.tcp(sent, SEGMENT_PIECES),
-            *(offloadprobe.plain(sent, piece) for piece in range(PLAIN_PIECES)),
+            *(offloadprobe.finished(offloadprobe.udp(sent, piece)) for piece in PLAIN_PIECES[::2]),
+            *(offloadprobe.finished(offloadprobe.tcp(sent, (piece,))) for piece in PLAIN_PIECES[1::2]),
         ]
-        if not all(self._send(frame) for frame in frames):
-            self._offloads.abandon(time.monotonic(), ask.peer)
+        return all(self._send(way, frame) for frame in frames)
 
-    # -- the socket --------------------------------------------------------------------------------
+    # -- the sockets -------------------------------------------------------------------------------
 
-    def _send(self, frame: bytes) -> bool:
-        if self._socket is None:
+    def _send(self, device: str, frame: bytes) -> bool:
+        if device not in self._sockets:
             return False
         try:
-            self._socket.send(frame)
-        except OSError:  # a full queue, or a device that went away, which is noticed when reading
+            self._sockets[device].send(frame)
+        except BlockingIOError:
+            self._count("offload-queue-full")
+            return False
+        except OSError:
             self._count("offload-send-failed")
+            if device != self._bridge:  # of the bridge's it is noticed when reading
+                self._close_socket(device)
             return False
         return True
 
     def _readable(self) -> None:
         for _ in range(FRAMES_AT_ONCE):
-            if self._socket is None:
+            if self._bridge not in self._sockets:
                 return
             try:
-                frame = self._socket.recv(offloadprobe.FRAME_MAX_BYTES)
+                frame = self._sockets[self._bridge].recv(offloadprobe.FRAME_MAX_BYTES)
             except BlockingIOError:
                 return
             except OSError:  # the device went away
-                self._lose_socket()
+                self._lose_bridge()
                 return
             self._received(offloadprobe.decode_untrusted(frame))
 
-    def _received(self, frame: Arrived | offloadprobe.Report | Drop) -> None:
+    def _received(self, frame: Arrived | Report | Drop) -> None:
         if isinstance(frame, Drop):
             self._count(frame.value)
         elif frame.destination != self._own_mac or not self._is_peer_mac(frame.source):
             self._count("offload-stranger")
         elif isinstance(frame, Arrived):
-            if frame.way == self._way:  # else it was answered on its way to here, or goes on to where it will be
-                self._send(offloadprobe.report(frame, self._own_mac))
-        elif (peer := self._peers.get(frame.source)) is not None:
-            self._offloads.reported(peer, frame.nonce, frame.right, frame.wrong, time.monotonic())
+            self._send(self._bridge, offloadprobe.report(frame, self._own_mac))
+        else:
+            for way, peers in self._peers.items():  # whose round it was, the nonce says
+                if (peer := peers.get(frame.source)) is not None:
+                    self._ways[way].reported(peer, frame.nonce, frame.right, frame.wrong, time.monotonic())
             self._set_timer()
 
-    def _lose_socket(self) -> None:
-        """Nothing can be sent until the device is there again, and no offload is to blame for what is under way."""
-        self._close_socket()
-        self._offloads.abandon(time.monotonic())
+    def _lose_bridge(self) -> None:
+        """Nothing is heard until it is there again, and no offload is to blame for what is under way."""
+        self._close_socket(self._bridge)
+        for offloads in self._ways.values():
+            offloads.abandon(time.monotonic())
         self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
 
     def _reopen(self) -> None:
         self.open()
-        if self._socket is None and not self._is_closed:
+        if self._bridge not in self._sockets and not self._is_closed:
             self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
 
-    def _close_socket(self) -> None:
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
+    def _close_socket(self, device: str) -> None:
+        closing = self._sockets.pop(device)
+        if device == self._bridge:
+            self._loop.remove_reader(closing)
+        closing.close()
 
     def _count(self, counter: str) -> None:
         self.counters[counter] = self.counters.get(counter, 0) + 1

@@ -26,7 +26,8 @@ from typing import Final
 from gossip.names import PeerName
 
 NONCE_BYTES: Final = 8
-PLAIN_PIECES: Final = 4
+PLAIN_PIECES: Final = (0, 1, 2, 3)
+"""Half of them in UDP packets, half in TCP packets."""
 CHECKSUM_PIECES: Final = (4, 5)
 """One in a UDP packet, one in a TCP packet."""
 SEGMENT_PIECES: Final = (6, 7, 8, 9)
@@ -104,7 +105,7 @@ def _mask(pieces: Collection[int]) -> int:
     return sum(1 << piece for piece in pieces)
 
 
-_PLAIN: Final = _mask(range(PLAIN_PIECES))
+_PLAIN: Final = _mask(PLAIN_PIECES)
 _ALL: Final = _PLAIN | _mask(CHECKSUM_PIECES) | _mask(SEGMENT_PIECES)
 
 

@@ -14,7 +14,7 @@ import pytest
 from dataplane import offloadprobe
 from dataplane.desired import SLEEVE, VXLAN_OFFLOADS
 from dataplane.linux.packet import open_offload_socket
-from dataplane.offloadprobe import ON_PORT, Arrived, Round
+from dataplane.offloadprobe import Arrived, Round
 from tests.linux.hosts import Cable, Host, Pair, bridge_mac, until, via
 
 pytestmark = pytest.mark.root
@@ -26,19 +26,22 @@ WAIT_S = 2.0
 
 
 def sent(size: int = 1450) -> Round:
-    return Round(bridge_mac(2), bridge_mac(1), NONCE, ON_PORT, size)
+    return Round(bridge_mac(2), bridge_mac(1), NONCE, size)
 
 
 def every_kind(size: int = 1450) -> list[bytes]:
     of = sent(size)
-    return [
-        offloadprobe.plain(of, 0), offloadprobe.udp(of, 1), offloadprobe.tcp(of, (2,)), offloadprobe.tcp(of, SEGMENTS)
-    ]  # fmt: skip
+    plain = offloadprobe.finished(offloadprobe.udp(of, 0))
+    return [plain, offloadprobe.udp(of, 1), offloadprobe.tcp(of, (2,)), offloadprobe.tcp(of, SEGMENTS)]
 
 
 @contextmanager
 def sockets(pair: Pair, device: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-    opened = [host.inside(lambda: open_offload_socket(device)) for host in (pair.a, pair.b)]
+    """A's, which sends on that device, and b's, which hears on the bridge whatever came there."""
+    opened = [
+        pair.a.inside(lambda: open_offload_socket(device, is_deaf=True)),
+        pair.b.inside(lambda: open_offload_socket("weft")),
+    ]
     try:
         yield opened[0], opened[1]
     finally:

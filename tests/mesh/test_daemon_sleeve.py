@@ -163,8 +163,8 @@ def test_offloads_that_lie_are_off_at_once_said_and_remembered(stage: Stage) -> 
             await joined(a, b)
             name = a.node.name
             (device,) = b._offloads._devices.values()
-            b._offloads._vxlan._offloads.faults = (Fault(device, "vxlan-checksum", name),)
-            b._offloads._sleeve._offloads.faults = (Fault("weft-tap", "tap", name),)
+            b._offloads._vxlan.faults = (Fault(device, "vxlan-checksum", name),)
+            b._offloads._sleeve.faults = (Fault("weft-tap", "tap", name),)
             b._refresh()
             row = Key(OFFLOADS, "weft-vx")
             await until(lambda: second.kernel.objects[row] == Offloads(("vxlan-checksum",)), "the kernel has it")

@@ -66,11 +66,11 @@ def made(document: Mapping[str, Any] | None = None, by_hand: tuple[str, ...] = (
 
 
 def by_vxlan(guard: OffloadGuard) -> dict[PeerName, str]:
-    return {name: track.reach.device for name, track in guard._vxlan._offloads._tracks.items()}
+    return {name: track.reach.device for name, track in guard._vxlan._tracks.items()}
 
 
 def by_sleeve(guard: OffloadGuard) -> set[PeerName]:
-    return set(guard._sleeve._offloads._tracks)
+    return set(guard._sleeve._tracks)
 
 
 def sleeves(here: Here, **states: str) -> dict[PeerName, PeerStatus]:

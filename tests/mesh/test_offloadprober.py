@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dataplane import offloadprobe
-from dataplane.offloadprobe import ON_BRIDGE, ON_PORT, VNET_BYTES, Report, Round
+from dataplane.offloadprobe import VNET_BYTES, Report, Round
 from dataplane.sleeve import frames
 from gossip.names import PeerName
 from mesh import offloadprober as prober_module
@@ -52,38 +52,45 @@ def greedy(frame: bytes) -> list[bytes]:
     return honest(frame)[:1]
 
 
-class Link:
-    """Two ends as packet sockets on two hosts' devices; what the first sends goes through `device`."""
+class Network:
+    """Two hosts' devices. What the first sends on its VXLAN device goes through `device`, everything else just goes."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.sent: list[bytes] = []
-        """By the first end."""
-        self.opened = 0
-        self.is_there = True
+        self.sent: dict[str, list[bytes]] = {"weft": [], "weft-vx": []}
+        """By the first host, by device."""
+        self.absent: set[str] = set()
+        """Devices that are not there on the first host."""
         self.send_error = 0
         self.ends: list[End] = []
 
-    def open(self, device: str) -> Any:
-        if not self.is_there:
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        self.opened += 1
-        self.ends.append(End(self, is_first=device == "first"))
-        return self.ends[-1]
+    def opener(self, is_first: bool) -> Callable[..., Any]:
+        def open_socket(device: str, is_deaf: bool) -> Any:
+            assert is_deaf == (device != "weft")
+            if is_first and device in self.absent:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            self.ends.append(End(self, device, is_first))
+            return self.ends[-1]
+
+        return open_socket
 
     def carry(self, sender: End, frame: bytes) -> None:
         if sender.is_first:
-            self.sent.append(frame)
-        for end in self.ends:
-            if end.is_first != sender.is_first:
-                for arriving in self.device(frame) if sender.is_first else [frame]:
+            self.sent[sender.device].append(frame)
+        is_harmed = sender.is_first and sender.device == "weft-vx"
+        for arriving in self.device(frame) if is_harmed else [frame]:
+            for end in self.ends:
+                if end.is_first != sender.is_first and end.device == "weft":
                     with contextlib.suppress(OSError):
                         end.wire.send(arriving)
 
+    def first(self, device: str = "weft") -> End:
+        return next(end for end in self.ends if end.is_first and end.device == device)
+
 
 class End:
-    def __init__(self, link: Link, is_first: bool) -> None:
-        self.link, self.is_first = link, is_first
+    def __init__(self, network: Network, device: str, is_first: bool) -> None:
+        self.network, self.device, self.is_first = network, device, is_first
         self.wire, self._inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.wire.setblocking(False)
         self._inner.setblocking(False)
@@ -98,17 +105,31 @@ class End:
         return data
 
     def send(self, frame: bytes) -> None:
-        if self.link.send_error:
-            raise OSError(self.link.send_error, os.strerror(self.link.send_error))
-        self.link.carry(self, frame)
+        error = self.network.send_error
+        if self.is_first and (error or self.device in self.network.absent):
+            raise OSError(error or errno.ENXIO, os.strerror(error or errno.ENXIO))
+        self.network.carry(self, frame)
 
     def close(self) -> None:
         self._inner.close()
         self.wire.close()
-        self.link.ends.remove(self)
+        self.network.ends.remove(self)
 
 
-Scenario = Callable[[OffloadProber, OffloadProber, Link, list[None]], Coroutine[Any, Any, None]]
+class Prober(OffloadProber):
+    """With the two `Offloads` that it looks after."""
+
+    def __init__(self, mac: bytes, on_change: Callable[[], None]) -> None:
+        self.vxlan = Offloads(Random(1), CHECKSUM, SEGMENT, ())
+        self.sleeve = Offloads(Random(2), "tap", "tap", ())
+        ways = {"weft-vx": self.vxlan, "weft": self.sleeve}
+        super().__init__("weft", mac, ways, lambda mac: mac in (MAC_A, MAC_B), on_change)
+
+    def test(self, peer: PeerName, way: str = "weft-vx", size: int = 1450) -> None:
+        self.watch(way, {peer: Reach(ETH0, b"1")}, [ETH0], size)
+
+
+Scenario = Callable[[Prober, Prober, Network, list[None]], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
@@ -118,26 +139,21 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(offloads_module, name, getattr(offloads_module, name) / 5)
     monkeypatch.setattr(prober_module, "REOPEN_INTERVAL_S", 0.1)
 
-    def run(scenario: Scenario, device: Device = honest, ways: tuple[int, int] = (ON_PORT, ON_PORT)) -> None:
-        link = Link(device)
-        monkeypatch.setattr(prober_module, "open_offload_socket", link.open)
+    def run(scenario: Scenario, device: Device = honest) -> None:
+        network = Network(device)
 
         async def begin() -> None:
             changes: list[None] = []
-            probers = [
-                OffloadProber(
-                    device, way, mac, Offloads(Random(1), CHECKSUM, SEGMENT, ()), lambda mac: mac in (MAC_A, MAC_B),
-                    lambda: changes.append(None),
-                )
-                for device, way, mac in (("first", ways[0], MAC_A), ("second", ways[1], MAC_B))
-            ]  # fmt: skip
-            for prober in probers:
+            probers = [Prober(mac, lambda: changes.append(None)) for mac in (MAC_A, MAC_B)]
+            for prober, is_first in reversed(list(zip(probers, (True, False), strict=True))):
+                monkeypatch.setattr(prober_module, "open_offload_socket", network.opener(is_first))
                 prober.open()
             try:
-                await scenario(*probers, link, changes)
+                await scenario(*probers, network, changes)
             finally:
                 for prober in probers:
                     prober.close()
+                assert network.ends == []
 
         asyncio.run(asyncio.wait_for(begin(), 30.0))
 
@@ -151,13 +167,9 @@ async def until(condition: Callable[[], object], what: str) -> None:
         await asyncio.sleep(0.005)
 
 
-def watch(prober: OffloadProber, peer: PeerName, device: str = ETH0, size: int = 1450) -> None:
-    prober.watch({peer: Reach(device, b"1")}, [device], size)
-
-
-def is_done(prober: OffloadProber) -> bool:
+def is_done(offloads: Offloads) -> bool:
     """Its only round has ended, and the next one is far."""
-    due_s = prober._offloads.next_due()
+    due_s = offloads.next_due()
     return due_s is not None and due_s > time.monotonic() + 60
 
 
@@ -166,11 +178,11 @@ def is_done(prober: OffloadProber) -> bool:
 def test_an_honest_device_passes_in_one_round(between: Callable[..., None], device: Device, size: int) -> None:
     """And one that does nothing and says so."""
 
-    async def scenario(a: OffloadProber, b: OffloadProber, link: Link, changes: list[None]) -> None:
-        watch(a, B, size=size)
-        await until(lambda: is_done(a), "the round was answered")
-        assert (a.faults, changes, a.counters, b.counters) == ((), [], {}, {})
-        assert len(link.sent) == 7  # UDP, TCP, one to cut, four plain ones
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        a.test(B, size=size)
+        await until(lambda: is_done(a.vxlan), "the round was answered")
+        assert (a.vxlan.faults, changes, a.counters, b.counters) == ((), [], {}, {})
+        assert len(network.sent["weft-vx"]) == 7  # UDP, TCP, one to cut, four plain ones
 
     between(scenario, device)
 
@@ -179,50 +191,55 @@ def test_an_honest_device_passes_in_one_round(between: Callable[..., None], devi
 def test_a_lying_device_is_found_and_told_once(between: Callable[..., None], device: Device, offload: str) -> None:
     """Whichever way it lies."""
 
-    async def scenario(a: OffloadProber, b: OffloadProber, link: Link, changes: list[None]) -> None:
-        watch(a, B)
-        await until(lambda: a.faults, "it was found")
-        assert a.faults == (Fault(ETH0, offload, B),)
-        assert (a.off, len(changes)) == ((offload,), 1)
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        a.test(B)
+        await until(lambda: a.vxlan.faults, "it was found")
+        assert a.vxlan.faults == (Fault(ETH0, offload, B),)
+        assert (a.vxlan.off, len(changes)) == ((offload,), 1)
 
     between(scenario, device)
+
+
+def test_each_way_is_tested_by_itself(between: Callable[..., None]) -> None:
+    """What lies on one says nothing of the other, though all reports come in at one place."""
+
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        a.test(B)
+        a.test(B, "weft")
+        await until(lambda: a.vxlan.faults and is_done(a.sleeve), "both are done")
+        assert (a.vxlan.off, a.sleeve.off) == ((CHECKSUM,), ())
+        assert len(network.sent["weft"]) == 7
+
+    between(scenario, lazy)
 
 
 def test_what_the_other_host_sends_is_not_held_against_us(between: Callable[..., None]) -> None:
     """Its frames do not pass our card's lies."""
 
-    async def scenario(a: OffloadProber, b: OffloadProber, link: Link, changes: list[None]) -> None:
-        watch(b, A)
-        await until(lambda: is_done(b), "the round was answered")
-        assert (b.faults, changes) == ((), [])
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        b.test(A)
+        await until(lambda: is_done(b.vxlan), "the round was answered")
+        assert (b.vxlan.faults, changes) == ((), [])
 
     between(scenario, lazy)
 
 
-def test_each_device_answers_its_own_rounds(between: Callable[..., None]) -> None:
-    """What came by VXLAN is seen on the bridge too, and answered once."""
-
-    async def scenario(a: OffloadProber, b: OffloadProber, link: Link, changes: list[None]) -> None:
-        watch(a, B)
-        await until(lambda: len(link.sent) == 7, "a round was sent")
-        await asyncio.sleep(0.3)
-        assert not is_done(a) and b.counters == {}
-
-    between(scenario, honest, (ON_PORT, ON_BRIDGE))
+def piece(source: bytes = MAC_B, destination: bytes = MAC_A) -> bytes:
+    return offloadprobe.finished(offloadprobe.udp(Round(destination, source, b"12345678", 576), 3))
 
 
 def test_strangers_get_no_answer(between: Callable[..., None]) -> None:
     """Nor do containers, whose MAC is never that of a bridge."""
 
-    async def scenario(a: OffloadProber, b: OffloadProber, link: Link, changes: list[None]) -> None:
-        (first,) = [end for end in link.ends if end.is_first]
-        for source, destination in ((bridge_mac(STRANGER), MAC_A), (MAC_B, b"\xff" * 6)):
-            first.wire.send(offloadprobe.plain(Round(destination, source, b"12345678", ON_PORT, 576), 0))
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        wire = network.first().wire
+        wire.send(piece(source=bridge_mac(STRANGER)))
+        wire.send(piece(destination=b"\xff" * 6))
         await until(lambda: a.counters == {"offload-stranger": 2}, "they were counted")
-        first.wire.send(b"x" * 9)
-        first.wire.send(offloadprobe.plain(Round(MAC_A, MAC_B, b"12345678", ON_PORT, 576), 3))
-        await until(lambda: link.sent, "the peer was answered")
-        found = [offloadprobe.decode_untrusted(frame) for frame in link.sent]
+        wire.send(b"x" * 9)
+        wire.send(piece())
+        await until(lambda: network.sent["weft"], "the peer was answered")
+        found = [offloadprobe.decode_untrusted(frame) for frame in network.sent["weft"]]
         assert found == [Report(MAC_B, MAC_A, b"12345678", 8, 0)]
         assert a.counters == {"offload-stranger": 2, "offload-short": 1}
 
@@ -232,57 +249,74 @@ def test_strangers_get_no_answer(between: Callable[..., None]) -> None:
 def test_a_flood_leaves_the_loop_its_turn(between: Callable[..., None]) -> None:
     """A bounded number of frames at a time."""
 
-    async def scenario(a: OffloadProber, b: OffloadProber, link: Link, changes: list[None]) -> None:
-        (first,) = [end for end in link.ends if end.is_first]
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
         for _ in range(FRAMES_AT_ONCE + 10):
-            first.wire.send(b"x")
+            network.first().wire.send(b"x")
         a._readable()
         assert a.counters == {"offload-short": FRAMES_AT_ONCE}
 
     between(scenario)
 
 
-def test_a_device_that_is_made_anew_is_used_again(between: Callable[..., None]) -> None:
+def test_a_bridge_that_is_made_anew_is_listened_to_again(between: Callable[..., None]) -> None:
     """What could not be asked meanwhile is nobody's fault."""
 
-    async def scenario(a: OffloadProber, b: OffloadProber, link: Link, changes: list[None]) -> None:
-        (first,) = [end for end in link.ends if end.is_first]
-        link.is_there = False
-        first.wire.send(b"gone")
-        await until(lambda: first not in link.ends, "it was noticed")
-        watch(a, B)
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        network.absent.add("weft")
+        network.first().wire.send(b"gone")
+        await until(lambda: not [end for end in network.ends if end.is_first and end.device == "weft"], "it was seen")
+        a.test(B)
         await asyncio.sleep(0.5)
-        assert a.faults == () and link.sent == []
-        link.is_there = True
-        await until(lambda: is_done(a), "a round was answered")
-        assert link.opened == 3
+        assert a.vxlan.faults == () and network.sent["weft-vx"] == []
+        network.absent.clear()
+        await until(lambda: is_done(a.vxlan), "a round was answered")
 
     between(scenario)
 
 
-def test_what_cannot_be_sent_is_counted_and_blamed_on_no_offload(between: Callable[..., None]) -> None:
-    """A kernel that takes no such frames from us, say."""
+def test_a_vxlan_device_that_is_made_anew_is_opened_with_the_next_look(between: Callable[..., None]) -> None:
+    """The daemon looks every few seconds, and after each report of the kernel's side."""
 
-    async def scenario(a: OffloadProber, b: OffloadProber, link: Link, changes: list[None]) -> None:
-        link.send_error = errno.EINVAL
-        watch(a, B)
-        await until(lambda: a.counters.get("offload-send-failed", 0) >= 3, "it tried again")
-        assert a.faults == ()
-        link.send_error = 0
-        await until(lambda: is_done(a), "a round was answered")
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        network.absent.add("weft-vx")
+        a.test(B)
+        await until(lambda: a.counters.get("offload-send-failed"), "it could not send")
+        a.open()
+        network.absent.clear()
+        a.open()
+        await until(lambda: is_done(a.vxlan), "a round was answered")
+        assert (a.vxlan.faults, a.counters) == ((), {"offload-send-failed": 1})
+
+    between(scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "counter"), [(errno.EINVAL, "offload-send-failed"), (errno.EAGAIN, "offload-queue-full")]
+)
+def test_what_cannot_be_sent_is_counted_and_blamed_on_no_offload(
+    between: Callable[..., None], error: int, counter: str
+) -> None:
+    """A kernel that takes no such frames from us, say, or a full queue."""
+
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        network.send_error = error
+        a.test(B, "weft")
+        await until(lambda: a.counters.get(counter, 0) >= 3, "it tried again")
+        assert a.sleeve.faults == ()
+        network.send_error = 0
+        await until(lambda: is_done(a.sleeve), "a round was answered")
 
     between(scenario)
 
 
 def test_a_closed_prober_stays_closed(between: Callable[..., None]) -> None:
-    """Also where it was about to open the device again."""
+    """Also where it was about to open the bridge again."""
 
-    async def scenario(a: OffloadProber, b: OffloadProber, link: Link, changes: list[None]) -> None:
-        (first,) = [end for end in link.ends if end.is_first]
-        first.wire.send(b"gone")
+    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        network.first().wire.send(b"gone")
         await asyncio.sleep(0.05)
         a.close()
         await asyncio.sleep(0.2)
-        assert link.opened == 2
+        assert not [end for end in network.ends if end.is_first]
 
     between(scenario)

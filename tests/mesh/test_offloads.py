@@ -28,7 +28,7 @@ from mesh.offloads import (
 P, Q = PeerName(b"\x01" * 8), PeerName(b"\x02" * 8)
 ETH0, ETH1 = "eth0 (liar 1.0)", "eth1 (virtio_net 1.0)"
 CHECKSUM, SEGMENT = "vxlan-checksum", "vxlan-segment"
-CHECKSUMS, SEGMENTS, PLAIN = frozenset(CHECKSUM_PIECES), frozenset(SEGMENT_PIECES), frozenset(range(PLAIN_PIECES))
+CHECKSUMS, SEGMENTS, PLAIN = frozenset(CHECKSUM_PIECES), frozenset(SEGMENT_PIECES), frozenset(PLAIN_PIECES)
 ALL = PLAIN | CHECKSUMS | SEGMENTS
 RTT_S = 0.01
 
