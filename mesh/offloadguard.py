@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from dataplane.desired import SLEEVE, VXLAN_CHECKSUM, VXLAN_OFFLOADS, VXLAN_SEGMENT, Address
+from dataplane.desired import SLEEVE, VXLAN, VXLAN_CHECKSUM, VXLAN_OFFLOADS, VXLAN_SEGMENT, Address
 from dataplane.linux import features, underlay
 from dataplane.objects import tap_name, vxlan_name
 from dataplane.sleeve.control import OFFLOADS as SLEEVE_OFFLOADS
@@ -106,8 +106,9 @@ class OffloadGuard:
         self._prober.close()
 
     def watch(self, router: Router, sleeves: Mapping[PeerName, PeerStatus], survey: underlay.Survey) -> None:
-        """Test the peers in reach: by VXLAN where that leads to them, by the sleeve where it carries frames now. One
-        that is idle is left alone: to test it would make keys for nothing."""
+        """Test the peers in reach by what carries their frames: one to which VXLAN does not get through has nothing to
+        show there, and is tested when it does again. A sleeve that is idle is left alone: to test it would make keys
+        for nothing."""
         if survey != self._survey:
             names = {found.ifname for found in survey.addresses}
             self._devices = {name: _device(name) for name in names}
@@ -117,13 +118,13 @@ class OffloadGuard:
         by_vxlan: dict[PeerName, Reach] = {}
         by_sleeve: dict[PeerName, Reach] = {}
         for name in router.probed:
-            destination = router.paths[name].destination
+            path = router.paths[name]
+            destination = path.destination if path.kind == VXLAN else None
             if destination is not None and destination.version == 4:  # the device has no entry for others
                 by_vxlan[name] = Reach(self._device_towards(destination, survey), records[name].instance)
         for name, sleeve in sleeves.items():
-            path = router.paths.get(name)
-            is_reached = name in router.node.replica.reachable and sleeve.state == UP
-            if is_reached and path is not None and path.kind == SLEEVE:
+            is_used = name in router.paths and router.paths[name].kind == SLEEVE and sleeve.state == UP
+            if is_used and name in router.node.replica.reachable:
                 by_sleeve[name] = Reach(self._tap, records[name].instance)
         # While there is no address at all, the devices that will have them again are not gone.
         devices = self._devices.values() if self._devices else None

@@ -103,6 +103,19 @@ def test_the_sleeve_is_tested_where_it_carries_frames_now(here: Here, cards: dic
     assert by_sleeve(guard) == {name_of(here, "h3")} and by_vxlan(guard) == {}
 
 
+def test_a_peer_that_vxlan_does_not_reach_is_tested_there_when_it_does_again(here: Here, cards: dict[str, str]) -> None:
+    """At once, and not in its turn."""
+    guard = made()
+    here.vxlan_faults = {name_of(here, "h3"): "vxlan-silent"}
+    here.desired()
+    guard.watch(here.router, {}, BOTH)
+    assert by_vxlan(guard) == {name_of(here, "h4"): ETH1}
+    here.vxlan_faults = {}
+    here.desired()
+    guard.watch(here.router, {}, BOTH)
+    assert by_vxlan(guard) == {name_of(here, "h3"): ETH0, name_of(here, "h4"): ETH1}
+
+
 def document(here: Here, *rows: tuple[str, str], release: str = RELEASE) -> dict[str, Any]:
     peer = format_name(name_of(here, "h3"))
     return {
