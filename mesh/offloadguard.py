@@ -1,8 +1,8 @@
 """The offloads that this host does without because they lie: found by probes on both paths, kept on disk.
 
-Composes what looks after each path (rounds sent on the VXLAN device, and on the bridge where the sleeve carries frames)
-with what this host is like: which underlay device leads to a peer, which kernel runs. Knows nothing of how an offload
-is switched off; the daemon asks for `vxlan_off` and `sleeve_off` and makes it so.
+Composes what looks after each path, VXLAN and the sleeve, with what this host is like: which underlay device leads to a
+peer, which kernel runs. Knows nothing of how an offload is switched off; the daemon asks for `vxlan_off` and
+`sleeve_off` and makes it so.
 
 The one idea: a lie is a property of a device under a kernel. So what was found holds from the first moment of the next
 life, and is forgotten, and looked for anew, as soon as either is another one.
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from dataplane.desired import SLEEVE, VXLAN, VXLAN_CHECKSUM, VXLAN_OFFLOADS, VXLAN_SEGMENT, Address
 from dataplane.linux import features, underlay
-from dataplane.objects import tap_name, vxlan_name
+from dataplane.objects import tap_name
 from dataplane.sleeve.control import OFFLOADS as SLEEVE_OFFLOADS
 from dataplane.sleeve.control import TAP, UP, PeerStatus
 from gossip.names import PeerName, format_name, parse_name
@@ -68,9 +68,8 @@ class OffloadGuard:
             rng, VXLAN_CHECKSUM, VXLAN_SEGMENT, [fault for fault in faults if fault.offload in VXLAN_OFFLOADS]
         )
         self._sleeve = Offloads(rng, TAP, TAP, [fault for fault in faults if fault.offload == TAP])
-        self._bridge, self._vxlan_device = bridge, vxlan_name(bridge)
-        ways = {self._vxlan_device: self._vxlan, bridge: self._sleeve}
-        self._prober = OffloadProber(bridge, own_mac, ways, is_peer_mac, on_change)
+        paths = {VXLAN: self._vxlan, SLEEVE: self._sleeve}
+        self._prober = OffloadProber(bridge, own_mac, paths, is_peer_mac, on_change)
         self._survey: underlay.Survey | None = None
         self._devices: dict[str, str] = {}
         """By interface name."""
@@ -106,9 +105,8 @@ class OffloadGuard:
         self._prober.close()
 
     def watch(self, router: Router, sleeves: Mapping[PeerName, PeerStatus], survey: underlay.Survey) -> None:
-        """Test the peers in reach by what carries their frames: one to which VXLAN does not get through has nothing to
-        show there, and is tested when it does again. A sleeve that is idle is left alone: to test it would make keys
-        for nothing."""
+        """Test the peers in reach by what carries their frames. A sleeve that is idle is left alone: to test it would
+        make keys for nothing."""
         if survey != self._survey:
             names = {found.ifname for found in survey.addresses}
             self._devices = {name: _device(name) for name in names}
@@ -119,17 +117,16 @@ class OffloadGuard:
         by_sleeve: dict[PeerName, Reach] = {}
         for name in router.probed:
             path = router.paths[name]
-            destination = path.destination if path.kind == VXLAN else None
-            if destination is not None and destination.version == 4:  # the device has no entry for others
-                by_vxlan[name] = Reach(self._device_towards(destination, survey), records[name].instance)
+            if path.kind == VXLAN and path.destination is not None:
+                by_vxlan[name] = Reach(self._device_towards(path.destination, survey), records[name].instance)
         for name, sleeve in sleeves.items():
             is_used = name in router.paths and router.paths[name].kind == SLEEVE and sleeve.state == UP
             if is_used and name in router.node.replica.reachable:
                 by_sleeve[name] = Reach(self._tap, records[name].instance)
         # While there is no address at all, the devices that will have them again are not gone.
         devices = self._devices.values() if self._devices else None
-        self._prober.watch(self._vxlan_device, by_vxlan, devices, router.mtu)
-        self._prober.watch(self._bridge, by_sleeve, None, router.mtu)
+        self._prober.watch(VXLAN, by_vxlan, devices, router.mtu)
+        self._prober.watch(SLEEVE, by_sleeve, None, router.mtu)
 
     def _device_towards(self, destination: Address, survey: underlay.Survey) -> str:
         known = self._towards.get(destination)

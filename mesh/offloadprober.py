@@ -1,9 +1,7 @@
-"""Sends rounds of offload probes by more than one way, and says of those that arrive here what came of them.
+"""Sends rounds of offload probes on the bridge, and says of those that arrive there what came of them.
 
-The shell around `Offloads`, one of which looks after each way: a socket on the bridge that hears everything, one more
-for each way that begins at another device, a clock and one timer. On the VXLAN device rounds go past the forwarding
-table, so they test that path whatever carries a peer's frames; on the bridge they go as frames go. Knows nothing of
-what a fault is used for.
+The shell around `Offloads`, one of which looks after each path: a socket, a clock and one timer. Rounds go as frames
+go, so which path a peer's frames take is which path its rounds test. Knows nothing of what a fault is used for.
 """
 
 from __future__ import annotations
@@ -27,65 +25,62 @@ TIMER_SLACK_S = 0.005
 
 
 class OffloadProber:
-    """Sockets, re-opened when their devices are made anew."""
+    """A socket on the bridge, re-opened when that is made anew."""
 
     def __init__(
         self,
         bridge: str,
         own_mac: bytes,
-        ways: Mapping[str, Offloads],
+        paths: Mapping[str, Offloads],
         is_peer_mac: Callable[[bytes], bool],
         on_change: Callable[[], None],
     ) -> None:
-        """`ways` by the device that their rounds are sent on; `on_change` is called when what was found has changed."""
+        """`on_change` is called when what was found on one of the `paths` has changed."""
         self.counters: dict[str, int] = {}
         self._bridge = bridge
         self._own_mac = own_mac
-        self._ways = ways
+        self._paths = paths
         self._is_peer_mac = is_peer_mac
         self._on_change = on_change
         self._told = self._found()
         self._peers: dict[str, dict[bytes, PeerName]] = {}
         self._packet_bytes = 0
-        self._sockets: dict[str, socket.socket] = {}
-        """By device."""
+        self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
 
     def open(self) -> None:
-        """Listen and be ready to send; where a device is not there (yet), the next call tries again."""
-        for device in (self._bridge, *self._ways):
-            if device in self._sockets or self._is_closed:
-                continue
-            try:
-                self._sockets[device] = open_offload_socket(device, is_deaf=device != self._bridge)
-            except OSError:
-                continue
-            if device == self._bridge:
-                self._loop.add_reader(self._sockets[device], self._readable)
+        """Listen on the bridge; where it is not there (yet), the next call tries again."""
+        if self._socket is not None or self._is_closed:
+            return
+        try:
+            self._socket = open_offload_socket(self._bridge)
+        except OSError:
+            return
+        self._loop.add_reader(self._socket, self._readable)
         self._set_timer()
 
     def close(self) -> None:
         self._is_closed = True
-        for device in list(self._sockets):
-            self._close_socket(device)
+        self._close_socket()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def watch(
-        self, way: str, peers: Mapping[PeerName, Reach], devices: Collection[str] | None, packet_bytes: int
+        self, path: str, peers: Mapping[PeerName, Reach], devices: Collection[str] | None, packet_bytes: int
     ) -> None:
-        """Test these by that way, with packets of that size. `devices`: what was found of any other is forgotten."""
-        self._peers[way] = {bridge_mac(peer): peer for peer in peers}
+        """Test these, whose frames go by that path, with packets of that size. `devices`: what was found of any other
+        is forgotten."""
+        self._peers[path] = {bridge_mac(peer): peer for peer in peers}
         self._packet_bytes = packet_bytes
-        self._ways[way].watch(peers, devices, time.monotonic())
+        self._paths[path].watch(peers, devices, time.monotonic())
         self._tell()
         self._set_timer()
 
     def _found(self) -> list[object]:
-        return [(each.faults, each.unhelped) for each in self._ways.values()]
+        return [(each.faults, each.unhelped) for each in self._paths.values()]
 
     def _tell(self) -> None:
         if (found := self._found()) != self._told:
@@ -95,24 +90,24 @@ class OffloadProber:
     # -- asking ------------------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
-        due_s = min((due for each in self._ways.values() if (due := each.next_due()) is not None), default=None)
+        due_s = min((due for each in self._paths.values() if (due := each.next_due()) is not None), default=None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if due_s is not None and self._bridge in self._sockets:
+        if due_s is not None and self._socket is not None:
             self._timer = self._loop.call_later(max(TIMER_SLACK_S, due_s - time.monotonic()), self._turn)
 
     def _turn(self) -> None:
         self._timer = None
         self._readable()  # a report that waits behind a late timer is not missing
-        for way, offloads in self._ways.items():
+        for offloads in self._paths.values():
             for ask in offloads.due(time.monotonic()):
-                if not self._ask(way, ask):
+                if not self._ask(ask):
                     offloads.abandon(time.monotonic(), ask.peer)
         self._tell()
         self._set_timer()
 
-    def _ask(self, way: str, ask: Ask) -> bool:
+    def _ask(self, ask: Ask) -> bool:
         sent = Round(bridge_mac(ask.peer), self._own_mac, ask.nonce, self._packet_bytes)
         udp, tcp = CHECKSUM_PIECES
         frames = [
@@ -122,35 +117,33 @@ class OffloadProber:
             *(offloadprobe.finished(offloadprobe.udp(sent, piece)) for piece in PLAIN_PIECES[::2]),
             *(offloadprobe.finished(offloadprobe.tcp(sent, (piece,))) for piece in PLAIN_PIECES[1::2]),
         ]
-        return all(self._send(way, frame) for frame in frames)
+        return all(self._send(frame) for frame in frames)
 
-    # -- the sockets -------------------------------------------------------------------------------
+    # -- the socket --------------------------------------------------------------------------------
 
-    def _send(self, device: str, frame: bytes) -> bool:
-        if device not in self._sockets:
+    def _send(self, frame: bytes) -> bool:
+        if self._socket is None:
             return False
         try:
-            self._sockets[device].send(frame)
+            self._socket.send(frame)
         except BlockingIOError:
             self._count("offload-queue-full")
             return False
-        except OSError:
+        except OSError:  # a device that went away is noticed when reading
             self._count("offload-send-failed")
-            if device != self._bridge:  # of the bridge's it is noticed when reading
-                self._close_socket(device)
             return False
         return True
 
     def _readable(self) -> None:
         for _ in range(FRAMES_AT_ONCE):
-            if self._bridge not in self._sockets:
+            if self._socket is None:
                 return
             try:
-                frame = self._sockets[self._bridge].recv(offloadprobe.FRAME_MAX_BYTES)
+                frame = self._socket.recv(offloadprobe.FRAME_MAX_BYTES)
             except BlockingIOError:
                 return
             except OSError:  # the device went away
-                self._lose_bridge()
+                self._lose_socket()
                 return
             self._received(offloadprobe.decode_untrusted(frame))
 
@@ -160,30 +153,30 @@ class OffloadProber:
         elif frame.destination != self._own_mac or not self._is_peer_mac(frame.source):
             self._count("offload-stranger")
         elif isinstance(frame, Arrived):
-            self._send(self._bridge, offloadprobe.report(frame, self._own_mac))
+            self._send(offloadprobe.report(frame, self._own_mac))
         else:
-            for way, peers in self._peers.items():  # whose round it was, the nonce says
+            for path, peers in self._peers.items():  # whose round it was, the nonce says
                 if (peer := peers.get(frame.source)) is not None:
-                    self._ways[way].reported(peer, frame.nonce, frame.right, frame.wrong, time.monotonic())
+                    self._paths[path].reported(peer, frame.nonce, frame.right, frame.wrong, time.monotonic())
             self._set_timer()
 
-    def _lose_bridge(self) -> None:
-        """Nothing is heard until it is there again, and no offload is to blame for what is under way."""
-        self._close_socket(self._bridge)
-        for offloads in self._ways.values():
+    def _lose_socket(self) -> None:
+        """Nothing can be sent until the bridge is there again, and no offload is to blame for what is under way."""
+        self._close_socket()
+        for offloads in self._paths.values():
             offloads.abandon(time.monotonic())
         self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
 
     def _reopen(self) -> None:
         self.open()
-        if self._bridge not in self._sockets and not self._is_closed:
+        if self._socket is None and not self._is_closed:
             self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
 
-    def _close_socket(self, device: str) -> None:
-        closing = self._sockets.pop(device)
-        if device == self._bridge:
-            self._loop.remove_reader(closing)
-        closing.close()
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
 
     def _count(self, counter: str) -> None:
         self.counters[counter] = self.counters.get(counter, 0) + 1

@@ -43,7 +43,7 @@ GRACE_S: Final = 0.1
 """For pieces that come later than the plain ones, which were sent after them."""
 CONFIRM_DELAY_S: Final = 0.1
 ROUNDS_MAX: Final = 6
-"""At a loss of 10 % each way one piece is missing in so many rounds by chance once in 20,000 times."""
+"""At a loss of 10 % each way a given piece is missing in all of them by chance once in 20,000 times."""
 WRONG_MAX: Final = 3
 RETRY_FIRST_S: Final = 1.0
 """After a round that does not count; doubles up to INTERVAL_S."""

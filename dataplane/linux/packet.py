@@ -66,13 +66,12 @@ def open_probe_socket(device: str) -> socket.socket:
     return _open(device, _PROBES_ONLY, with_virtio_header=False)
 
 
-def open_offload_socket(device: str, is_deaf: bool = False) -> socket.socket:
+def open_offload_socket(bridge: str) -> socket.socket:
     """The same for offload probes (`dataplane.offloadprobe`), every frame with its virtio header before it: what it
-    leaves to the device when it is sent, and what is still left to do when it is received. Raises OSError.
+    leaves to devices when it is sent, and what is still left to do when it is received. Raises OSError.
 
-    On the bridge it hears what came for this host by whatever path, and no packet of a container meets its filter. On
-    an overlay port every one would, so there it is better `is_deaf`, and only sends."""
-    return _open(device, () if is_deaf else _OFFLOAD_PROBES_ONLY, with_virtio_header=True)
+    On the bridge alone: no packet of a container meets its filter there, on an overlay port every one would."""
+    return _open(bridge, _OFFLOAD_PROBES_ONLY, with_virtio_header=True)
 
 
 def _open(device: str, accepted: tuple[Instruction, ...], with_virtio_header: bool) -> socket.socket:
@@ -84,10 +83,9 @@ def _open(device: str, accepted: tuple[Instruction, ...], with_virtio_header: bo
             opened.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         # A bridge takes a port's frames before anybody sees them who asks for one ethertype, not before those who ask
         # for all. What this device sends is not copied to us, and what is no probe is turned away by its ethertype.
-        if accepted:
-            attach_filter(opened, accepted)
+        attach_filter(opened, accepted)
         opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        opened.bind((device, _ETH_ALL if accepted else 0))
+        opened.bind((device, _ETH_ALL))
     except OSError:
         opened.close()
         raise

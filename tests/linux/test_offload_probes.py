@@ -36,12 +36,8 @@ def every_kind(size: int = 1450) -> list[bytes]:
 
 
 @contextmanager
-def sockets(pair: Pair, device: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A's, which sends on that device, and b's, which hears on the bridge whatever came there."""
-    opened = [
-        pair.a.inside(lambda: open_offload_socket(device, is_deaf=True)),
-        pair.b.inside(lambda: open_offload_socket("weft")),
-    ]
+def sockets(pair: Pair) -> Iterator[tuple[socket.socket, socket.socket]]:
+    opened = [host.inside(lambda: open_offload_socket("weft")) for host in (pair.a, pair.b)]
     try:
         yield opened[0], opened[1]
     finally:
@@ -92,7 +88,7 @@ def test_an_honest_underlay_brings_every_piece(
     for host in (pair.a, pair.b):
         underlay(host)
     pair.a.publish(replace(pair.desired_a, segment=replace(pair.desired_a.segment, offloads_off=off)))
-    with sockets(pair, "weft-vx") as (a, b):
+    with sockets(pair) as (a, b):
         for frame in every_kind():
             a.send(frame)
         assert masks(b) == (ALL, 0)
@@ -103,7 +99,7 @@ def test_a_taps_offloads_are_tested_on_the_bridge(pair: Pair, offload: bool) -> 
     """Where the forwarding table leads to the sleeve, there go probes; whether a worker takes them whole or cut."""
     pair.a.publish(via(pair.desired_a, SLEEVE))
     pair.b.publish(via(pair.desired_b, SLEEVE))
-    with Cable(pair.a, pair.b, offload) as cable, sockets(pair, "weft") as (a, b):
+    with Cable(pair.a, pair.b, offload) as cable, sockets(pair) as (a, b):
         until(lambda: pair.ca.ping("10.32.2.1"), WAIT_S)  # the TAPs have their carrier
         for frame in every_kind():
             a.send(frame)
@@ -123,7 +119,7 @@ def counters(host: Host) -> dict[str, int]:
 
 def test_no_stack_answers_or_forwards_a_probe(pair: Pair) -> None:
     """Not even one that is told to take everything for good: nothing goes out, nobody is complained to."""
-    with sockets(pair, "weft-vx") as (a, b):
+    with sockets(pair) as (a, b):
         pair.b.run("ip", "address", "add", "10.32.0.2/16", "dev", "weft")
         pair.b.run("ip", "route", "add", "default", "via", "10.9.0.1")
         for name in ("ip_forward", "conf.all.route_localnet", "conf.weft.route_localnet", "conf.weft.accept_local"):
@@ -145,7 +141,7 @@ def test_no_stack_answers_or_forwards_a_probe(pair: Pair) -> None:
 
 def test_a_container_cannot_make_a_probe(pair: Pair) -> None:
     """A frame with a bridge's MAC as its source does not leave a container's port."""
-    with sockets(pair, "weft-vx") as (a, b):
+    with sockets(pair) as (a, b):
         forger = pair.ca.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
         with forger:
             forger.bind(("ethwe", 0))

@@ -122,7 +122,7 @@ class Stage:
     def _is_there(self, path: str, expected: tuple[int, int]) -> bool:
         return any(found == Namespace(path, expected) for found in self.namespaces.values())
 
-    def _no_bridge(self, bridge: str, is_deaf: bool = False) -> socket.socket:
+    def _no_bridge(self, bridge: str) -> socket.socket:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 

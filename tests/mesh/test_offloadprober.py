@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dataplane import offloadprobe
+from dataplane.desired import SLEEVE, VXLAN
 from dataplane.offloadprobe import VNET_BYTES, Report, Round
 from dataplane.sleeve import frames
 from gossip.names import PeerName
@@ -53,44 +54,49 @@ def greedy(frame: bytes) -> list[bytes]:
 
 
 class Network:
-    """Two hosts' devices. What the first sends on its VXLAN device goes through `device`, everything else just goes."""
+    """Two hosts' bridges. What the first sends goes through `device`, everything else just goes."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.sent: dict[str, list[bytes]] = {"weft": [], "weft-vx": []}
-        """By the first host, by device."""
-        self.absent: set[str] = set()
-        """Devices that are not there on the first host."""
+        self.sent: list[bytes] = []
+        """By the first host."""
+        self.is_there = True
+        """The first host's bridge."""
         self.send_error = 0
         self.ends: list[End] = []
 
     def opener(self, is_first: bool) -> Callable[..., Any]:
-        def open_socket(device: str, is_deaf: bool) -> Any:
-            assert is_deaf == (device != "weft")
-            if is_first and device in self.absent:
+        def open_socket(bridge: str) -> Any:
+            assert bridge == "weft"
+            if is_first and not self.is_there:
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-            self.ends.append(End(self, device, is_first))
+            self.ends.append(End(self, is_first))
             return self.ends[-1]
 
         return open_socket
 
     def carry(self, sender: End, frame: bytes) -> None:
         if sender.is_first:
-            self.sent[sender.device].append(frame)
-        is_harmed = sender.is_first and sender.device == "weft-vx"
-        for arriving in self.device(frame) if is_harmed else [frame]:
+            self.sent.append(frame)
+        for arriving in self.device(frame) if sender.is_first else [frame]:
             for end in self.ends:
-                if end.is_first != sender.is_first and end.device == "weft":
+                if end.is_first != sender.is_first:
                     with contextlib.suppress(OSError):
                         end.wire.send(arriving)
 
-    def first(self, device: str = "weft") -> End:
-        return next(end for end in self.ends if end.is_first and end.device == device)
+    def first(self) -> End | None:
+        return next((end for end in self.ends if end.is_first), None)
+
+    def deliver(self, frame: bytes) -> None:
+        """To the first host."""
+        end = self.first()
+        assert end is not None
+        end.wire.send(frame)
 
 
 class End:
-    def __init__(self, network: Network, device: str, is_first: bool) -> None:
-        self.network, self.device, self.is_first = network, device, is_first
+    def __init__(self, network: Network, is_first: bool) -> None:
+        self.network, self.is_first = network, is_first
         self.wire, self._inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.wire.setblocking(False)
         self._inner.setblocking(False)
@@ -105,9 +111,8 @@ class End:
         return data
 
     def send(self, frame: bytes) -> None:
-        error = self.network.send_error
-        if self.is_first and (error or self.device in self.network.absent):
-            raise OSError(error or errno.ENXIO, os.strerror(error or errno.ENXIO))
+        if self.is_first and self.network.send_error:
+            raise OSError(self.network.send_error, os.strerror(self.network.send_error))
         self.network.carry(self, frame)
 
     def close(self) -> None:
@@ -122,11 +127,11 @@ class Prober(OffloadProber):
     def __init__(self, mac: bytes, on_change: Callable[[], None]) -> None:
         self.vxlan = Offloads(Random(1), CHECKSUM, SEGMENT, ())
         self.sleeve = Offloads(Random(2), "tap", "tap", ())
-        ways = {"weft-vx": self.vxlan, "weft": self.sleeve}
-        super().__init__("weft", mac, ways, lambda mac: mac in (MAC_A, MAC_B), on_change)
+        paths = {VXLAN: self.vxlan, SLEEVE: self.sleeve}
+        super().__init__("weft", mac, paths, lambda mac: mac in (MAC_A, MAC_B), on_change)
 
-    def test(self, peer: PeerName, way: str = "weft-vx", size: int = 1450) -> None:
-        self.watch(way, {peer: Reach(ETH0, b"1")}, [ETH0], size)
+    def test(self, peer: PeerName, path: str = VXLAN, size: int = 1450) -> None:
+        self.watch(path, {peer: Reach(ETH0, b"1")}, [ETH0], size)
 
 
 Scenario = Callable[[Prober, Prober, Network, list[None]], Coroutine[Any, Any, None]]
@@ -182,7 +187,7 @@ def test_an_honest_device_passes_in_one_round(between: Callable[..., None], devi
         a.test(B, size=size)
         await until(lambda: is_done(a.vxlan), "the round was answered")
         assert (a.vxlan.faults, changes, a.counters, b.counters) == ((), [], {}, {})
-        assert len(network.sent["weft-vx"]) == 7  # UDP, TCP, one to cut, four plain ones
+        assert len(network.sent) == 7  # UDP, TCP, one to cut, four plain ones
 
     between(scenario, device)
 
@@ -200,15 +205,16 @@ def test_a_lying_device_is_found_and_told_once(between: Callable[..., None], dev
     between(scenario, device)
 
 
-def test_each_way_is_tested_by_itself(between: Callable[..., None]) -> None:
-    """What lies on one says nothing of the other, though all reports come in at one place."""
+def test_what_is_found_belongs_to_the_path_that_was_tested(between: Callable[..., None]) -> None:
+    """All reports come in at one place."""
 
     async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
+        a.test(B, SLEEVE)
+        await until(lambda: a.sleeve.faults, "it was found")
+        network.device = honest
         a.test(B)
-        a.test(B, "weft")
-        await until(lambda: a.vxlan.faults and is_done(a.sleeve), "both are done")
-        assert (a.vxlan.off, a.sleeve.off) == ((CHECKSUM,), ())
-        assert len(network.sent["weft"]) == 7
+        await until(lambda: is_done(a.vxlan), "the other path was tested")
+        assert (a.vxlan.off, a.sleeve.off) == ((), ("tap",))
 
     between(scenario, lazy)
 
@@ -232,14 +238,13 @@ def test_strangers_get_no_answer(between: Callable[..., None]) -> None:
     """Nor do containers, whose MAC is never that of a bridge."""
 
     async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
-        wire = network.first().wire
-        wire.send(piece(source=bridge_mac(STRANGER)))
-        wire.send(piece(destination=b"\xff" * 6))
+        network.deliver(piece(source=bridge_mac(STRANGER)))
+        network.deliver(piece(destination=b"\xff" * 6))
         await until(lambda: a.counters == {"offload-stranger": 2}, "they were counted")
-        wire.send(b"x" * 9)
-        wire.send(piece())
-        await until(lambda: network.sent["weft"], "the peer was answered")
-        found = [offloadprobe.decode_untrusted(frame) for frame in network.sent["weft"]]
+        network.deliver(b"x" * 9)
+        network.deliver(piece())
+        await until(lambda: network.sent, "the peer was answered")
+        found = [offloadprobe.decode_untrusted(frame) for frame in network.sent]
         assert found == [Report(MAC_B, MAC_A, b"12345678", 8, 0)]
         assert a.counters == {"offload-stranger": 2, "offload-short": 1}
 
@@ -251,7 +256,7 @@ def test_a_flood_leaves_the_loop_its_turn(between: Callable[..., None]) -> None:
 
     async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
         for _ in range(FRAMES_AT_ONCE + 10):
-            network.first().wire.send(b"x")
+            network.deliver(b"x")
         a._readable()
         assert a.counters == {"offload-short": FRAMES_AT_ONCE}
 
@@ -262,30 +267,14 @@ def test_a_bridge_that_is_made_anew_is_listened_to_again(between: Callable[..., 
     """What could not be asked meanwhile is nobody's fault."""
 
     async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
-        network.absent.add("weft")
-        network.first().wire.send(b"gone")
-        await until(lambda: not [end for end in network.ends if end.is_first and end.device == "weft"], "it was seen")
+        network.is_there = False
+        network.deliver(b"gone")
+        await until(lambda: network.first() is None, "it was noticed")
         a.test(B)
         await asyncio.sleep(0.5)
-        assert a.vxlan.faults == () and network.sent["weft-vx"] == []
-        network.absent.clear()
+        assert a.vxlan.faults == () and network.sent == []
+        network.is_there = True
         await until(lambda: is_done(a.vxlan), "a round was answered")
-
-    between(scenario)
-
-
-def test_a_vxlan_device_that_is_made_anew_is_opened_with_the_next_look(between: Callable[..., None]) -> None:
-    """The daemon looks every few seconds, and after each report of the kernel's side."""
-
-    async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
-        network.absent.add("weft-vx")
-        a.test(B)
-        await until(lambda: a.counters.get("offload-send-failed"), "it could not send")
-        a.open()
-        network.absent.clear()
-        a.open()
-        await until(lambda: is_done(a.vxlan), "a round was answered")
-        assert (a.vxlan.faults, a.counters) == ((), {"offload-send-failed": 1})
 
     between(scenario)
 
@@ -300,11 +289,11 @@ def test_what_cannot_be_sent_is_counted_and_blamed_on_no_offload(
 
     async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
         network.send_error = error
-        a.test(B, "weft")
+        a.test(B)
         await until(lambda: a.counters.get(counter, 0) >= 3, "it tried again")
-        assert a.sleeve.faults == ()
+        assert a.vxlan.faults == ()
         network.send_error = 0
-        await until(lambda: is_done(a.sleeve), "a round was answered")
+        await until(lambda: is_done(a.vxlan), "a round was answered")
 
     between(scenario)
 
@@ -313,10 +302,10 @@ def test_a_closed_prober_stays_closed(between: Callable[..., None]) -> None:
     """Also where it was about to open the bridge again."""
 
     async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
-        network.first().wire.send(b"gone")
+        network.deliver(b"gone")
         await asyncio.sleep(0.05)
         a.close()
         await asyncio.sleep(0.2)
-        assert not [end for end in network.ends if end.is_first]
+        assert network.first() is None
 
     between(scenario)
