@@ -10,18 +10,20 @@ The one idea: every piece carries its own description, so that it does not matte
 on the way, and the host that answers remembers nothing.
 
       0               6              12      14
-      +---------------+---------------+-------+---------------------------+---------------+--------------- - -
-      |  destination  |    source     | 08 00 | IPv4 0.0.0.0 -> 192.0.2.1 | UDP or TCP    | piece, piece, ...
-      |  bridge MAC   |  bridge MAC   +-------+---------------------------+---------------+--------------- - -
+      +---------------+---------------+-------+------------------------------+---------------+------------ - -
+      |  destination  |    source     | 08 00 | IPv4 0.0.0.0 -> 192.0.2.1    | UDP or TCP    | piece, piece, ...
+      |  bridge MAC   |  bridge MAC   | 86 DD | IPv6 ff0e::1 -> 2001:db8::1  |               |
+      |               |               +-------+------------------------------+---------------+------------ - -
       |               |               | 88 B6 | V | K | nonce (8) | right (2) | wrong (2)       a report
       +---------------+---------------+-------+---+---+-----------+-----------+----------- - -
 
       piece:   "weft" | nonce (8) | index (1) | 0 (1) | size (2) | filler up to size
       right, wrong: a bit for each index.  V version (1), K kind (1)
 
-No host may use the source address 0.0.0.0 towards one receiver (RFC 1122, 3.2.1.3), and 192.0.2.1 is for documentation
-(RFC 5737): whatever the receiving host's stack is told to do, it drops such a packet before it looks for a route, for a
-socket, or for whom to complain to. 88 B6 is "local experimental ethertype 2".
+No packet to one receiver may come from 0.0.0.0 (RFC 1122, 3.2.1.3) or from a multicast address (RFC 4291, 2.7), and
+the destinations are for documentation (RFC 5737, RFC 3849): whatever the receiving host's stack is told to do, it drops
+such a packet before it looks for a route, for a socket, or for whom to complain to. 88 B6 is "local experimental
+ethertype 2".
 
 A packet with pieces is sent and received with the virtio header before it that packet sockets and TAPs share
 (`dataplane.sleeve.frames` has its layout). A received one that says "checksum not finished" never crossed a wire, and
@@ -35,12 +37,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 ETHERTYPE: Final = 0x88B6
-ETH_IPV4: Final = 0x0800
-SOURCE_IP: Final = bytes(4)
-DESTINATION_IP: Final = bytes((192, 0, 2, 1))
 PORT: Final = 9
 """Destination: discard. The source port is made from the nonce, so that rounds differ where paths are chosen by it."""
 VERSION: Final = 1
@@ -54,14 +53,15 @@ VNET_BYTES: Final = 10
 _VNET: Final = struct.Struct("<BBHHHH")
 _NEEDS_CHECKSUM: Final = 1
 _GSO_NONE: Final = 0
-_GSO_TCPV4: Final = 1
 _NO_WORK: Final = bytes(VNET_BYTES)
 
 _ETHERNET: Final = struct.Struct("!6s6sH")
 _IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
+_IPV6: Final = struct.Struct("!IHBB16s16s")
 _UDP: Final = struct.Struct("!HHHH")
 _TCP: Final = struct.Struct("!HHIIBBHHH")
-_PSEUDO: Final = struct.Struct("!4s4sBBH")
+_PSEUDO: Final = struct.Struct("!HH")
+"""Protocol and length, after the addresses. IPv6 has them wider and in the other order; the sum is the same."""
 _PIECE: Final = struct.Struct("!4s8sBxH")
 _CONTROL: Final = struct.Struct("!BB")
 _MASKS: Final = struct.Struct("!8sHH")
@@ -82,6 +82,26 @@ PACKET_MIN_BYTES: Final = 128
 FRAME_MAX_BYTES: Final = VNET_BYTES + 65_550
 
 
+class Family(NamedTuple):
+    """What IPv4 and IPv6 differ in."""
+
+    version: int
+    ethertype: int
+    source: bytes
+    destination: bytes
+    header_bytes: int
+    gso: int
+    """Of TCP, in the virtio header."""
+
+
+IPV4: Final = Family(4, 0x0800, bytes(4), bytes((192, 0, 2, 1)), _IPV4.size, 1)
+IPV6: Final = Family(
+    6, 0x86DD, bytes.fromhex("ff0e0000000000000000000000000001"), bytes.fromhex("20010db8000000000000000000000001"),
+    _IPV6.size, 4,
+)  # fmt: skip
+FAMILIES: Final = (IPV4, IPV6)
+
+
 class Drop(Enum):
     """Why a frame is no offload probe, or none that can be answered. For counters."""
 
@@ -96,6 +116,7 @@ class Drop(Enum):
 class Round:
     """What the pieces that are sent together have in common."""
 
+    family: Family
     destination: bytes
     source: bytes
     nonce: bytes
@@ -136,20 +157,21 @@ def report(arrived: Arrived, source: bytes) -> bytes:
 
 def udp(sent: Round, index: int) -> bytes:
     """One piece in a UDP packet whose checksum is left to the device."""
-    payload = _piece(sent.nonce, index, _packet_bytes(sent) - _IPV4.size - _UDP.size)
+    payload = _piece(sent.nonce, index, _payload_bytes(sent) - _UDP.size)
     length = _UDP.size + len(payload)
-    header = _UDP.pack(_source_port(sent.nonce), PORT, length, _pseudo_sum(_PROTOCOL_UDP, length))
+    unfinished = _sum(_pseudo(sent.family, _PROTOCOL_UDP, length))
+    header = _UDP.pack(_source_port(sent.nonce), PORT, length, unfinished)
     return _unfinished(sent, _PROTOCOL_UDP, header + payload, checksum_at=6, segment_bytes=0)
 
 
 def tcp(sent: Round, indices: Sequence[int]) -> bytes:
     """Pieces that follow each other in one TCP packet whose checksum is left to the device; of several, the cutting
     too."""
-    segment_bytes = _packet_bytes(sent) - _IPV4.size - _TCP.size
+    segment_bytes = _payload_bytes(sent) - _TCP.size
     payload = b"".join(_piece(sent.nonce, index, segment_bytes) for index in indices)
     ports = (_source_port(sent.nonce), PORT)
     sequence = _sequence(sent.nonce, indices[0], segment_bytes)
-    unfinished = _pseudo_sum(_PROTOCOL_TCP, _TCP.size + len(payload))
+    unfinished = _sum(_pseudo(sent.family, _PROTOCOL_TCP, _TCP.size + len(payload)))
     header = _TCP.pack(*ports, sequence, 1, _TCP.size // 4 << 4, _TCP_FLAGS, _WINDOW, unfinished, 0)
     cut = segment_bytes if len(indices) > 1 else 0
     return _unfinished(sent, _PROTOCOL_TCP, header + payload, checksum_at=16, segment_bytes=cut)
@@ -157,14 +179,20 @@ def tcp(sent: Round, indices: Sequence[int]) -> bytes:
 
 def _unfinished(sent: Round, protocol: int, body: bytes, checksum_at: int, segment_bytes: int) -> bytes:
     """The frame around a UDP or TCP packet, and before it the virtio header that says what is left to do."""
-    start = _ETHERNET.size + _IPV4.size
-    headers = start + (_TCP.size if protocol == _PROTOCOL_TCP else _UDP.size)
-    kind = _GSO_TCPV4 if segment_bytes else _GSO_NONE
-    left = _VNET.pack(_NEEDS_CHECKSUM, kind, headers if segment_bytes else 0, segment_bytes, start, checksum_at)
-    fields = (0x45, 0, _IPV4.size + len(body), 1, _DONT_FRAGMENT, _TTL_HOPS, protocol)
-    checksum = _ONES - _sum(_IPV4.pack(*fields, 0, SOURCE_IP, DESTINATION_IP))
-    packet = _IPV4.pack(*fields, checksum, SOURCE_IP, DESTINATION_IP) + body
-    return left + _ETHERNET.pack(sent.destination, sent.source, ETH_IPV4) + packet
+    family = sent.family
+    start = _ETHERNET.size + family.header_bytes
+    headers, kind = (start + _TCP.size, family.gso) if segment_bytes else (0, _GSO_NONE)
+    left = _VNET.pack(_NEEDS_CHECKSUM, kind, headers, segment_bytes, start, checksum_at)
+    ethernet = _ETHERNET.pack(sent.destination, sent.source, family.ethertype)
+    return left + ethernet + _network_header(family, protocol, len(body)) + body
+
+
+def _network_header(family: Family, protocol: int, length: int) -> bytes:
+    if family.version == 6:
+        return _IPV6.pack(6 << 28, length, protocol, _TTL_HOPS, family.source, family.destination)
+    fields = (0x45, 0, _IPV4.size + length, 1, _DONT_FRAGMENT, _TTL_HOPS, protocol)
+    checksum = _ONES - _sum(_IPV4.pack(*fields, 0, family.source, family.destination))
+    return _IPV4.pack(*fields, checksum, family.source, family.destination)
 
 
 def finished(frame: bytes) -> bytes:
@@ -178,8 +206,9 @@ def finished(frame: bytes) -> bytes:
     return bytes(packet)
 
 
-def _packet_bytes(sent: Round) -> int:
-    return max(sent.packet_bytes, PACKET_MIN_BYTES)
+def _payload_bytes(sent: Round) -> int:
+    """Of each IP packet."""
+    return max(sent.packet_bytes, PACKET_MIN_BYTES) - sent.family.header_bytes
 
 
 # -- what is received ------------------------------------------------------------------------------------------------
@@ -194,8 +223,9 @@ def decode_untrusted(data: bytes) -> Arrived | Report | Drop:
     if source[0] & 1:
         return Drop.FOREIGN  # answering a multicast source would send the answer to everybody
     body = data[body_at:]
-    if ethertype == ETH_IPV4:
-        return _packet_untrusted(destination, source, data[:VNET_BYTES], body)
+    for family in FAMILIES:
+        if ethertype == family.ethertype:
+            return _packet_untrusted(family, destination, source, data[:VNET_BYTES], body)
     if ethertype != ETHERTYPE:
         return Drop.FOREIGN
     version, kind = _CONTROL.unpack_from(body)
@@ -208,24 +238,29 @@ def decode_untrusted(data: bytes) -> Arrived | Report | Drop:
     return Report(destination, source, *_MASKS.unpack_from(body, _CONTROL.size))
 
 
-def _packet_untrusted(destination: bytes, source: bytes, left: bytes, packet: bytes) -> Arrived | Drop:
+def _packet_untrusted(
+    family: Family, destination: bytes, source: bytes, left: bytes, packet: bytes
+) -> Arrived | Drop:
     """A UDP or TCP packet: one of ours as it was sent, one segment of it, or segments that were joined again."""
-    if len(packet) < _IPV4.size + _UDP.size:
+    if len(packet) < family.header_bytes + _UDP.size:
         return Drop.SHORT
-    first, _, total, _, _, _, protocol, _, source_ip, destination_ip = _IPV4.unpack_from(packet)
-    if (source_ip, destination_ip) != (SOURCE_IP, DESTINATION_IP):
+    if family.version == 6:
+        first, length, protocol, _, source_ip, destination_ip = _IPV6.unpack_from(packet)
+        is_plain = first >> 28 == 6
+        is_sound = length == len(packet) - _IPV6.size
+    else:
+        first, _, total, _, _, _, protocol, _, source_ip, destination_ip = _IPV4.unpack_from(packet)
+        is_plain = first == 0x45
+        is_sound = total == len(packet) and _sum(packet[: _IPV4.size]) == _ONES
+    if (source_ip, destination_ip) != (family.source, family.destination):
         return Drop.FOREIGN
-    header_bytes = {_PROTOCOL_UDP: _UDP.size, _PROTOCOL_TCP: _TCP.size}.get(protocol, 0)
-    if first != 0x45 or not header_bytes or len(packet) < _IPV4.size + header_bytes:
+    transport_bytes = {_PROTOCOL_UDP: _UDP.size, _PROTOCOL_TCP: _TCP.size}.get(protocol, 0)
+    body = packet[family.header_bytes :]
+    payload = body[transport_bytes:]
+    if not is_plain or not transport_bytes or len(payload) < _PIECE.size:
         return Drop.GARBLED
-    body = packet[_IPV4.size :]
-    payload = body[header_bytes:]
-    is_sound = total == len(packet) and _sum(packet[: _IPV4.size]) == _ONES
     if not _VNET.unpack(left)[0] & _NEEDS_CHECKSUM:
-        pseudo = _PSEUDO.pack(SOURCE_IP, DESTINATION_IP, 0, protocol, len(body))
-        is_sound = is_sound and _sum(pseudo + body) == _ONES
-    if len(payload) < _PIECE.size:
-        return Drop.GARBLED
+        is_sound = is_sound and _sum(_pseudo(family, protocol, len(body)) + body) == _ONES
     is_as_sent = _is_udp_as_sent if protocol == _PROTOCOL_UDP else _is_tcp_as_sent
     return _pieces_untrusted(destination, source, payload, is_sound and is_as_sent(body, payload))
 
@@ -291,9 +326,10 @@ def _sequence(nonce: bytes, index: int, segment_bytes: int) -> int:
     return (int.from_bytes(nonce[:4], "big") + index * segment_bytes) & 0xFFFFFFFF
 
 
-def _pseudo_sum(protocol: int, length: int) -> int:
-    """What stands in the checksum's place until the device finishes it."""
-    return _sum(_PSEUDO.pack(SOURCE_IP, DESTINATION_IP, 0, protocol, length))
+def _pseudo(family: Family, protocol: int, length: int) -> bytes:
+    """What the checksum is about besides the packet itself. Its sum stands in the checksum's place until the device
+    finishes that."""
+    return family.source + family.destination + _PSEUDO.pack(protocol, length)
 
 
 def _sum(data: bytes | bytearray) -> int:

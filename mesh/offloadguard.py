@@ -18,10 +18,11 @@ from typing import Any, Final
 from dataplane.desired import SLEEVE, VXLAN, VXLAN_CHECKSUM, VXLAN_OFFLOADS, VXLAN_SEGMENT, Address
 from dataplane.linux import features, underlay
 from dataplane.objects import tap_name
+from dataplane.offloadprobe import FAMILIES
 from dataplane.sleeve.control import OFFLOADS as SLEEVE_OFFLOADS
 from dataplane.sleeve.control import TAP, UP, PeerStatus
 from gossip.names import PeerName, format_name, parse_name
-from mesh.offloadprober import OffloadProber
+from mesh.offloadprober import OffloadProber, Subject
 from mesh.offloads import Fault, Offloads, Reach
 from mesh.router import Router
 
@@ -64,12 +65,13 @@ class OffloadGuard:
         self._tap = tap_name(bridge)
         self._by_hand = frozenset(by_hand)
         faults = _faults_of(document, release)
-        self._vxlan = Offloads(
-            rng, VXLAN_CHECKSUM, VXLAN_SEGMENT, [fault for fault in faults if fault.offload in VXLAN_OFFLOADS]
-        )
-        self._sleeve = Offloads(rng, TAP, TAP, [fault for fault in faults if fault.offload == TAP])
-        paths = {VXLAN: self._vxlan, SLEEVE: self._sleeve}
-        self._prober = OffloadProber(bridge, own_mac, paths, is_peer_mac, on_change)
+        self._offloads: dict[Subject, Offloads] = {}
+        for family in FAMILIES:
+            by_vxlan = [fault for fault in faults if fault.offload in VXLAN_OFFLOADS]
+            by_sleeve = [fault for fault in faults if fault.offload == TAP]
+            self._offloads[Subject(VXLAN, family)] = Offloads(rng, VXLAN_CHECKSUM, VXLAN_SEGMENT, by_vxlan)
+            self._offloads[Subject(SLEEVE, family)] = Offloads(rng, TAP, TAP, by_sleeve)
+        self._prober = OffloadProber(bridge, own_mac, self._offloads, is_peer_mac, on_change)
         self._survey: underlay.Survey | None = None
         self._devices: dict[str, str] = {}
         """By interface name."""
@@ -77,24 +79,36 @@ class OffloadGuard:
 
     @property
     def vxlan_off(self) -> tuple[str, ...]:
-        return tuple(name for name in VXLAN_OFFLOADS if name in self._by_hand or name in self._vxlan.off)
+        return self._off(VXLAN_OFFLOADS)
 
     @property
     def sleeve_off(self) -> tuple[str, ...]:
-        return tuple(name for name in SLEEVE_OFFLOADS if name in self._by_hand or name in self._sleeve.off)
+        return self._off(SLEEVE_OFFLOADS)
+
+    def _off(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        lying = {fault.offload for fault in self._faults()}
+        return tuple(name for name in names if name in self._by_hand or name in lying)
+
+    def _faults(self) -> tuple[Fault, ...]:
+        """One that was found with both families of addresses is one all the same."""
+        found: dict[tuple[str, str], Fault] = {}
+        for offloads in self._offloads.values():
+            for fault in offloads.faults:
+                found.setdefault((fault.device, fault.offload), fault)
+        return tuple(found.values())
 
     @property
     def view(self) -> OffloadView:
-        faults = self._vxlan.faults + self._sleeve.faults
-        unhelped = tuple(sorted(self._vxlan.unhelped | self._sleeve.unhelped))
-        return OffloadView(self.vxlan_off, self.sleeve_off, faults, unhelped, dict(self._prober.counters))
+        unhelped = frozenset[PeerName]().union(*(each.unhelped for each in self._offloads.values()))
+        counters = dict(self._prober.counters)
+        return OffloadView(self.vxlan_off, self.sleeve_off, self._faults(), tuple(sorted(unhelped)), counters)
 
     @property
     def document(self) -> dict[str, Any]:
         """What to put on disk."""
         rows = [
             {"offload": fault.offload, "device": fault.device, "peer": format_name(fault.peer)}
-            for fault in self._vxlan.faults + self._sleeve.faults
+            for fault in self._faults()
         ]
         return {"release": self._release, "faults": rows}
 

@@ -1,7 +1,8 @@
 """Sends rounds of offload probes on the bridge, and says of those that arrive there what came of them.
 
-The shell around `Offloads`, one of which looks after each path: a socket, a clock and one timer. Rounds go as frames
-go, so which path a peer's frames take is which path its rounds test. Knows nothing of what a fault is used for.
+The shell around `Offloads`, one of which looks after each path and each family of addresses: a socket, a clock and one
+timer. Rounds go as frames go, so which path a peer's frames take is which path its rounds test. Knows nothing of what a
+fault is used for.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 from dataplane import offloadprobe
 from dataplane.linux.packet import open_offload_socket
-from dataplane.offloadprobe import Arrived, Drop, Report, Round
+from dataplane.offloadprobe import Arrived, Drop, Family, Report, Round
 from gossip.names import PeerName
 from mesh.endpoints import bridge_mac
 from mesh.offloads import CHECKSUM_PIECES, PLAIN_PIECES, SEGMENT_PIECES, Ask, Offloads, Reach
@@ -24,6 +26,13 @@ REOPEN_INTERVAL_S = 1.0
 TIMER_SLACK_S = 0.005
 
 
+class Subject(NamedTuple):
+    """What one `Offloads` is about."""
+
+    path: str
+    family: Family
+
+
 class OffloadProber:
     """A socket on the bridge, re-opened when that is made anew."""
 
@@ -31,15 +40,15 @@ class OffloadProber:
         self,
         bridge: str,
         own_mac: bytes,
-        paths: Mapping[str, Offloads],
+        subjects: Mapping[Subject, Offloads],
         is_peer_mac: Callable[[bytes], bool],
         on_change: Callable[[], None],
     ) -> None:
-        """`on_change` is called when what was found on one of the `paths` has changed."""
+        """`on_change` is called when what was found of one of the `subjects` has changed."""
         self.counters: dict[str, int] = {}
         self._bridge = bridge
         self._own_mac = own_mac
-        self._paths = paths
+        self._subjects = subjects
         self._is_peer_mac = is_peer_mac
         self._on_change = on_change
         self._told = self._found()
@@ -75,12 +84,14 @@ class OffloadProber:
         is forgotten."""
         self._peers[path] = {bridge_mac(peer): peer for peer in peers}
         self._packet_bytes = packet_bytes
-        self._paths[path].watch(peers, devices, time.monotonic())
+        for subject, offloads in self._subjects.items():
+            if subject.path == path:
+                offloads.watch(peers, devices, time.monotonic())
         self._tell()
         self._set_timer()
 
     def _found(self) -> list[object]:
-        return [(each.faults, each.unhelped) for each in self._paths.values()]
+        return [(each.faults, each.unhelped) for each in self._subjects.values()]
 
     def _tell(self) -> None:
         if (found := self._found()) != self._told:
@@ -90,7 +101,7 @@ class OffloadProber:
     # -- asking ------------------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
-        due_s = min((due for each in self._paths.values() if (due := each.next_due()) is not None), default=None)
+        due_s = min((due for each in self._subjects.values() if (due := each.next_due()) is not None), default=None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -100,15 +111,15 @@ class OffloadProber:
     def _turn(self) -> None:
         self._timer = None
         self._readable()  # a report that waits behind a late timer is not missing
-        for offloads in self._paths.values():
+        for subject, offloads in self._subjects.items():
             for ask in offloads.due(time.monotonic()):
-                if not self._ask(ask):
+                if not self._ask(subject.family, ask):
                     offloads.abandon(time.monotonic(), ask.peer)
         self._tell()
         self._set_timer()
 
-    def _ask(self, ask: Ask) -> bool:
-        sent = Round(bridge_mac(ask.peer), self._own_mac, ask.nonce, self._packet_bytes)
+    def _ask(self, family: Family, ask: Ask) -> bool:
+        sent = Round(family, bridge_mac(ask.peer), self._own_mac, ask.nonce, self._packet_bytes)
         udp, tcp = CHECKSUM_PIECES
         frames = [
             offloadprobe.udp(sent, udp),
@@ -155,15 +166,15 @@ class OffloadProber:
         elif isinstance(frame, Arrived):
             self._send(offloadprobe.report(frame, self._own_mac))
         else:
-            for path, peers in self._peers.items():  # whose round it was, the nonce says
-                if (peer := peers.get(frame.source)) is not None:
-                    self._paths[path].reported(peer, frame.nonce, frame.right, frame.wrong, time.monotonic())
+            for subject, offloads in self._subjects.items():  # whose round it was, the nonce says
+                if (peer := self._peers.get(subject.path, {}).get(frame.source)) is not None:
+                    offloads.reported(peer, frame.nonce, frame.right, frame.wrong, time.monotonic())
             self._set_timer()
 
     def _lose_socket(self) -> None:
         """Nothing can be sent until the bridge is there again, and no offload is to blame for what is under way."""
         self._close_socket()
-        for offloads in self._paths.values():
+        for offloads in self._subjects.values():
             offloads.abandon(time.monotonic())
         self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
 

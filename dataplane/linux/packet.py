@@ -17,6 +17,7 @@ from typing import Final
 
 from dataplane import offloadprobe
 from dataplane.linux.netlink import Instruction, attach_filter
+from dataplane.offloadprobe import IPV4, IPV6
 from dataplane.probe import ETHERTYPE
 
 _BROADCAST: Final = b"\xff" * 6
@@ -41,12 +42,17 @@ _PROBES_ONLY: Final[tuple[Instruction, ...]] = (
 )
 _OFFLOAD_PROBES_ONLY: Final[tuple[Instruction, ...]] = (
     (0x28, 0, 0, 12),  # load the half word at 12: the ethertype
-    (0x15, 5, 0, offloadprobe.ETHERTYPE),  # accept
-    (0x15, 0, 5, offloadprobe.ETH_IPV4),
+    (0x15, 10, 0, offloadprobe.ETHERTYPE),  # accept
+    (0x15, 0, 4, IPV4.ethertype),
     (0x20, 0, 0, 26),  # load the word at 26: the source address
-    (0x15, 0, 3, int.from_bytes(offloadprobe.SOURCE_IP)),
+    (0x15, 0, 8, int.from_bytes(IPV4.source)),
     (0x20, 0, 0, 30),  # load the word at 30: the destination address
-    (0x15, 0, 1, int.from_bytes(offloadprobe.DESTINATION_IP)),
+    (0x15, 5, 6, int.from_bytes(IPV4.destination)),
+    (0x15, 0, 5, IPV6.ethertype),
+    (0x20, 0, 0, 22),  # the beginning of the source address
+    (0x15, 0, 3, int.from_bytes(IPV6.source[:4])),
+    (0x20, 0, 0, 38),  # the beginning of the destination address
+    (0x15, 0, 1, int.from_bytes(IPV6.destination[:4])),
     (0x06, 0, 0, 0xFFFFFFFF),  # accept
     (0x06, 0, 0, 0),  # drop
 )

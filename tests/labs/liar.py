@@ -24,6 +24,8 @@ CHANGED: Final = "changed"
 """The same without an outer checksum: what is unfinished arrives."""
 SEGMENT: Final = "segment"
 """What is to be cut is lost; checksums are finished."""
+SEGMENT6: Final = "segment6"
+"""The same, of IPv6 alone."""
 
 _SOL_PACKET: Final = 263
 _PACKET_VNET_HDR: Final = 15
@@ -33,6 +35,7 @@ _ETH_ALL: Final = 3
 _VNET: Final = struct.Struct("<BBHHHH")
 _OUTER: Final = 34
 """Where the transport header of a packet that is in no tunnel begins."""
+_GSO_TCPV6: Final = 4
 _OUTER_CHECKSUM: Final = _VNET.size + _OUTER + 6
 
 
@@ -67,8 +70,8 @@ def _lie(frame: bytes, lie: str) -> bytes | None:
     _, segmented, _, _, start, _ = _VNET.unpack_from(frame)
     if start <= _OUTER:
         return frame
-    if lie == SEGMENT:
-        return None if segmented else frame
+    if lie in (SEGMENT, SEGMENT6):
+        return None if segmented and (lie == SEGMENT or segmented == _GSO_TCPV6) else frame
     forgotten = bytearray(_VNET.size) + frame[_VNET.size :]
     if lie == CHANGED:
         forgotten[_OUTER_CHECKSUM : _OUTER_CHECKSUM + 2] = bytes(2)

@@ -20,7 +20,12 @@ pytestmark = pytest.mark.root
 FOUND_WITHIN_S = 10
 """About a second on an idle machine."""
 FILE_BYTES = 3_000_000
-OFFLOADS = {liar.CHECKSUM: "vxlan-checksum", liar.CHANGED: "vxlan-checksum", liar.SEGMENT: "vxlan-segment"}
+OFFLOADS = {
+    liar.CHECKSUM: "vxlan-checksum",
+    liar.CHANGED: "vxlan-checksum",
+    liar.SEGMENT: "vxlan-segment",
+    liar.SEGMENT6: "vxlan-segment",
+}
 
 
 def offloads_off(lab: Lab, node: str) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from dataplane import offloadprobe
 from dataplane.desired import SLEEVE, VXLAN_OFFLOADS
 from dataplane.linux.packet import open_offload_socket
-from dataplane.offloadprobe import Arrived, Round
+from dataplane.offloadprobe import FAMILIES, IPV4, Arrived, Family, Round
 from tests.linux.hosts import Cable, Host, Pair, bridge_mac, until, via
 
 pytestmark = pytest.mark.root
@@ -25,12 +25,8 @@ ALL = 0b1111111
 WAIT_S = 2.0
 
 
-def sent(size: int = 1450) -> Round:
-    return Round(bridge_mac(2), bridge_mac(1), NONCE, size)
-
-
-def every_kind(size: int = 1450) -> list[bytes]:
-    of = sent(size)
+def every_kind(family: Family, size: int = 1450) -> list[bytes]:
+    of = Round(family, bridge_mac(2), bridge_mac(1), NONCE, size)
     plain = offloadprobe.finished(offloadprobe.udp(of, 0))
     return [plain, offloadprobe.udp(of, 1), offloadprobe.tcp(of, (2,)), offloadprobe.tcp(of, SEGMENTS)]
 
@@ -89,9 +85,10 @@ def test_an_honest_underlay_brings_every_piece(
         underlay(host)
     pair.a.publish(replace(pair.desired_a, segment=replace(pair.desired_a.segment, offloads_off=off)))
     with sockets(pair) as (a, b):
-        for frame in every_kind():
-            a.send(frame)
-        assert masks(b) == (ALL, 0)
+        for family in FAMILIES:
+            for frame in every_kind(family):
+                a.send(frame)
+            assert masks(b) == (ALL, 0)
 
 
 @pytest.mark.parametrize("offload", [True, False], ids=["tap", "no-tap"])
@@ -101,20 +98,22 @@ def test_a_taps_offloads_are_tested_on_the_bridge(pair: Pair, offload: bool) -> 
     pair.b.publish(via(pair.desired_b, SLEEVE))
     with Cable(pair.a, pair.b, offload) as cable, sockets(pair) as (a, b):
         until(lambda: pair.ca.ping("10.32.2.1"), WAIT_S)  # the TAPs have their carrier
-        for frame in every_kind():
-            a.send(frame)
-        assert masks(b) == (ALL, 0)
+        for family in FAMILIES:
+            for frame in every_kind(family):
+                a.send(frame)
+            assert masks(b) == (ALL, 0)
         assert (max(cable.frames) > 5000) == offload
 
 
 def counters(host: Host) -> dict[str, int]:
-    """Of /proc/net/snmp, by name."""
+    """Of /proc/net/snmp and snmp6, by name."""
     found: dict[str, int] = {}
     lines = host.run("cat", "/proc/net/snmp").splitlines()
     for names, values in zip(lines[::2], lines[1::2], strict=True):
         protocol, *rest = names.split()
         found |= {f"{protocol}{name}": int(value) for name, value in zip(rest, values.split()[1:], strict=True)}
-    return found
+    rows = (line.split() for line in host.run("cat", "/proc/net/snmp6").splitlines())
+    return found | {name: int(value) for name, value in rows}
 
 
 def test_no_stack_answers_or_forwards_a_probe(pair: Pair) -> None:
@@ -126,17 +125,24 @@ def test_no_stack_answers_or_forwards_a_probe(pair: Pair) -> None:
             pair.b.run("sysctl", "-qw", f"net.ipv4.{name}=1")
         for name in ("all", "weft", "eth0"):
             pair.b.run("sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter=0")
+        pair.b.run("ip", "address", "add", "fd00:32::2/64", "dev", "weft", "nodad")
+        pair.b.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+        pair.b.run("ip", "-6", "route", "add", "default", "dev", "weft")
         before = counters(pair.b)
-        for _ in range(5):
-            for frame in every_kind():
-                a.send(frame)
-        assert masks(b) == (ALL, 0)
+        for family in FAMILIES:
+            for _ in range(5):
+                for frame in every_kind(family):
+                    a.send(frame)
+            assert masks(b) == (ALL, 0)
         time.sleep(0.3)
         after = counters(pair.b)
-    moved = {name for name in after if after[name] != before[name]}
+    more = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
+    answers = r"Icmp:|IcmpMsg:|Tcp:|Udp:(Out|NoPorts)|Ip:Forw"
+    answers6 = r"Icmp6Out(Dest|Time|Parm)|Ip6OutForw|Udp6(Out|NoPorts)"
+    assert not {name for name in more if re.match(f"{answers}|{answers6}", name)}
     # What arrived is the outer packets, each delivered, and the inner ones, none delivered.
-    assert not {name for name in moved if re.match(r"Icmp:|IcmpMsg:|Tcp:|Udp:(Out|NoPorts)|Ip:(Forw|Out)", name)}
-    assert after["Ip:InReceives"] - before["Ip:InReceives"] > after["Ip:InDelivers"] - before["Ip:InDelivers"]
+    assert more["Ip:InReceives"] > more["Ip:InDelivers"] > 0
+    assert more["Ip6InHdrErrors"] >= 5
 
 
 def test_a_container_cannot_make_a_probe(pair: Pair) -> None:
@@ -145,9 +151,9 @@ def test_a_container_cannot_make_a_probe(pair: Pair) -> None:
         forger = pair.ca.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
         with forger:
             forger.bind(("ethwe", 0))
-            for frame in every_kind()[:3]:
+            for frame in [frame for family in FAMILIES for frame in every_kind(family)[:3]]:
                 forger.send(frame[offloadprobe.VNET_BYTES :])
-            a.send(every_kind()[0])
+            a.send(every_kind(IPV4)[0])
             until(lambda: received(b), WAIT_S)
         time.sleep(0.2)
         assert received(b) == []

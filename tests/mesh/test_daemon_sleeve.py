@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.desired import SLEEVE, VXLAN
 from dataplane.objects import OFFLOADS, Key, Offloads
+from dataplane.offloadprobe import IPV4, IPV6
 from dataplane.sleeve.control import SILENT, PeerStatus
 from mesh import daemon as daemon_module
 from mesh import requests
 from mesh.errors import UserError
+from mesh.offloadprober import Subject
 from mesh.offloads import Fault
 from mesh.store import Store
 from tests.mesh.daemons import Stage, ask, document, joined, read, run, until
@@ -163,8 +166,9 @@ def test_offloads_that_lie_are_off_at_once_said_and_remembered(stage: Stage) -> 
             await joined(a, b)
             name = a.node.name
             (device,) = b._offloads._devices.values()
-            b._offloads._vxlan.faults = (Fault(device, "vxlan-checksum", name),)
-            b._offloads._sleeve.faults = (Fault("weft-tap", "tap", name),)
+            offloads = b._offloads._offloads
+            offloads[Subject(VXLAN, IPV4)].faults = (Fault(device, "vxlan-checksum", name),)
+            offloads[Subject(SLEEVE, IPV6)].faults = (Fault("weft-tap", "tap", name),)
             b._refresh()
             row = Key(OFFLOADS, "weft-vx")
             await until(lambda: second.kernel.objects[row] == Offloads(("vxlan-checksum",)), "the kernel has it")

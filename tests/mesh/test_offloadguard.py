@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from dataplane.desired import SLEEVE, VXLAN
 from dataplane.linux import features, underlay
 from dataplane.linux.underlay import Survey, UnderlayAddress
+from dataplane.offloadprobe import FAMILIES
 from dataplane.sleeve import control
 from dataplane.sleeve.control import PeerStatus
 from gossip.names import PeerName, format_name
 from mesh.offloadguard import OffloadGuard
+from mesh.offloadprober import Subject
 from mesh.offloads import Fault
 from tests.mesh.hosts import Here, Host
 
@@ -66,11 +69,16 @@ def made(document: Mapping[str, Any] | None = None, by_hand: tuple[str, ...] = (
 
 
 def by_vxlan(guard: OffloadGuard) -> dict[PeerName, str]:
-    return {name: track.reach.device for name, track in guard._vxlan._tracks.items()}
+    tracks = [guard._offloads[Subject(VXLAN, family)]._tracks for family in FAMILIES]
+    ipv4, ipv6 = ({name: track.reach.device for name, track in each.items()} for each in tracks)
+    assert ipv4 == ipv6
+    return ipv4
 
 
 def by_sleeve(guard: OffloadGuard) -> set[PeerName]:
-    return set(guard._sleeve._tracks)
+    ipv4, ipv6 = (set(guard._offloads[Subject(SLEEVE, family)]._tracks) for family in FAMILIES)
+    assert ipv4 == ipv6
+    return ipv4
 
 
 def sleeves(here: Here, **states: str) -> dict[PeerName, PeerStatus]:

@@ -16,13 +16,13 @@ import pytest
 
 from dataplane import offloadprobe
 from dataplane.desired import SLEEVE, VXLAN
-from dataplane.offloadprobe import VNET_BYTES, Report, Round
+from dataplane.offloadprobe import IPV4, IPV6, VNET_BYTES, Report, Round
 from dataplane.sleeve import frames
 from gossip.names import PeerName
 from mesh import offloadprober as prober_module
 from mesh import offloads as offloads_module
 from mesh.endpoints import bridge_mac
-from mesh.offloadprober import FRAMES_AT_ONCE, OffloadProber
+from mesh.offloadprober import FRAMES_AT_ONCE, OffloadProber, Subject
 from mesh.offloads import Fault, Offloads, Reach
 
 A, B, STRANGER = PeerName(b"\x02" * 8), PeerName(b"\x03" * 8), PeerName(b"\x09" * 8)
@@ -127,8 +127,8 @@ class Prober(OffloadProber):
     def __init__(self, mac: bytes, on_change: Callable[[], None]) -> None:
         self.vxlan = Offloads(Random(1), CHECKSUM, SEGMENT, ())
         self.sleeve = Offloads(Random(2), "tap", "tap", ())
-        paths = {VXLAN: self.vxlan, SLEEVE: self.sleeve}
-        super().__init__("weft", mac, paths, lambda mac: mac in (MAC_A, MAC_B), on_change)
+        subjects = {Subject(VXLAN, IPV4): self.vxlan, Subject(SLEEVE, IPV6): self.sleeve}
+        super().__init__("weft", mac, subjects, lambda mac: mac in (MAC_A, MAC_B), on_change)
 
     def test(self, peer: PeerName, path: str = VXLAN, size: int = 1450) -> None:
         self.watch(path, {peer: Reach(ETH0, b"1")}, [ETH0], size)
@@ -180,13 +180,19 @@ def is_done(offloads: Offloads) -> bool:
 
 @pytest.mark.parametrize("device", [honest, passing])
 @pytest.mark.parametrize("size", [576, 1450, 9000])
-def test_an_honest_device_passes_in_one_round(between: Callable[..., None], device: Device, size: int) -> None:
-    """And one that does nothing and says so."""
+@pytest.mark.parametrize("path", [VXLAN, SLEEVE])
+def test_an_honest_device_passes_in_one_round(
+    between: Callable[..., None], device: Device, size: int, path: str
+) -> None:
+    """And one that does nothing and says so. One path by IPv4 here, the other by IPv6."""
 
     async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
-        a.test(B, size=size)
-        await until(lambda: is_done(a.vxlan), "the round was answered")
-        assert (a.vxlan.faults, changes, a.counters, b.counters) == ((), [], {}, {})
+        a.test(B, path, size)
+        offloads = a.vxlan if path == VXLAN else a.sleeve
+        await until(lambda: is_done(offloads), "the round was answered")
+        assert (offloads.faults, changes, a.counters, b.counters) == ((), [], {}, {})
+        ethertype = b"\x08\x00" if path == VXLAN else b"\x86\xdd"
+        assert {frame[VNET_BYTES + 12 : VNET_BYTES + 14] for frame in network.sent} == {ethertype}
         assert len(network.sent) == 7  # UDP, TCP, one to cut, four plain ones
 
     between(scenario, device)
@@ -231,7 +237,7 @@ def test_what_the_other_host_sends_is_not_held_against_us(between: Callable[...,
 
 
 def piece(source: bytes = MAC_B, destination: bytes = MAC_A) -> bytes:
-    return offloadprobe.finished(offloadprobe.udp(Round(destination, source, b"12345678", 576), 3))
+    return offloadprobe.finished(offloadprobe.udp(Round(IPV4, destination, source, b"12345678", 576), 3))
 
 
 def test_strangers_get_no_answer(between: Callable[..., None]) -> None:
