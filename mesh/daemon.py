@@ -416,8 +416,8 @@ class Daemon:
 
     def _on_offloads(self) -> None:
         """What lies has changed: the kernel and the worker must do without other offloads than before."""
-        found = self._offloads.view
-        log.warning("offloads", lying=[f"{fault.offload} {fault.device}" for fault in found.faults])
+        faults = self._offloads.view.faults
+        log.warning("offloads", lying=", ".join(f"{each.offload}: {each.device}" for each in faults) or "none")
         self._sleeve.reconfigure(self._sleeve_settings())
         self._refresh_soon()
         if not self._closed:

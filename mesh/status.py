@@ -286,7 +286,7 @@ def _offload_warnings(router: Router, offloads: OffloadView) -> list[Row]:
             work = "checksums are" if fault.offload == VXLAN_CHECKSUM else "cutting is"
             text = f"packets to {to} by VXLAN arrive wrong or not at all where their {work} left to {fault.device}"
             cure = "update its driver or firmware, or the kernel; it is then tried again"
-        text += f"; so that ({fault.offload}) is no longer done, and traffic is right but slower"
+        text += f"; this is no longer done ({fault.offload}), so traffic is right, and slower"
         rows.append(_warning("offload-lies", text, cure))
     if offloads.unhelped:
         text = f"packets to {_named(router, list(offloads.unhelped))} arrive wrong or not at all, offloads or not"

@@ -29,6 +29,8 @@ _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _IFA_FLAGS: Final = 8
 _AF_INET6: Final = 10
+_ANY_PORT: Final = 9
+"""A route does not depend on it."""
 _UNFIT: Final = 0x01 | 0x08 | 0x20 | 0x40
 """IFA_F_TEMPORARY (IPv6 privacy addresses change), _DADFAILED, _DEPRECATED and _TENTATIVE of linux/if_addr.h.
 
@@ -83,9 +85,9 @@ def survey(bridge: str) -> Survey:
 
 def interface_towards(destination: Address, found: Survey) -> str | None:
     """The interface that packets to there leave by, as far as the address they are sent from tells."""
-    own = datagram.own_address((str(destination), 1, 0, 0)[: 2 if destination.version == 4 else 4], 0)
-    ours = (each for each in found.addresses if datagram.pack_address((str(each.address), 0)) == own)
-    return next((each.ifname for each in ours), None)
+    to: datagram.SocketAddress = (str(destination), _ANY_PORT)
+    own = datagram.own_address(to if destination.version == 4 else (*to, 0, 0), 0)
+    return next((each.ifname for each in found.addresses if datagram.pack_address((str(each.address), 0)) == own), None)
 
 
 def _usable(data: bytes, start: int, end: int, devices: Mapping[int, Link], bridge: str) -> UnderlayAddress | None:

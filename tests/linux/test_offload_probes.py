@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
 from dataplane import offloadprobe
 from dataplane.desired import SLEEVE, VXLAN_OFFLOADS
+from dataplane.linux import underlay
 from dataplane.linux.packet import open_offload_socket
 from dataplane.offloadprobe import FAMILIES, IPV4, Arrived, Family, Round
 from tests.linux.hosts import Cable, Host, Pair, bridge_mac, until, via
@@ -103,6 +105,20 @@ def test_a_taps_offloads_are_tested_on_the_bridge(pair: Pair, offload: bool) -> 
                 a.send(frame)
             assert masks(b) == (ALL, 0)
         assert (max(cable.frames) > 5000) == offload
+
+
+def test_a_peer_is_put_down_to_the_interface_that_leads_there(pair: Pair) -> None:
+    """With both families; to nowhere leads none."""
+    pair.a.run("ip", "link", "add", "eth1", "up", "type", "veth", "peer", "name", "eth1x")
+    pair.a.run("ip", "address", "add", "10.8.0.1/24", "dev", "eth1")
+    pair.a.run("ip", "address", "add", "fd00:8::1/64", "dev", "eth1", "nodad")
+    wanted = {"10.9.0.2": "eth0", "10.8.0.7": "eth1", "fd00:8::7": "eth1", "203.0.113.1": None}
+
+    def look() -> dict[str, str | None]:
+        found = underlay.survey("weft")
+        return {each: underlay.interface_towards(ip_address(each), found) for each in wanted}
+
+    assert pair.a.inside(look) == wanted
 
 
 def counters(host: Host) -> dict[str, int]:
