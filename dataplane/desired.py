@@ -23,6 +23,12 @@ NOWHERE: Final = "nowhere"
 Via = Literal["vxlan", "sleeve", "nowhere"]
 """Behind which port of the bridge something is: the VXLAN device, the sleeve's TAP, or none: its frames are dropped."""
 
+VXLAN_CHECKSUM: Final = "vxlan-checksum"
+VXLAN_SEGMENT: Final = "vxlan-segment"
+VXLAN_OFFLOADS: Final = (VXLAN_CHECKSUM, VXLAN_SEGMENT)
+"""What the kernel may leave to a network card for packets inside VXLAN, and can be told to do itself: checksums, and
+cutting what is larger than the MTU. Without the first there is none of the second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -42,6 +48,8 @@ class Segment:
     """Whether there is a TAP for the sleeve. Without one nothing can be via the sleeve."""
     vxlan6: bool = False
     """Whether there is a second VXLAN device, for IPv6 destinations. Without one they count as none."""
+    offloads_off: tuple[str, ...] = ()
+    """Those of `VXLAN_OFFLOADS` that the VXLAN device must do without, sorted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from dataplane.objects import (
     IFINDEX,
     LINK,
     NEIGHBOUR,
+    OFFLOADS,
     PORT,
     UP,
     VXLAN_FDB,
@@ -75,7 +76,7 @@ def describe(key: Key, value: Value | None) -> str:
     what = _thing(key, value)
     if what in ("bridge", "VXLAN device", "TAP", "container interface", "device"):
         return f"{what} {key.device}"
-    if key.kind in (PORT, GUARD, GUEST):
+    if key.kind in (PORT, OFFLOADS, GUARD, GUEST):
         return f"{what} of {key.device}"
     if key.kind in (GUEST_ADDRESS, HOST_ADDRESS):
         return f"{what} {_address(key.item[:-1])}/{key.item[-1]} of {key.device}"
@@ -143,6 +144,7 @@ def _thing(key: Key, value: Value | None) -> str:
         return "container interface" if isinstance(value, Veth) else "device"
     return {
         PORT: "bridge port flags",
+        OFFLOADS: "offloads",
         VXLAN_FDB: "VXLAN forwarding entry",
         FLOOD: "flood destination",
         BRIDGE_FDB: "bridge forwarding entry",

@@ -40,6 +40,7 @@ from dataplane.layers import Layers
 LINK: Final = "link"
 UP: Final = "up"
 PORT: Final = "port"
+OFFLOADS: Final = "offloads"
 VXLAN_FDB: Final = "vxlan-fdb"
 FLOOD: Final = "flood"
 BRIDGE_FDB: Final = "bridge-fdb"
@@ -53,7 +54,7 @@ GATEWAY: Final = "gateway"
 HOST_ADDRESS: Final = "host-address"
 FORWARDING: Final = "forwarding"
 
-LINK_KINDS: Final = frozenset({LINK, UP, PORT})
+LINK_KINDS: Final = frozenset({LINK, UP, PORT, OFFLOADS})
 TABLE_KINDS: Final = frozenset({VXLAN_FDB, FLOOD, BRIDGE_FDB, NEIGHBOUR})
 GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS, GUEST_ROUTE})
 FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT, GATEWAY})
@@ -149,6 +150,12 @@ class PortFlags(NamedTuple):
     bcast_flood: bool = True
 
 
+class Offloads(NamedTuple):
+    """OFFLOADS of a VXLAN device: those of `desired.VXLAN_OFFLOADS` that it does without, sorted."""
+
+    off: tuple[str, ...] = ()
+
+
 class Guest(NamedTuple):
     """GUEST: the end inside the namespace. None means: does not matter (wanted), cannot be had (found)."""
 
@@ -222,6 +229,7 @@ Value = (
     | Veth
     | OtherLink
     | PortFlags
+    | Offloads
     | Guest
     | GuestAddress
     | DefaultRoute
@@ -468,6 +476,7 @@ def _segment_rows(segment: Segment) -> dict[Key, Value]:
         for name in (vxlan_name(bridge), vxlan6_name(bridge))[: 1 + segment.vxlan6]:
             ipv6 = name == vxlan6_name(bridge)
             rows[Key(LINK, name)] = Vxlan(segment.vni, segment.vxlan_port, segment.mtu, ipv6=ipv6)
+            rows[Key(OFFLOADS, name)] = Offloads(segment.offloads_off)
             rows.update(_overlay_port_rows(bridge, name))
     if segment.tap:
         name = tap_name(bridge)

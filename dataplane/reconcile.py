@@ -42,6 +42,7 @@ from dataplane.objects import (
     HOST_ADDRESS,
     LINK,
     NEIGHBOUR,
+    OFFLOADS,
     PORT,
     TABLE_KINDS,
     UNHOOKED,
@@ -98,6 +99,7 @@ _UP_BRIDGE: Final = 2
 _ADD_LINK: Final = 3
 _STAGE_OF_ADD: Final[Mapping[str, int]] = {
     HOST_ADDRESS: 3,
+    OFFLOADS: 4,
     PORT: 4,
     GUARD: 5,
     GATEWAY: 5,
@@ -448,7 +450,7 @@ class Reconciler:
 
     def _may_delete(self, key: Key, found: Value) -> bool:
         """Whether an object nobody wants is ours, and nothing that may belong to a host not heard from yet."""
-        if key.kind in (UP, PORT, GUEST) or isinstance(found, Odd | Unavailable):
+        if key.kind in (UP, PORT, OFFLOADS, GUEST) or isinstance(found, Odd | Unavailable):
             return False  # the first go with their link, the others were never ours
         if key.kind == ACCEPT:
             return found is True
@@ -501,7 +503,7 @@ class Reconciler:
             return (Key(LINK, key.device), True), (Key(LINK, value.master), True)
         if key.kind == UP and key.device != self._bridge:
             return (Key(LINK, key.device), True), (Key(PORT, key.device), True)
-        if key.kind in (UP, VXLAN_FDB, FLOOD, GUARD, GUEST, GATEWAY, HOST_ADDRESS):
+        if key.kind in (UP, OFFLOADS, VXLAN_FDB, FLOOD, GUARD, GUEST, GATEWAY, HOST_ADDRESS):
             return ((Key(LINK, key.device), True),)
         if key.kind == FORWARDING:
             return self._masquerade

@@ -22,8 +22,8 @@ LABEL_VALUE_MAX = 128
 HOST_NAME_MAX = 253
 HOST_LABEL_MAX = 63
 NICKNAME_MAX = 64
-OFFLOADS = ("tap", "udp-segment", "udp-gro")
-"""Those of `dataplane.sleeve.control`, which the command does not import."""
+OFFLOADS = ("tap", "udp-segment", "udp-gro", "vxlan-checksum", "vxlan-segment")
+"""Those of `dataplane.sleeve.control` and `dataplane.desired`, which the command does not import."""
 TARGET_BYTES_MAX = 4096
 """PATH_MAX of Linux."""
 

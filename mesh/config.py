@@ -57,7 +57,7 @@ class LaunchConfig:
     discovery: bool = True
     vxlan: bool = True
     offloads_off: tuple[str, ...] = ()
-    """What the sleeve does without, of `arguments.OFFLOADS`, sorted."""
+    """What the sleeve and VXLAN do without, of `arguments.OFFLOADS`, sorted."""
     docker_socket: str = DEFAULT_DOCKER_SOCKET
     """Absolute; where Docker is asked, when there is something to ask."""
     log_level: str = "info"

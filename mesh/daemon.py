@@ -46,6 +46,8 @@ from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, VXLAN_OVERHEAD_V6_
 from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
+from mesh.offloadguard import DOCUMENT as OFFLOADS
+from mesh.offloadguard import OffloadGuard
 from mesh.pinger import Pinger
 from mesh.prober import Faults, Probers
 from mesh.returns import Returns
@@ -181,6 +183,10 @@ class Daemon:
             self._on_verdict,
         )  # fmt: skip
         self._saving_faults: asyncio.Task[None] | None = None
+        self._offloads = OffloadGuard(
+            BRIDGE, own_mac, os.uname().release, store.read(OFFLOADS), config.offloads_off, SystemRandom(),
+            lambda mac: mac in self._router.peer_macs, self._on_offloads,
+        )  # fmt: skip
         self._sleeve = Supervisor(
             config.run_dir, config.state_dir, self._sleeve_settings(), epoch, on_news=self._refresh_soon
         )
@@ -265,6 +271,7 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pinger.close()
         self._probers.close()
+        self._offloads.close()
         if self._transport is not None:
             await self._transport.stop()
         await self._sleeve.close(end=self._gone or (not self._has_started and self._sleeve.started > 0))
@@ -335,6 +342,7 @@ class Daemon:
             nat=self._is_behind_nat(),
             vxlan6=self._has_ipv6,
             zones=self._survey.zones,
+            offloads_off=self._offloads.vxlan_off,
         )
         ports = tuple(attachment.port for attachment in self._attachments.here())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
@@ -347,6 +355,7 @@ class Daemon:
         sizes = {version: self._router.probe_bytes(version) for version in self._probers.each}
         known = self._router.paths if settled else None
         self._probers.watch(self._router.probed, self._router.lost, sizes, known)
+        self._offloads.watch(self._router, self._sleeve.peers, self._survey)
         self._sleeve.tell(self._router.sleeve_peers, self._router.graph, settled)
         self._say_who_passes_udp()
         lost = frozenset(endpoint.mac for endpoint in self._router.lost_macs(now))
@@ -426,7 +435,7 @@ class Daemon:
             tap=tap_name(BRIDGE),
             hosts=(self._config.host,) if self._config.host else (),
             port=self._config.port,
-            offloads_off=self._config.offloads_off,
+            offloads_off=self._offloads.sleeve_off,
         )
 
     def _sleeve_view(self) -> status.SleeveView:
@@ -436,17 +445,34 @@ class Daemon:
         return status.SleeveView(
             self._sleeve.peers, self._sleeve.status, self._sleeve.started, self._sleeve.trouble(time.monotonic()),
             {name: rtt_s for name, rtt_s in rtts_s.items() if rtt_s is not None}, self._probers.counters,
+            self._offloads.view,
         )  # fmt: skip
 
     def _open_probe_sockets(self) -> None:
         self._pinger.open()
         if self._config.vxlan and not self._config.passwords:
             self._probers.open()
+        self._offloads.open()
 
     def _on_verdict(self) -> None:
         self._refresh_soon()
         if self._saving_faults is None and not self._closed:
             self._saving_faults = self._spawn(self._save_vxlan_faults())
+
+    def _on_offloads(self) -> None:
+        """What lies has changed: the kernel and the worker must do without other offloads than before."""
+        faults = self._offloads.view.faults
+        log.warning("offloads", lying=", ".join(f"{each.offload}: {each.device}" for each in faults) or "none")
+        self._sleeve.reconfigure(self._sleeve_settings())
+        self._refresh_soon()
+        if not self._closed:
+            self._spawn(self._save_offloads())
+
+    async def _save_offloads(self) -> None:
+        try:
+            await self._write(OFFLOADS, self._offloads.document)
+        except StoreError as error:
+            log.warning("offloads-not-saved", error=error)
 
     async def _save_vxlan_faults(self) -> None:
         while (faults := self._probers.verdicts) != self._saved_faults:

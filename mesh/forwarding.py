@@ -83,6 +83,8 @@ class Local:
     """This host has, or had, IPv6: there is a VXLAN device for IPv6 destinations too."""
     zones: frozenset[str] = frozenset()
     """Numbers of the interfaces that have a link-local IPv6 address."""
+    offloads_off: tuple[str, ...] = ()
+    """Those of `dataplane.desired.VXLAN_OFFLOADS` that VXLAN does without."""
 
 
 @dataclass(frozen=True, slots=True)

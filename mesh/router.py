@@ -196,7 +196,10 @@ class Router:
         self._was_settled = settled
         self.mtu = fixed_mtu or network_mtu(self.told_mtu, remotes.values(), current)
         vxlan_port = local.vxlan_port if local.vxlan and not local.has_secret else None
-        segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port, vxlan6=local.vxlan6)
+        segment = Segment(
+            BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port, vxlan6=local.vxlan6,
+            offloads_off=local.offloads_off,
+        )  # fmt: skip
         expired = self.expired(now)
         found = {name: spare_destination(local, remote, paths[name]) for name, remote in remotes.items()}
         spares = {name: spare for name, spare in found.items() if spare is not None}

@@ -193,6 +193,14 @@ class Supervisor:
             self._is_renewing = True
             self._process.kill()
 
+    def reconfigure(self, settings: Configure) -> None:
+        """Replace the worker, where it has other settings than these, by one that has them."""
+        if settings != self._settings:
+            self._settings = settings
+            if self._process is not None:
+                self._is_renewing = True
+                self._process.kill()
+
     # -- what is said ------------------------------------------------------------------------------
 
     def tell(self, peers: Mapping[PeerName, Entry], graph: Graph, settled: bool) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dataplane.desired import SLEEVE, VXLAN
+from dataplane.desired import SLEEVE, VXLAN, VXLAN_CHECKSUM
 from dataplane.engine import Report
-from dataplane.sleeve.control import SILENT, WRONG_SECRET, PeerStatus, Status
+from dataplane.sleeve.control import SILENT, TAP, WRONG_SECRET, PeerStatus, Status
 from gossip.names import PeerName, format_name
 from gossip.peers import GONE
 from gossip.transport import Refusals
@@ -19,6 +19,7 @@ from mesh.attachment import Attachment
 from mesh.endpoints import Endpoint
 from mesh.expose import Held
 from mesh.forwarding import RELAY, Path
+from mesh.offloadguard import OffloadView
 from mesh.router import Router
 
 Row = dict[str, Any]
@@ -41,6 +42,7 @@ class SleeveView:
     vxlan_rtts_s: Mapping[PeerName, float] = field(default_factory=dict)
     vxlan_probes: Mapping[str, int] = field(default_factory=dict)
     """Counters of the probes on the VXLAN device."""
+    offloads: OffloadView = field(default_factory=OffloadView)
 
 
 def peers(router: Router) -> list[Row]:
@@ -83,6 +85,7 @@ def connections(router: Router, encrypted: bool, view: SleeveView) -> list[Row]:
                 "address": frames_go_to(path, sleeve),
                 "via": [nickname(router, each) for each in path.between],
                 "sleeve": _sleeve(sleeve),
+                "offloads_off": _offloads_off(path.kind, sleeve, view.offloads),
             }
         )
     return rows
@@ -93,6 +96,15 @@ def frames_go_to(path: Path, sleeve: PeerStatus | None) -> str | None:
     if path.via == SLEEVE:
         return sleeve.address if sleeve is not None else None
     return str(path.destination) if path.destination is not None else None
+
+
+def _offloads_off(kind: str, sleeve: PeerStatus | None, offloads: OffloadView) -> list[str]:
+    """What the way that frames go there does without."""
+    if kind == VXLAN:
+        return list(offloads.vxlan_off)
+    if kind == SLEEVE and sleeve is not None:
+        return sorted({*offloads.sleeve_off, *sleeve.offloads_off})
+    return []
 
 
 def _sleeve(peer: PeerStatus | None) -> Row | None:
@@ -256,6 +268,7 @@ def warnings(
             cure = f"let go of it there, or here ({endpoint.release('ADDR')}) and take another one"
             rows.append(_warning("address-conflict", text, cure))
     rows += _sleeve_warnings(router, view)
+    rows += _offload_warnings(router, view.offloads)
     if report is not None:
         ids = {attachment.ifname: attachment.id for attachment in attachments}
         rows += [_warning(each.code, each.text, each.cure) for each in report.warnings]
@@ -284,6 +297,26 @@ def _sleeve_warnings(router: Router, view: SleeveView) -> list[Row]:
     if names := states.get(WRONG_SECRET):
         text = f"{_named(router, names)} answers under another password, so containers there cannot be reached"
         rows.append(_warning(WRONG_SECRET, text, "launch with the same passwords on every host"))
+    return rows
+
+
+def _offload_warnings(router: Router, offloads: OffloadView) -> list[Row]:
+    rows: list[Row] = []
+    for fault in offloads.faults:
+        to = nickname(router, fault.peer)
+        if fault.offload == TAP:
+            text = f"packets to {to} by the sleeve arrive wrong or not at all where work is left to {fault.device}"
+            cure = "another kernel, here or there, may do it right; after an update here it is tried again"
+        else:
+            work = "checksums are" if fault.offload == VXLAN_CHECKSUM else "cutting is"
+            text = f"packets to {to} by VXLAN arrive wrong or not at all where their {work} left to {fault.device}"
+            cure = "update its driver or firmware, or the kernel; it is then tried again"
+        text += f"; this is no longer done ({fault.offload}), so traffic is right, and slower"
+        rows.append(_warning("offload-lies", text, cure))
+    if offloads.unhelped:
+        text = f"packets to {_named(router, list(offloads.unhelped))} arrive wrong or not at all, offloads or not"
+        cure = "there, have the network card leave alone what it receives: ethtool -K DEVICE rx off gro off lro off"
+        rows.append(_warning("offload-unhelped", text, cure))
     return rows
 
 
@@ -320,6 +353,7 @@ def counters(router: Router, report: Report | None, probes: Mapping[str, int], v
         "kernel": kernel,
         "probes": dict(sorted(probes.items())),
         "vxlan_probes": dict(sorted(view.vxlan_probes.items())),
+        "offload_probes": dict(view.offloads.counters),
         "sleeve": {
             "pid": worker.pid if worker is not None else None,
             "started": view.started,

@@ -119,7 +119,9 @@ VERBS = (
             Option("--mtu", "BYTES", "largest packet of the overlay, default what the underlay allows"),
             Option("--no-discovery", "", "connect to the PEERs given only, not to those they know"),
             Option("--no-vxlan", "", "make no plain VXLAN device"),
-            Option("--without-offload", "NAME", "no tap, udp-segment or udp-gro offload in the sleeve", repeat=True),
+            Option(
+                "--without-offload", "NAME", "no tap, udp-segment, udp-gro, vxlan-checksum, vxlan-segment", repeat=True
+            ),
             Option("--log-level", "LEVEL", "debug, info, warning or error; default info"),
             Option("--config", "FILE", "TOML file, default /etc/weft/weft.toml; need not exist"),
             Option("--foreground", "", "do not go to the background; log to standard error"),

@@ -56,6 +56,8 @@ SHELLS = {
     "mesh.pinger": "sends and times frames",
     "mesh.prober": "the same on the VXLAN device alone",
     "mesh.returns": "waits for what comes back",
+    "mesh.offloadprober": "the same with work left to devices",
+    "mesh.offloadguard": "composes it with what devices this host has",
     "mesh.sleeve": "starts and watches the sleeve worker's process",
     "mesh.shutdown": "ends the daemon's process",
     "mesh.targets": "finds namespaces, asks Docker",

@@ -14,21 +14,24 @@ from typing import Final
 
 from dataplane.desired import Port
 from dataplane.kernel import ADD, DELETE, KernelError, Operation
-from dataplane.linux import links, tap
+from dataplane.linux import features, links, tap
 from dataplane.linux.guests import Changes, Guests
 from dataplane.linux.links import Link
 from dataplane.linux.netlink import CREATE, EXCLUSIVE, NetlinkError, NetlinkSocket
 from dataplane.objects import (
     IPV6_MTU_MIN,
     LINK,
+    OFFLOADS,
     PORT,
     UP,
     Bridge,
     Key,
+    Offloads,
     OtherLink,
     PortFlags,
     Scope,
     Tap,
+    Unavailable,
     Value,
     Veth,
     Vxlan,
@@ -119,6 +122,8 @@ class Devices:
         if name != self.bridge:
             is_port = link.master and link.port
             changes.append((Key(PORT, name), links.port_flags_of(link, self._name(link.master)) if is_port else None))
+        if link.type == "vxlan":
+            changes.append((Key(OFFLOADS, name), _offloads_of(name)))
         return changes
 
     def lose(self, link: Link) -> Changes:
@@ -134,7 +139,7 @@ class Devices:
         if link is not None:
             self.names.pop(link.ifindex, None)
         self._guests.forget(name)
-        changes: Changes = [(Key(PORT, name), None), (Key(UP, name), None), (Key(LINK, name), None)]
+        changes: Changes = [(Key(kind, name), None) for kind in (PORT, OFFLOADS, UP, LINK)]
         if link is not None and name == self.bridge:
             # A bridge that is called otherwise now keeps its ports, and no event says so of each of them.
             strays = [port for port in self._links.values() if port.master == link.ifindex]
@@ -168,7 +173,7 @@ class Devices:
     # Making and changing.
 
     def apply(self, operation: Operation) -> None:
-        """One operation on a LINK, PORT or UP. Raises OSError or KernelError."""
+        """One operation on a LINK, PORT, OFFLOADS or UP. Raises OSError or KernelError."""
         key = operation.key
         if key.kind == LINK and operation.verb == DELETE:
             self._commands.change(links.RTM_DELLINK, 0, links.one(self.ifindex(key.device)))
@@ -178,6 +183,9 @@ class Devices:
             self._change_link(operation)
         elif key.kind == PORT:
             self._set_port(operation)
+        elif key.kind == OFFLOADS:
+            assert isinstance(operation.value, Offloads)
+            features.set_offloads_off(key.device, operation.value.off)
         else:
             assert key.kind == UP
             self._commands.change(links.RTM_NEWLINK, 0, links.set_up(self.ifindex(key.device), True))
@@ -267,3 +275,11 @@ class Devices:
             self._commands.change(links.RTM_NEWLINK, 0, links.join(index, self.ifindex(wanted.master)))
             self._quieten(index)
         self._commands.change(links.RTM_NEWLINK, 0, links.set_port_flags(index, wanted))
+
+
+def _offloads_of(name: str) -> Offloads | Unavailable | None:
+    """None where the device has gone since it was heard of."""
+    try:
+        return Offloads(features.offloads_off(name))
+    except OSError as error:
+        return None if error.errno == errno.ENODEV else Unavailable("this kernel does not tell")

@@ -15,7 +15,9 @@ import socket
 import struct
 from typing import Final
 
+from dataplane import offloadprobe
 from dataplane.linux.netlink import Instruction, attach_filter
+from dataplane.offloadprobe import IPV4, IPV6
 from dataplane.probe import ETHERTYPE
 
 _BROADCAST: Final = b"\xff" * 6
@@ -30,10 +32,27 @@ PROBE_BUFFER_BYTES: Final = 1 << 20
 
 _ETH_ALL: Final = 0x0003
 _SOL_PACKET: Final = 263
+_PACKET_VNET_HDR: Final = 15
 _PACKET_IGNORE_OUTGOING: Final = 23
 _PROBES_ONLY: Final[tuple[Instruction, ...]] = (
     (0x28, 0, 0, 12),  # load the half word at 12: the ethertype
     (0x15, 0, 1, ETHERTYPE),  # unlike: drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # accept
+    (0x06, 0, 0, 0),  # drop
+)
+_OFFLOAD_PROBES_ONLY: Final[tuple[Instruction, ...]] = (
+    (0x28, 0, 0, 12),  # load the half word at 12: the ethertype
+    (0x15, 10, 0, offloadprobe.ETHERTYPE),  # accept
+    (0x15, 0, 4, IPV4.ethertype),
+    (0x20, 0, 0, 26),  # load the word at 26: the source address
+    (0x15, 0, 8, int.from_bytes(IPV4.source)),
+    (0x20, 0, 0, 30),  # load the word at 30: the destination address
+    (0x15, 5, 6, int.from_bytes(IPV4.destination)),
+    (0x15, 0, 5, IPV6.ethertype),
+    (0x20, 0, 0, 22),  # the beginning of the source address
+    (0x15, 0, 3, int.from_bytes(IPV6.source[:4])),
+    (0x20, 0, 0, 38),  # the beginning of the destination address
+    (0x15, 0, 1, int.from_bytes(IPV6.destination[:4])),
     (0x06, 0, 0, 0xFFFFFFFF),  # accept
     (0x06, 0, 0, 0),  # drop
 )
@@ -50,13 +69,27 @@ def open_probe_socket(device: str) -> socket.socket:
     It belongs to the device: when that is removed and made again, the socket reports ENETDOWN once and must be opened
     anew.
     """
+    return _open(device, _PROBES_ONLY, with_virtio_header=False)
+
+
+def open_offload_socket(bridge: str) -> socket.socket:
+    """The same for offload probes (`dataplane.offloadprobe`), every frame with its virtio header before it: what it
+    leaves to devices when it is sent, and what is still left to do when it is received. Raises OSError.
+
+    On the bridge alone: no packet of a container meets its filter there, on an overlay port every one would."""
+    return _open(bridge, _OFFLOAD_PROBES_ONLY, with_virtio_header=True)
+
+
+def _open(device: str, accepted: tuple[Instruction, ...], with_virtio_header: bool) -> socket.socket:
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     try:
         opened.setblocking(False)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PROBE_BUFFER_BYTES)
+        if with_virtio_header:
+            opened.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         # A bridge takes a port's frames before anybody sees them who asks for one ethertype, not before those who ask
         # for all. What this device sends is not copied to us, and what is no probe is turned away by its ethertype.
-        attach_filter(opened, _PROBES_ONLY)
+        attach_filter(opened, accepted)
         opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         opened.bind((device, _ETH_ALL))
     except OSError:

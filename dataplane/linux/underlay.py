@@ -18,7 +18,7 @@ from typing import Final
 
 from dataplane.desired import Address
 from dataplane.kernel import KernelError
-from dataplane.linux import links
+from dataplane.linux import datagram, links
 from dataplane.linux.guests import RTM_GETADDR, RTM_NEWADDR
 from dataplane.linux.links import Link
 from dataplane.linux.netlink import NETLINK_ROUTE, EventSocket, NetlinkSocket, attributes
@@ -33,6 +33,8 @@ _AF_INET6: Final = 10
 _ADDRESS_GROUPS: Final = (5, 9)
 """RTNLGRP_IPV4_IFADDR and _IPV6_IFADDR of linux/rtnetlink.h."""
 _EVENTS_AT_ONCE: Final = 256
+_ANY_PORT: Final = 9
+"""A route does not depend on it."""
 _UNFIT: Final = 0x01 | 0x08 | 0x20 | 0x40
 """IFA_F_TEMPORARY (IPv6 privacy addresses change), _DADFAILED, _DEPRECATED and _TENTATIVE of linux/if_addr.h.
 
@@ -124,6 +126,13 @@ def survey(bridge: str) -> Survey:
     link_local = tuple(each for each in found if each.address.version == 6 and each.address.is_link_local)
     bridge_mtu = next((link.mtu for link in devices.values() if link.name == bridge), None)
     return Survey(told, bridge_mtu, link_local)
+
+
+def interface_towards(destination: Address, found: Survey) -> str | None:
+    """The interface that packets to there leave by, as far as the address they are sent from tells."""
+    to: datagram.SocketAddress = (str(destination), _ANY_PORT)
+    own = datagram.own_address(to if destination.version == 4 else (*to, 0, 0), 0)
+    return next((each.ifname for each in found.addresses if datagram.pack_address((str(each.address), 0)) == own), None)
 
 
 def _usable(data: bytes, start: int, end: int, devices: Mapping[int, Link], bridge: str) -> UnderlayAddress | None:

@@ -7,7 +7,16 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
 from dataplane.desired import NOWHERE as VIA_NOWHERE
-from dataplane.desired import SLEEVE, Desired, Port, RemoteEndpoint, RemotePeer, Segment
+from dataplane.desired import (
+    SLEEVE,
+    VXLAN_CHECKSUM,
+    VXLAN_OFFLOADS,
+    Desired,
+    Port,
+    RemoteEndpoint,
+    RemotePeer,
+    Segment,
+)
 from dataplane.objects import (
     ACCEPT,
     BRIDGE_FDB,
@@ -18,12 +27,14 @@ from dataplane.objects import (
     LINK,
     NEIGHBOUR,
     NOWHERE,
+    OFFLOADS,
     PORT,
     UP,
     VXLAN_FDB,
     Guest,
     GuestAddress,
     Key,
+    Offloads,
     PortFlags,
     Tap,
     Unavailable,
@@ -113,6 +124,16 @@ def test_the_tap_is_a_port_like_the_vxlan_device() -> None:
     for kind in (PORT, GUARD, UP):
         assert objects[Key(kind, "weft-tap")] == objects[Key(kind, "weft-vx")]
     assert not [key for key in expand(Desired(replace(SEGMENT, tap=False))).objects if key.device == "weft-tap"]
+
+
+def test_what_the_vxlan_device_does_without_is_an_object_of_its_own() -> None:
+    """One that is there also where it does without nothing: somebody else may have switched something off."""
+    for off in ((), (VXLAN_CHECKSUM,), VXLAN_OFFLOADS):
+        objects = expand(Desired(replace(SEGMENT, offloads_off=off))).objects
+        assert {key: value for key, value in objects.items() if key.kind == OFFLOADS} == {
+            Key(OFFLOADS, "weft-vx"): Offloads(off)
+        }
+    assert not [key for key in expand(Desired(replace(SEGMENT, vxlan_port=None))).objects if key.kind == OFFLOADS]
 
 
 def test_what_is_via_the_sleeve_differs_in_its_port_and_in_who_floods() -> None:

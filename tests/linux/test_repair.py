@@ -52,6 +52,8 @@ MEDDLING = [
     Meddling("port-mtu", "ip link set vw1x1 mtu 1300"),
     Meddling("overlay-mtu", "ip link set weft-vx mtu 1300"),
     Meddling("port-deleted", "ip link del vw1x1"),
+    Meddling("overlay-offloads", "ethtool -K weft-vx tx-checksum-ip-generic off"),
+    Meddling("overlay-segmentation", "ethtool -K weft-vx tx-tcp-segmentation off"),
     Meddling("overlay-deleted", "ip link del weft-vx"),
     Meddling("overlay-renamed", "ip link set weft-vx down name foo"),
     Meddling("port-renamed", "ip link set vw1x1 down name foo"),

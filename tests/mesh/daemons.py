@@ -32,6 +32,7 @@ from dataplane.sleeve.control import Configure, Graph, PeerStatus, Status
 from gossip.names import PeerName
 from mesh import attach as attach_module
 from mesh import daemon as daemon_module
+from mesh import offloadprober as offloadprober_module
 from mesh import pinger as pinger_module
 from mesh import prober as prober_module
 from mesh import requests
@@ -105,6 +106,7 @@ class Stage:
         monkeypatch.setattr(returns_module, "is_there", self._is_there)
         monkeypatch.setattr(pinger_module, "open_probe_socket", self._no_bridge)
         monkeypatch.setattr(prober_module, "open_probe_socket", self._no_bridge)
+        monkeypatch.setattr(offloadprober_module, "open_offload_socket", self._no_bridge)
         self._monkeypatch = monkeypatch
 
     def host(self, name: str, **config: Any) -> Host:
@@ -147,6 +149,7 @@ class StandIn:
         self.refusal = host.refusal
         self.ended: bool | None = None
         self.renewed: list[int] = []
+        self.reconfigured: list[Configure] = []
         self.did: list[str] = []
 
     async def prepare(self) -> None:
@@ -167,6 +170,9 @@ class StandIn:
 
     def renew(self, epoch: int) -> None:
         self.renewed.append(epoch)
+
+    def reconfigure(self, settings: Configure) -> None:
+        self.reconfigured.append(settings)
 
     async def close(self, *, end: bool) -> None:
         self.ended = end

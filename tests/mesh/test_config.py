@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.desired import VXLAN_OFFLOADS
 from dataplane.sleeve.control import OFFLOADS
 from mesh import arguments, config, usage
 from mesh.errors import UsageError, UserError
@@ -41,7 +42,7 @@ def test_defaults_need_no_file(tmp_path: Path) -> None:
 
 
 def test_offloads_have_the_names_that_the_worker_knows() -> None:
-    assert arguments.OFFLOADS == OFFLOADS
+    assert (*OFFLOADS, *VXLAN_OFFLOADS) == arguments.OFFLOADS
 
 
 def test_in_the_foreground_the_log_goes_to_standard_error(tmp_path: Path) -> None:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.desired import SLEEVE, VXLAN
+from dataplane.objects import OFFLOADS, Key, Offloads
+from dataplane.offloadprobe import IPV4, IPV6
 from dataplane.sleeve.control import SILENT, PeerStatus
 from mesh import daemon as daemon_module
 from mesh import requests
 from mesh.errors import UserError
+from mesh.offloadprober import Subject
+from mesh.offloads import Fault
 from mesh.store import Store
 from tests.mesh.daemons import Stage, ask, document, joined, read, run, until
 
@@ -138,6 +143,55 @@ def test_a_peer_that_vxlan_does_not_reach_moves_and_is_remembered(
                 assert (await read(b, "connections"))[0]["path"] == "none"
                 assert [row["code"] for row in (await read(b, "status"))["warnings"]] == ["sleeve-silent"]
                 assert (await read(b, "report"))["counters"]["sleeve"]["started"] == 1
+
+    run(scenario())
+
+
+def test_what_the_user_switches_off_goes_to_whom_it_concerns(stage: Stage) -> None:
+    """Some of it to the worker, some to the VXLAN device."""
+    host = stage.host("h1", offloads_off=("udp-gro", "vxlan-segment"))
+
+    async def scenario() -> None:
+        async with host.launched():
+            assert host.sleeves[0].settings.offloads_off == ("udp-gro",)
+            assert host.kernel.objects[Key(OFFLOADS, "weft-vx")] == Offloads(("vxlan-segment",))
+
+    run(scenario())
+
+
+def test_offloads_that_lie_are_off_at_once_said_and_remembered(stage: Stage) -> None:
+    """On both paths, also in the next life; not under another kernel, which may do better."""
+    first, second = stage.host("h1"), stage.host("h2")
+
+    async def scenario() -> None:
+        async with first.launched() as a, second.launched(peers=(first.address,)) as b:
+            await joined(a, b)
+            name = a.node.name
+            (device,) = b._offloads._devices.values()
+            offloads = b._offloads._offloads
+            offloads[Subject(VXLAN, IPV4)].faults = (Fault(device, "vxlan-checksum", name),)
+            offloads[Subject(SLEEVE, IPV6)].faults = (Fault("weft-tap", "tap", name),)
+            b._refresh()
+            row = Key(OFFLOADS, "weft-vx")
+            await until(lambda: second.kernel.objects[row] == Offloads(("vxlan-checksum",)), "the kernel has it")
+            assert second.sleeves[0].reconfigured[-1].offloads_off == ("tap",)
+            assert [row["offloads_off"] for row in await read(b, "connections")] == [["vxlan-checksum"]]
+            warnings = (await read(b, "status"))["warnings"]
+            assert [each["code"] for each in warnings] == ["offload-lies", "offload-lies"]
+            assert "h1" in warnings[0]["text"] and "eth0" in warnings[0]["text"]
+            await until(lambda: document(stage, "h2", "offloads") is not None, "it is on disk")
+            rows = document(stage, "h2", "offloads")["faults"]
+            assert [each["offload"] for each in rows] == ["vxlan-checksum", "tap"]
+        async with second.launched() as b:
+            assert second.kernel.objects[row] == Offloads(("vxlan-checksum",))
+            assert second.sleeves[1].settings.offloads_off == ("tap",)
+        path = stage.path / "h2" / "state"
+        with Store(str(path)) as store:
+            store.write("offloads", {**document(stage, "h2", "offloads"), "release": "1.2.3"})
+        async with second.launched() as b:
+            assert second.kernel.objects[row] == Offloads(())
+            assert second.sleeves[2].settings.offloads_off == ()
+            assert (await read(b, "status"))["warnings"] == []
 
     run(scenario())
 

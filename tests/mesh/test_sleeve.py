@@ -182,6 +182,32 @@ def test_any_other_configuration_is_seen_to_its_end_first(place: Place, changed:
     run(scenario())
 
 
+def test_a_worker_that_must_do_without_something_is_replaced_at_once(place: Place) -> None:
+    """Told of all peers anew; one that does so already is left alone, and one that is not there yet is made so."""
+
+    async def scenario() -> None:
+        supervisor = place.supervisor()
+        supervisor.reconfigure(replace(SETTINGS, offloads_off=("udp-gro",)))
+        await supervisor.start()
+        supervisor.tell({P: peer(P)}, NO_GRAPH, settled=True)
+        pid = await served(supervisor)
+        supervisor.reconfigure(replace(SETTINGS, offloads_off=("udp-gro",)))
+        await asyncio.sleep(0.3)
+        assert place.pids() == [pid]
+        supervisor.reconfigure(replace(SETTINGS, offloads_off=("tap",)))
+        await until(lambda: supervisor.status is not None and supervisor.status.pid != pid, "another serves")
+        await until(lambda: "complete" in place.heard(*place.pids()), "it heard of all")
+        assert supervisor.trouble(time.monotonic()) is None
+        await supervisor.close(end=False)
+        second = place.supervisor(epoch=6, offloads_off=("tap",))
+        await second.prepare()
+        assert second.status is not None, "it serves under these settings"
+        await second.start()
+        await second.close(end=True)
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("manner", ["stays", "mute"])
 def test_a_worker_that_does_not_end_is_killed(
     place: Place, monkeypatch: pytest.MonkeyPatch, manner: str

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from dataplane import kernel
 from dataplane.engine import Counters, Report
-from dataplane.kernel import Fault, Warning
+from dataplane.kernel import Warning
 from dataplane.sleeve import control
 from dataplane.sleeve.control import PeerStatus, Status
 from gossip.linkstate import LinkStatus
@@ -23,6 +24,8 @@ from mesh import status
 from mesh.attach import Attachment
 from mesh.endpoints import Binding, Endpoint, derive_mac, encode_row
 from mesh.forwarding import HOLD_S
+from mesh.offloadguard import OffloadView
+from mesh.offloads import Fault
 from mesh.status import SleeveView
 from tests.mesh.hosts import OWN, Here, Host, attached
 
@@ -340,6 +343,38 @@ def test_a_sleeve_that_does_not_get_through_is_warned_of(here: Here, state: str,
     assert warning["code"] == code and "h3" in warning["text"] and "h4" not in warning["text"] and warning["cure"]
 
 
+def test_offloads_that_are_off_are_told_of_the_path_that_does_without_them(here: Here) -> None:
+    """By VXLAN those of its device; by the sleeve what the worker was told, and what it found out itself."""
+    offloads = OffloadView(vxlan_off=("vxlan-checksum",), sleeve_off=("tap",))
+    known = view(sleeve(name_of(here, "h3")), offloads=offloads)
+    rows = {row["nickname"]: row for row in status.connections(here.router, False, known)}
+    assert (rows["h3"]["path"], rows["h3"]["offloads_off"]) == ("vxlan", ["vxlan-checksum"])
+    here.local = replace(here.local, has_secret=True)
+    here.desired()
+    rows = {row["nickname"]: row for row in status.connections(here.router, True, known)}
+    assert (rows["h3"]["path"], rows["h3"]["offloads_off"]) == ("sleeve", ["tap", "udp-gro"])
+    assert status.connections(here.router, True, SleeveView())[0]["offloads_off"] == []
+    assert warnings(here, known=known) == [], "nothing is wrong with what the user switched off"
+
+
+@pytest.mark.parametrize(
+    ("offload", "words"), [("vxlan-checksum", "checksums"), ("vxlan-segment", "cutting"), ("tap", "by the sleeve")]
+)
+def test_an_offload_that_lies_is_warned_of(here: Here, offload: str, words: str) -> None:
+    """With what lies, to whom it was found, and what would help."""
+    fault = Fault("eth0 (virtio_net 1.0.0)", offload, name_of(here, "h3"))
+    (warning,) = warnings(here, known=SleeveView(offloads=OffloadView(faults=(fault,))))
+    assert warning["code"] == "offload-lies" and warning["cure"]
+    assert all(word in warning["text"] for word in (words, "eth0 (virtio_net 1.0.0)", "h3", f"({offload})"))
+
+
+def test_where_doing_without_does_not_help_the_other_side_is_named(here: Here) -> None:
+    """It is what that one does with what it receives."""
+    known = SleeveView(offloads=OffloadView(unhelped=(name_of(here, "h3"),)))
+    (warning,) = warnings(here, known=known)
+    assert warning["code"] == "offload-unhelped" and "h3" in warning["text"] and "ethtool -K" in warning["cure"]
+
+
 def test_a_warning_about_many_peers_names_a_few(here: Here) -> None:
     """A screenful of names helps nobody."""
     here.local = replace(here.local, has_secret=True)
@@ -363,8 +398,11 @@ def test_what_the_kernel_side_reports_is_passed_on(here: Here) -> None:
     """Firewalls with their cure; faults of ports under the name that the user knows."""
     report = Report(
         7,
-        {"vw1": Fault("kernel", "cannot make address 10.32.0.9/16"), "vw2": Fault("namespace-gone", "it is gone")},
-        (Fault("kernel", "cannot make VXLAN device weft-vx"),),
+        {
+            "vw1": kernel.Fault("kernel", "cannot make address 10.32.0.9/16"),
+            "vw2": kernel.Fault("namespace-gone", "it is gone"),
+        },
+        (kernel.Fault("kernel", "cannot make VXLAN device weft-vx"),),
         (Warning("firewall", "ufw drops UDP 6784", "ufw allow 6784/udp"),),
     )
     rows = warnings(here, report)
