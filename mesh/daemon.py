@@ -14,7 +14,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from random import SystemRandom
 from typing import Any
@@ -25,10 +25,10 @@ from dataplane.desired import Desired
 from dataplane.engine import Engine, Report
 from dataplane.kernel import Fault, Kernel, KernelError
 from dataplane.linux import open_kernel, teardown, underlay
-from dataplane.objects import tap_name, vxlan_name
+from dataplane.objects import tap_name
 from dataplane.sleeve.control import Configure
 from gossip.events import Event, NameConflict, PeerChanged, Settled
-from gossip.names import PeerName, format_name, parse_name
+from gossip.names import PeerName, format_name
 from gossip.node import Node, NodeConfig
 from gossip.pages import TablePager
 from gossip.peers import LIVE, PeerRecord
@@ -39,12 +39,13 @@ from mesh.attach import Attachments, Surroundings
 from mesh.config import LaunchConfig
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
-from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, Local, Path
+from mesh.forwarding import MTU_MIN, UNDERLAY_MTU, VXLAN_OVERHEAD_V4_BYTES, Local, Path, own_mtu
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
-from mesh.prober import Prober
-from mesh.router import BRIDGE, Router
+from mesh.probes import DOCUMENT as PROBES
+from mesh.probes import Probes
+from mesh.router import BRIDGE, VNI, Router
 from mesh.sleeve import Supervisor
 from mesh.store import Store, StoreError
 from mesh.verbs import TARGETS, Facts, Verbs
@@ -57,10 +58,6 @@ FIRST_REPORT_S = 15.0
 SURVEY_INTERVAL_S = 5.0
 ADDRESSES_ADVERTISED_MAX = 8
 IDENTITY = "identity"
-VXLAN_FAULTS = "vxlan"
-"""The document of the peers that VXLAN did not reach when it was last known: the next daemon does not trust it again
-before it was answered."""
-VXLAN_FAULTS_SAVE_DELAY_S = 1.0
 
 log = EventLog("daemon")
 
@@ -140,7 +137,7 @@ class Daemon:
         node_config = NodeConfig(port=config.port, discovery=config.discovery)
         record = PeerRecord(config.nickname, secrets.token_bytes(16), LIVE, VERSION, (), {})
         self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
-        self._router = Router(self.node, self._own_mtu(), self._started, self._survey.bridge_mtu)
+        self._router = Router(self.node, self._underlay_mtu(), self._started, self._survey.bridge_mtu)
         self._attachments = Attachments(
             Surroundings(
                 store=store,
@@ -154,13 +151,14 @@ class Daemon:
                 tell=self._tell,
             )
         )
-        own_mac, is_peer_mac = bridge_mac(identity.name), lambda mac: mac in self._router.peer_macs
-        self._pinger = Pinger(BRIDGE, own_mac, is_peer_mac)
-        self._saved_faults: Mapping[PeerName, str] = _load_vxlan_faults(store)
-        self._prober = Prober(
-            vxlan_name(BRIDGE), own_mac, SystemRandom(), self._saved_faults, is_peer_mac, self._on_verdict
-        )
-        self._saving_faults: asyncio.Task[None] | None = None
+        is_peer_mac = lambda mac: mac in self._router.peer_macs  # noqa: E731
+        self._pinger = Pinger(BRIDGE, bridge_mac(identity.name), is_peer_mac)
+        self._probes = Probes(
+            BRIDGE, VNI, config.port + 1, identity.name, store.read(PROBES), self._router.owner_of, is_peer_mac,
+            self._write, self._on_found,
+        )  # fmt: skip
+        self._mind_mtu()
+        self._router.mtu = min(self._router.mtu, self._router.own_mtu)
         self._sleeve = Supervisor(config.run_dir, config.state_dir, self._sleeve_settings(), epoch)
 
     # -- life --------------------------------------------------------------------------------------
@@ -239,7 +237,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pinger.close()
-        self._prober.close()
+        await self._probes.close()
         if self._transport is not None:
             await self._transport.stop()
         await self._sleeve.close(end=self._gone or (not self._has_started and self._sleeve.started > 0))
@@ -311,9 +309,10 @@ class Daemon:
         ports = tuple(attachment.port for attachment in self._attachments.all())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
         desired = self._router.refresh(
-            local, ports, self._config.mtu, now, time.time(), settled, self._prober.verdicts, self._log_path
+            local, ports, self._config.mtu, now, time.time(), settled, self._probes.verdicts, self._log_path
         )
-        self._prober.watch(self._router.probed, self._router.mtu, self._router.paths if settled else None)
+        ways = self._router.ways(self._underlay_mtu())
+        self._probes.watch(ways, self._router.mtu, self._router.paths if settled else None)
         self._sleeve.tell(self._router.sleeve_peers, settled)
         lost = frozenset(endpoint.mac for endpoint in self._router.lost_macs(now))
         if lost and not self._closed:
@@ -387,34 +386,34 @@ class Daemon:
         )
 
     def _sleeve_view(self) -> status.SleeveView:
-        rtts_s = {name: self._prober.rtt_s(name) for name in self._router.probed}
         return status.SleeveView(
             self._sleeve.peers, self._sleeve.status, self._sleeve.started, self._sleeve.trouble(time.monotonic()),
-            {name: rtt_s for name, rtt_s in rtts_s.items() if rtt_s is not None}, self._prober.counters,
+            self._probes.rtts_s(self._router.probed), self._probes.counters, self._probes.path_mtus,
         )  # fmt: skip
 
     def _open_probe_sockets(self) -> None:
         self._pinger.open()
         if self._config.vxlan and not self._config.passwords:
-            self._prober.open()
+            self._probes.open()
 
-    def _on_verdict(self) -> None:
+    def _on_found(self) -> None:
+        """Probes say something else of VXLAN than before."""
+        self._mind_mtu()
         self._refresh_soon()
-        if self._saving_faults is None and not self._closed:
-            self._saving_faults = self._spawn(self._save_vxlan_faults())
 
-    async def _save_vxlan_faults(self) -> None:
-        while (faults := self._prober.verdicts) != self._saved_faults:
-            await asyncio.sleep(VXLAN_FAULTS_SAVE_DELAY_S)  # many may come together
-            faults = self._prober.verdicts
-            rows = {format_name(name): reason for name, reason in sorted(faults.items())}
-            try:
-                await self._write(VXLAN_FAULTS, {"faults": rows})
-            except StoreError as error:
-                log.warning("vxlan-faults-not-saved", error=error)
-                break
-            self._saved_faults = faults
-        self._saving_faults = None
+    def _mind_mtu(self) -> None:
+        """What we say that we take follows the underlay and the paths that are in use or may be."""
+        sizes: list[int] = []
+        if self._config.vxlan and not self._config.passwords:
+            paths = self._router.paths
+            found = self._probes.path_mtus.items()
+            sizes = [size for name, size in found if name not in paths or paths[name].destination is not None]
+        mtu = own_mtu(self._underlay_mtu(), sizes)
+        if mtu != self._router.own_mtu:
+            log.info("own-mtu", mtu=mtu, before=self._router.own_mtu)
+            self._router.own_mtu = mtu
+            if self._transport is not None:
+                self._describe()
 
     # -- what we say of ourselves ------------------------------------------------------------------
 
@@ -441,6 +440,7 @@ class Daemon:
         addresses = tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
         attributes: dict[str, int | str | bool | bytes] = {
             "mtu": self._config.mtu or self._router.own_mtu,
+            UNDERLAY_MTU: self._underlay_mtu(),
             "vxlan": self._config.vxlan and not self._config.passwords,
             "vxlan_port": port + 1,
             "advertise": bool(advertised),
@@ -457,7 +457,7 @@ class Daemon:
             return [self._config.host]
         return [found.address for found in self._survey.addresses]
 
-    def _own_mtu(self) -> int:
+    def _underlay_mtu(self) -> int:
         """The largest overlay packet that the underlay takes: the smallest of the interfaces that carry it."""
         told = set(self._config.advertise) | ({self._config.host} if self._config.host else set())
         found = self._survey.addresses
@@ -473,13 +473,14 @@ class Daemon:
             except KernelError as error:
                 log.warning("survey-failed", error=error.text)
             self._open_probe_sockets()
+            self._mind_mtu()
             self._refresh_soon()
 
     def _surveyed(self, survey: underlay.Survey) -> None:
         # Without any address there is nobody to tell, and an MTU made up for that moment would shrink the network's.
         if survey.addresses and survey != self._survey:
             self._survey = survey
-            self._router.own_mtu = self._own_mtu()
+            self._mind_mtu()
             self._describe()
 
     async def _store_epoch(self, epoch: int) -> None:
@@ -524,11 +525,6 @@ def _load_identity(store: Store) -> tuple[Keys, int]:
     keys, epoch = keys_of(document, os.urandom), int(document["epoch"]) + 1 if document else 1
     store.write(IDENTITY, document_of(keys, epoch))
     return keys, epoch
-
-
-def _load_vxlan_faults(store: Store) -> dict[PeerName, str]:
-    document = store.read(VXLAN_FAULTS) or {"faults": {}}
-    return {parse_name(name): str(reason) for name, reason in document["faults"].items()}
 
 
 def _load_targets(store: Store, config: LaunchConfig) -> list[str]:

@@ -1,7 +1,8 @@
 """Asks peers whether VXLAN reaches them, and answers those who ask, on the VXLAN device itself.
 
 What is sent here passes the forwarding table by, so a peer whose frames go by the sleeve is probed all the same. The
-shell around `VxlanHealth`: a socket, a clock and one timer. Knows nothing of what a verdict is used for.
+shell around `VxlanHealth`: a socket, a clock, one timer, and a look each second at whom frames go to. What arrives for
+whoever measures paths is handed on. Knows nothing of what a verdict is used for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mesh.vxlanhealth import Ask, VxlanHealth
 FRAMES_AT_ONCE = 64
 """Frames read each time the socket is ready, so that a flood of probes never starves the loop."""
 REOPEN_INTERVAL_S = 1.0
+LOOK_INTERVAL_S = 1.0
+"""Between two looks at whom frames go to: a pair that begins to talk is asked so soon."""
 TIMER_SLACK_S = 0.005
 """Probes that are due so close together share one waking."""
 
@@ -36,14 +39,20 @@ class Prober:
         silent: Mapping[PeerName, str],
         is_peer_mac: Callable[[bytes], bool],
         on_verdict: Callable[[], None],
+        talked_to: Callable[[], frozenset[PeerName] | None],
+        on_size: Callable[[probe.Probe], None],
     ) -> None:
-        """`silent` are the verdicts of an earlier life; `on_verdict` is called when they have changed."""
+        """`silent` are the verdicts of an earlier life; `on_verdict` is called when they have changed. `talked_to` says
+        whom frames went to lately (None: nobody knows); `on_size` takes probes that measure a path."""
         self.counters: dict[str, int] = {}
         self._health = VxlanHealth(rng, silent)
         self._device = device
         self._own_mac = own_mac
         self._is_peer_mac = is_peer_mac
         self._on_verdict = on_verdict
+        self._talked_to = talked_to
+        self._on_size = on_size
+        self._look_timer: asyncio.TimerHandle | None = None
         self._peers: dict[bytes, PeerName] = {}
         self._packet_bytes = 0
         self._socket: socket.socket | None = None
@@ -59,6 +68,10 @@ class Prober:
     def rtt_s(self, peer: PeerName) -> float | None:
         return self._health.rtt_s(peer)
 
+    @property
+    def is_listening(self) -> bool:
+        return self._socket is not None
+
     def open(self) -> None:
         """Listen on the device; where it is not there (yet), the next call tries again."""
         if self._socket is not None or self._is_closed:
@@ -68,19 +81,22 @@ class Prober:
         except OSError:
             return
         self._loop.add_reader(self._socket, self._readable)
-        self._set_timer()
+        self._look()
 
     def close(self) -> None:
         self._is_closed = True
         self._close_socket()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._look_timer = None
 
     def watch(self, peers: Collection[PeerName], packet_bytes: int, known: Collection[PeerName] | None) -> None:
         """Probe these, up to that size. `known`, once all are: what was found of any other peer is forgotten."""
         before = self._health.verdicts
         self._health.watch(peers, time.monotonic())
+        if packet_bytes != self._packet_bytes:
+            self._health.resize(time.monotonic())
         if known is not None:
             self._health.keep_only(known)
         self._peers = {bridge_mac(peer): peer for peer in peers}
@@ -89,6 +105,13 @@ class Prober:
         self._set_timer()
 
     # -- asking ------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._look_timer = self._loop.call_later(LOOK_INTERVAL_S, self._look)
+        self._health.talk(self._talked_to(), time.monotonic())
+        self._set_timer()
 
     def _set_timer(self) -> None:
         due_s = self._health.next_due()
@@ -148,10 +171,12 @@ class Prober:
     def _received(self, frame: probe.Probe | probe.Drop) -> None:
         if isinstance(frame, probe.Drop):
             self._count(frame.value)
-        elif frame.kind not in (probe.PATH_REQUEST, probe.PATH_REPLY):
+        elif frame.kind in (probe.REQUEST, probe.REPLY):
             return  # on its way to the bridge, where somebody waits for it
         elif frame.destination != self._own_mac or not self._is_peer_mac(frame.source):
             self._count("probe-stranger")
+        elif frame.kind in (probe.SIZE_REQUEST, probe.SIZE_REPLY):
+            self._on_size(frame)
         elif frame.kind == probe.PATH_REQUEST:
             self._send(probe.reply(frame, self._own_mac))
         elif (peer := self._peers.get(frame.source)) is not None:

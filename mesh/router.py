@@ -26,9 +26,11 @@ from mesh.forwarding import (
     choose_path,
     network_mtu,
     numeric_address,
+    path_ceiling,
     sleeve_addresses,
 )
 from mesh.identity import sleeve_key_of
+from mesh.pathmtu import Way
 
 BRIDGE = "weft"
 VNI = 0x776566
@@ -109,6 +111,21 @@ class Router:
             for endpoint in self.table.of(self.node.name)
             if self.table.is_contested(endpoint) and self.table.mac_holder(endpoint.mac, expired) is not endpoint
         ]
+
+    def owner_of(self, mac: bytes) -> PeerName | None:
+        """The other host behind which an endpoint's MAC is."""
+        holder = self.table.mac_holder(mac)
+        return holder.owner if holder is not None and holder.owner != self.node.name else None
+
+    def ways(self, underlay_mtu: int) -> dict[PeerName, Way]:
+        """Where VXLAN would send to those who are probed, and what the underlays at both ends take."""
+        ways = {}
+        for name in self.probed:
+            destination = self.paths[name].destination
+            assert destination is not None
+            ceiling = path_ceiling(underlay_mtu, self.node.replica.peers[name], destination)
+            ways[name] = Way(destination, ceiling)
+        return ways
 
     def find_peer(self, text: str) -> list[PeerName]:
         """Other peers that go by this name or nickname."""

@@ -40,6 +40,8 @@ class SleeveView:
     vxlan_rtts_s: Mapping[PeerName, float] = field(default_factory=dict)
     vxlan_probes: Mapping[str, int] = field(default_factory=dict)
     """Counters of the probes on the VXLAN device."""
+    path_mtus: Mapping[PeerName, int] = field(default_factory=dict)
+    """The largest overlay packet that the path to a peer takes in one piece, as measured."""
 
 
 def peers(router: Router) -> list[Row]:
@@ -83,6 +85,7 @@ def connections(router: Router, encrypted: bool, view: SleeveView) -> list[Row]:
                 "reason": reason,
                 "encrypted": encrypted and kind == SLEEVE,
                 "mtu": router.mtu,
+                "path_mtu": view.path_mtus.get(name),
                 "rtt_ms": rtt_ms,
                 "since": router.since[name],
                 "address": frames_go_to(path, sleeve),

@@ -53,6 +53,8 @@ SHELLS = {
     "mesh.namespaces": "makes and removes namespaces",
     "mesh.pinger": "sends and times frames",
     "mesh.prober": "the same on the VXLAN device alone",
+    "mesh.measurer": "the same in VXLAN made by hand",
+    "mesh.probes": "wires the two, and keeps what they found on disk",
     "mesh.sleeve": "starts and watches the sleeve worker's process",
     "mesh.shutdown": "ends the daemon's process",
     "mesh.verbs": "answers the API, waits for the kernel and for peers",

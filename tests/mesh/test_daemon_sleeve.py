@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.sleeve.control import SILENT, PeerStatus
-from mesh import daemon as daemon_module
+from mesh import probes as probes_module
 from mesh import requests
 from mesh.errors import UserError
 from mesh.store import Store
@@ -109,7 +109,7 @@ def test_a_peer_that_vxlan_does_not_reach_moves_and_is_remembered(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next daemon begins with the sleeve, not with some seconds of silence."""
-    monkeypatch.setattr(daemon_module, "VXLAN_FAULTS_SAVE_DELAY_S", 0.01)
+    monkeypatch.setattr(probes_module, "SAVE_DELAY_S", 0.01)
     first, second = stage.host("h1"), stage.host("h2")
 
     async def scenario() -> None:
@@ -119,12 +119,12 @@ def test_a_peer_that_vxlan_does_not_reach_moves_and_is_remembered(
                 name = a.node.name
                 assert [(row["path"], row["reason"]) for row in await read(b, "connections")] == [("vxlan", "best")]
                 await until(lambda: second.sleeves[0].told[name].flood is False, "the worker knows it")
-                b._prober._health.verdicts = {name: "vxlan-silent"}
-                b._on_verdict()
+                b._probes._prober._health.verdicts = {name: "vxlan-silent"}
+                b._probes._judged()
                 await until(lambda: second.sleeves[0].told[name].flood, "broadcasts go by the sleeve")
                 rows = await read(b, "connections")
                 assert [(row["path"], row["reason"]) for row in rows] == [("sleeve", "vxlan-silent")]
-                faults = {"faults": {rows[0]["peer"]: "vxlan-silent"}}
+                faults = {"faults": {rows[0]["peer"]: "vxlan-silent"}, "path_mtus": {}}
                 await until(lambda: document(stage, "h2", "vxlan") == faults, "it is on disk")
             async with second.launched() as b:
                 await joined(a, b)

@@ -37,6 +37,9 @@ class Device:
         self.opened = 0
         self.is_there = True
         self.send_error = 0
+        self.talked_to: frozenset[PeerName] | None = None
+        self.sizes: list[probe.Probe] = []
+        """What was handed on."""
 
     def open(self, device: str) -> Any:
         assert device == "weft-vx"
@@ -115,8 +118,9 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         async def begin() -> None:
             verdicts: list[None] = []
             prober = Prober(
-                "weft-vx", OWN, Random(1), silent or {}, lambda mac: mac == PEER, lambda: verdicts.append(None)
-            )
+                "weft-vx", OWN, Random(1), silent or {}, lambda mac: mac == PEER, lambda: verdicts.append(None),
+                lambda: device.talked_to, device.sizes.append,
+            )  # fmt: skip
             prober.open()
             try:
                 await scenario(prober, device, verdicts)
