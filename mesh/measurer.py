@@ -66,7 +66,7 @@ class Measurer:
         if ways != self._ways:
             self._ways = ways
             self._peers = {bridge_mac(peer): peer for peer in ways}
-            self._mtus.watch({peer: way.ceiling for peer, way in ways.items()}, time.monotonic())
+            self._mtus.watch(ways, time.monotonic())
             self._set_timer()
         if known is not None:
             self._mtus.keep_only(known)

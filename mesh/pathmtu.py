@@ -55,6 +55,8 @@ class Way:
     destination: Address
     ceiling: int
     """The largest overlay packet that both ends' own underlays take."""
+    instance: bytes = b""
+    """Of the peer's daemon: after a launch the way is measured anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ class PathSearch:
 
 @dataclass(slots=True, eq=False)
 class _Path:
-    ceiling: int
+    way: Way
     due_s: float
     retry_s: float = RETRY_S
     search: PathSearch | None = None
@@ -186,20 +188,17 @@ class PathMtus:
     _narrow_bytes: int = 0
     """What was last found on a narrow path: others lead the same way, most likely."""
 
-    def watch(self, ceilings: Mapping[PeerName, int], now: float) -> None:
-        """Measure the paths to these, up to that size, and to no others. What was found of others stays."""
-        for name in self._paths.keys() - ceilings.keys():
+    def watch(self, ways: Mapping[PeerName, Way], now: float) -> None:
+        """Measure these, and no others. What was found of others stays."""
+        for name in self._paths.keys() - ways.keys():
             del self._paths[name]
             self._running.discard(name)
-        spread_s = len(ceilings.keys() - self._paths.keys()) / FIRST_PER_S
-        for name in sorted(ceilings):
-            path = self._paths.get(name)
-            if path is None:
-                self._paths[name] = _Path(ceilings[name], now + self.rng.uniform(0.0, spread_s))
-            elif path.ceiling != ceilings[name]:
-                path.ceiling = ceilings[name]
+        news = sorted(name for name, way in ways.items() if name not in self._paths or self._paths[name].way != way)
+        spread_s = len(news) / FIRST_PER_S
+        for name in news:
+            if (path := self._paths.get(name)) is not None:
                 self._end(name, path)
-                path.due_s = now
+            self._paths[name] = _Path(ways[name], now + self.rng.uniform(0.0, spread_s))
 
     def keep_only(self, names: Collection[PeerName]) -> None:
         """Forget what was found of other peers: they are no more."""
@@ -236,7 +235,7 @@ class PathMtus:
             if started is not None and started.is_queued:
                 started.is_queued = False
                 likely = self.found.get(name) or self._narrow_bytes
-                started.search = PathSearch(self.rng, started.ceiling, likely, now)
+                started.search = PathSearch(self.rng, started.way.ceiling, likely, now)
                 self._running.add(name)
         measures = []
         for name in sorted(self._running):
@@ -261,7 +260,7 @@ class PathMtus:
             return
         path.retry_s = RETRY_S
         path.due_s = now + AGAIN_S * self.rng.uniform(1.0, 1.0 + JITTER)
-        if search.low < path.ceiling:
+        if search.low < path.way.ceiling:
             self._narrow_bytes = search.low
         if self.found.get(name) != search.low:
             self.found = {**self.found, name: search.low}

@@ -1,7 +1,8 @@
 """The router's mind: what the node hears and what is attached here becomes paths, an MTU and one desired kernel state.
 
 No sockets, no kernel, no disk: the daemon feeds it events and takes values out. All that it remembers beyond the node's
-documents is what must not flap: each peer's path and since when, and the network's MTU, which only shrinks.
+documents is what must not flap: each peer's path and since when, and the network's MTU, which grows only after a
+launch.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ BRIDGE = "weft"
 VNI = 0x776566
 """The default network's VXLAN network identifier: the letters "wef"."""
 HISTORY_MAX = 256
+GROW_S = 10.0
+"""The network's MTU may grow for so long after a daemon was launched, here or elsewhere: time enough to measure the
+paths there. All hosts hear of the launch, so all grow alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,9 @@ class Router:
         """Peers in reach to which VXLAN leads, or would: those whose silence there means something."""
         self._forwarding = Forwarding()
         self._started = started
-        self._was_settled = False
+        self._instances: dict[PeerName, bytes] = {}
+        """Each start of a daemon has another one."""
+        self._grows_until_s = float("-inf")
 
     def take(self, event: Event) -> bool:
         """One event of the node; whether the desired state may have changed."""
@@ -123,8 +129,8 @@ class Router:
         for name in self.probed:
             destination = self.paths[name].destination
             assert destination is not None
-            ceiling = path_ceiling(underlay_mtu, self.node.replica.peers[name], destination)
-            ways[name] = Way(destination, ceiling)
+            record = self.node.replica.peers[name]
+            ways[name] = Way(destination, path_ceiling(underlay_mtu, record, destination), record.instance)
         return ways
 
     def find_peer(self, text: str) -> list[PeerName]:
@@ -171,9 +177,8 @@ class Router:
             self.since = {name: self.since[name] for name in paths}
             self.peer_macs = frozenset(map(bridge_mac, paths))
         self.paths = paths
-        # The first time that the mesh's state is in, the MTU may grow beyond what an earlier life had; then no more.
-        current = self.mtu if self._was_settled or not settled else None
-        self._was_settled = settled
+        self._mind_launches(remotes, now, settled)
+        current = None if settled and now < self._grows_until_s else self.mtu
         self.mtu = fixed_mtu or network_mtu(self.own_mtu, remotes.values(), current)
         vxlan_port = local.vxlan_port if local.vxlan and not local.has_secret else None
         segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
@@ -181,6 +186,16 @@ class Router:
         desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled)
         self._describe_sleeve(local, remotes, expired)
         return desired
+
+    def _mind_launches(self, remotes: Mapping[PeerName, Remote], now: float, settled: bool) -> None:
+        """Not before the mesh's state is in: the narrow member may just not have been heard yet."""
+        if not settled:
+            return
+        before = self._instances
+        self._instances = {name: remote.record.instance for name, remote in remotes.items()}
+        self._instances[self.node.name] = self.node.replica.peers[self.node.name].instance
+        if any(before.get(name) != instance for name, instance in self._instances.items()):
+            self._grows_until_s = now + GROW_S
 
     def _describe_sleeve(self, local: Local, remotes: Mapping[PeerName, Remote], expired: frozenset[PeerName]) -> None:
         """Who is told to the worker, and who is probed. What did not change is the same object."""

@@ -130,10 +130,10 @@ class VxlanHealth:
 
     def _unwatch(self, name: PeerName, now: float) -> None:
         peer = self._peers[name]
-        if now - peer.silent_s < RECANT_S:
-            peer = self._peers[name] = _Peer(name)
         _end_row(peer)
         peer.answers, peer.due_s = 0, None
+        if now - peer.silent_s < RECANT_S:
+            peer = self._peers[name] = _Peer(name)
         self._tell(peer, now)
 
     def keep_only(self, names: Collection[PeerName]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_address
 from random import Random
 
 import pytest
@@ -10,9 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.names import PeerName
-from mesh.pathmtu import AGAIN_S, SEARCH_MIN_BYTES, SEARCHES_MAX, Measure, PathMtus
+from mesh.pathmtu import AGAIN_S, SEARCH_MIN_BYTES, SEARCHES_MAX, Measure, PathMtus, Way
 
 P, Q = PeerName(b"\x03" * 8), PeerName(b"\x04" * 8)
+
+
+def way(ceiling: int, instance: bytes = b"") -> Way:
+    return Way(ip_address("10.9.0.2"), ceiling, instance)
 
 
 class World:
@@ -29,7 +34,7 @@ class World:
         self.busiest = 0
         """Searches under way at once."""
         self._answers: list[tuple[float, Measure]] = []
-        self.mtus.watch({P: ceiling}, 0.0)
+        self.mtus.watch({P: way(ceiling)}, 0.0)
 
     def narrow(self, path_bytes: int) -> None:
         self.passes = lambda measure: measure.packet_bytes <= path_bytes
@@ -177,15 +182,24 @@ def test_another_ceiling_is_measured_anew() -> None:
     """The peer or this host has another underlay now."""
     world = World(9000)
     world.run(10.0)
-    world.mtus.watch({P: 8950}, world.now)
+    world.mtus.watch({P: way(8950)}, world.now)
     assert world.run(10.0, until=lambda: world.found == 8950) < 1.0
+
+
+def test_after_a_launch_of_the_peer_its_path_is_measured_anew() -> None:
+    """So that a path which has become wider is used from then on."""
+    world = World(1350)
+    world.run(10.0)
+    world.narrow(1450)
+    world.mtus.watch({P: way(1450, b"next")}, world.now)
+    assert world.run(10.0, until=lambda: world.found == 1450) < 1.0
 
 
 def test_many_peers_are_measured_a_few_at_a_time() -> None:
     """A thousand that come together, half of them narrow; those in a hurry first."""
     world = World(1450)
-    peers = {PeerName(bytes([7, number // 256, number % 256]) + bytes(5)): 1450 for number in range(1000)}
-    world.mtus.watch({**peers, P: 1450}, 0.0)
+    peers = {PeerName(bytes([7, number // 256, number % 256]) + bytes(5)): way(1450) for number in range(1000)}
+    world.mtus.watch({**peers, P: way(1450)}, 0.0)
     world.passes = lambda measure: measure.packet_bytes <= (1450 if measure.peer[2] % 2 else 1350)
     world.run(20.0)
     world.mtus.hurry([P], world.now)
@@ -201,7 +215,7 @@ def test_who_is_no_more_is_forgotten_and_who_is_out_of_reach_is_not() -> None:
     """Nor asked."""
     world = World(1400)
     world.run(10.0)
-    world.mtus.watch({Q: 1450}, world.now)
+    world.mtus.watch({Q: way(1450)}, world.now)
     world.mtus.answered(P, b"12345678", world.now)
     world.mtus.hurry([P], world.now)
     world.mtus.keep_only([P])

@@ -16,7 +16,7 @@ from gossip.pages import TablePager
 from gossip.peers import AWAY, GONE, PEER_TABLE
 from mesh.endpoints import ENDPOINTS_TABLE, Binding, Endpoint, bridge_mac, derive_mac, encode_row
 from mesh.forwarding import HOLD_S, NONE, Path
-from mesh.router import BRIDGE, HISTORY_MAX, VNI
+from mesh.router import BRIDGE, GROW_S, HISTORY_MAX, VNI
 from tests.mesh.hosts import ATTRIBUTES, OWN, Here, Host, X, attached
 
 
@@ -258,11 +258,11 @@ def test_the_mtu_shrinks_at_once_and_stays_until_launch(here: Here) -> None:
     assert here.desired().segment.mtu == 1450
     host.record = replace(host.record, state=GONE)
     here.hear(host)
-    assert here.desired().segment.mtu == 1450
+    assert here.desired(now=1.0 + GROW_S).segment.mtu == 1450
     here.router.own_mtu = 1400
-    assert here.desired().segment.mtu == 1400
+    assert here.desired(now=1.0 + GROW_S).segment.mtu == 1400
     here.router.own_mtu = 8950
-    assert here.desired().segment.mtu == 1400
+    assert here.desired(now=1.0 + GROW_S).segment.mtu == 1400
 
 
 def test_an_adopted_mtu_is_not_exceeded_until_the_mesh_is_known() -> None:
@@ -274,7 +274,25 @@ def test_an_adopted_mtu_is_not_exceeded_until_the_mesh_is_known() -> None:
     assert here.desired(settled=False).segment.mtu == 1450
     assert here.desired(settled=True).segment.mtu == 4000
     joins(here, 3, 8950)
-    assert here.desired(settled=True).segment.mtu == 4000
+    assert here.desired(now=1.0 + GROW_S, settled=True).segment.mtu == 4000
+
+
+def test_the_mtu_may_grow_after_any_hosts_launch(here: Here) -> None:
+    """All hear of it and all grow alike; what a path is found to take in its first seconds counts still."""
+    host = joins(here, 3, 1450)
+    assert here.desired().segment.mtu == 1450
+    host.record = replace(host.record, attributes={**ATTRIBUTES, "mtu": 4000})
+    here.hear(host)
+    assert here.desired(now=100.0).segment.mtu == 1450
+    host.record = replace(host.record, instance=b"\x01" * 16)
+    here.hear(host)
+    assert here.desired(now=100.0).segment.mtu == 4000
+    host.record = replace(host.record, attributes={**ATTRIBUTES, "mtu": 8000})
+    here.hear(host)
+    assert here.desired(now=99.0 + GROW_S).segment.mtu == 8000
+    host.record = replace(host.record, attributes={**ATTRIBUTES, "mtu": 8500})
+    here.hear(host)
+    assert here.desired(now=100.0 + GROW_S).segment.mtu == 8000
 
 
 def test_an_adopted_mtu_beyond_the_underlay_is_not_kept() -> None:

@@ -376,6 +376,11 @@ def test_whose_daemon_fell_silent_is_not_blamed_for_its_path() -> None:
     world.run(2.0)
     world.health.watch([], world.now)
     assert world.verdict is None
+    world.run(20.0)
+    world.health.watch([P], world.now)
+    before = len(world.asked)
+    world.run(1.9 * ANSWER_TIMEOUT_S)
+    assert world.verdict is None and len(world.asked) - before <= 4
 
 
 def test_misses_of_before_do_not_count_when_a_peer_is_back() -> None:
