@@ -155,7 +155,7 @@ class Daemon:
         self._pinger = Pinger(BRIDGE, bridge_mac(identity.name), is_peer_mac)
         self._probes = Probes(
             BRIDGE, VNI, config.port + 1, identity.name, store.read(PROBES), self._router.owner_of, is_peer_mac,
-            self._write, self._on_found,
+            self._write, self._spawn, self._on_found,
         )  # fmt: skip
         self._mind_mtu()
         self._router.mtu = min(self._router.mtu, self._router.own_mtu)
@@ -237,7 +237,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pinger.close()
-        await self._probes.close()
+        self._probes.close()
         if self._transport is not None:
             await self._transport.stop()
         await self._sleeve.close(end=self._gone or (not self._has_started and self._sleeve.started > 0))

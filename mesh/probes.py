@@ -8,7 +8,7 @@ is known not to take. Knows nothing of what is made of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from random import SystemRandom
 from typing import Any
 
@@ -46,14 +46,16 @@ class Probes:
         owner_of: Callable[[bytes], PeerName | None],
         is_peer_mac: Callable[[bytes], bool],
         write: Write,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_found: Callable[[], None],
     ) -> None:
         """`document` is what an earlier life wrote; `owner_of` says behind which other host a MAC is; `on_found` is
-        called when something else was found."""
+        called when something else was found, `spawn` to write that on disk."""
         verdicts, sizes = self._saved = _read(document)
         own_mac = bridge_mac(own)
         self._owner_of = owner_of
         self._write = write
+        self._spawn = spawn
         self._on_found = on_found
         self._activity = Activity((vxlan_name(bridge), vxlan6_name(bridge)))
         self._measurer = Measurer(own_mac, vni, port, SystemRandom(), sizes, self._found)
@@ -62,7 +64,7 @@ class Probes:
             self._measurer.received,
         )  # fmt: skip
         self._told: Mapping[PeerName, str] = verdicts
-        self._saving: asyncio.Task[None] | None = None
+        self._is_saving = False
         self._is_closed = False
 
     @property
@@ -89,14 +91,11 @@ class Probes:
         if self._prober.is_listening:
             self._measurer.open()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._is_closed = True
         self._prober.close()
         self._measurer.close()
         self._activity.close()
-        if self._saving is not None:
-            self._saving.cancel()
-            await asyncio.gather(self._saving, return_exceptions=True)
 
     def watch(self, ways: Mapping[PeerName, Way], packet_bytes: int, known: Collection[PeerName] | None) -> None:
         """Probe these, in sizes up to that, and measure the ways to them. `known`, once all are: what was found of any
@@ -122,8 +121,9 @@ class Probes:
         if self._is_closed:
             return
         self._on_found()
-        if self._saving is None:
-            self._saving = asyncio.ensure_future(self._save())
+        if not self._is_saving:
+            self._is_saving = True
+            self._spawn(self._save())
 
     async def _save(self) -> None:
         while (found := (self.verdicts, self.path_mtus)) != self._saved:
@@ -137,7 +137,7 @@ class Probes:
                 log.warning("not-saved", error=error)
                 break
             self._saved = found
-        self._saving = None
+        self._is_saving = False
 
 
 def _read(document: Mapping[str, Any] | None) -> Found:

@@ -115,6 +115,7 @@ def _sleeve(peer: PeerStatus | None) -> Row | None:
         "datagrams": peer.datagrams,
         "parity": peer.parity,
         "offloads_off": list(peer.offloads_off),
+        "datagram_bytes": peer.datagram_bytes or None,
     }
 
 

@@ -123,6 +123,8 @@ class PeerStatus:
     """How many of them may be lost."""
     offloads_off: tuple[str, ...]
     """Those that the self-test found not to work towards it, or that were switched off."""
+    datagram_bytes: int = 0
+    """UDP payload of a full datagram to it, as found on its path; 0 before anything is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -449,6 +449,7 @@ class Sleeve:
             datagrams=shape.datagrams,
             parity=shape.parity,
             offloads_off=tuple(off),
+            datagram_bytes=partner.datagram_bytes if partner.trial is not None else 0,
         )
 
 

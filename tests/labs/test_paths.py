@@ -103,7 +103,8 @@ def test_a_pair_that_talks_leaves_a_blocked_path_within_seconds(pair: Lab, walls
 
 def test_who_begins_to_talk_over_a_dead_path_is_moved_soon(pair: Lab) -> None:
     """Also a path on which only large frames are lost: the reason says so, and the sleeve takes them."""
-    with blocked(pair, "h2", "udp dport 6784 meta length > 1400"), blocked(pair, "h1", "udp dport 6784 meta length > 1400"):
+    large = "udp dport 6784 meta length > 1400"
+    with blocked(pair, "h2", large), blocked(pair, "h1", large):
         assert ping(pair, "c1.1", pair.address("c2.1"), wait_s=3).lost == []
         gave, took = exchange(pair, "c1.1", "c2.1", pair.address("c2.1"), 3_000_000, 1)
         assert (gave["back"], took["there"]) == (gave["there"], gave["there"])
@@ -246,8 +247,8 @@ def test_the_sleeve_survives_an_underlay_that_swallows_what_is_above_700_bytes(m
     """Without a word, in both directions: containers exchange packets of 1400 bytes and TCP all the same."""
     lab = make_lab(hosts=2, containers=1)
     lab.build()
-    lab.run("hub", ["nft", "add table bridge narrow; add chain bridge narrow f { type filter hook forward priority 1; };"
-                           "add rule bridge narrow f meta l4proto udp udp length > 700 drop"])  # fmt: skip
+    wall = "add chain bridge weftlab narrow { type filter hook forward priority 1; };"
+    lab.run("hub", ["nft", f"{wall} add rule bridge weftlab narrow meta l4proto udp udp length > 700 drop"])
     lab.launch("h1", ["--password", "correct-horse-battery"])
     lab.launch("h2", ["--password", "correct-horse-battery", lab.underlay(1)])
     lab.wait_connected()

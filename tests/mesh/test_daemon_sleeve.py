@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from dataplane.sleeve.control import SILENT, PeerStatus
+from gossip.names import PeerName, format_name
 from mesh import probes as probes_module
 from mesh import requests
+from mesh.daemon import Daemon
 from mesh.errors import UserError
 from mesh.store import Store
 from tests.mesh.daemons import Stage, ask, document, joined, read, run, until
@@ -101,6 +104,39 @@ def test_an_identity_from_before_the_sleeve_gets_its_key(stage: Stage) -> None:
             assert made != sleeve
         async with host.made():
             assert host.sleeves[2].settings.private_key == host.sleeves[1].settings.private_key
+
+    run(scenario())
+
+
+def test_a_narrow_path_narrows_the_network_and_is_remembered(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both hosts', from what one of them found; the next daemon begins with it. One below IPv6's minimum does not."""
+    monkeypatch.setattr(probes_module, "SAVE_DELAY_S", 0.01)
+    first, second = stage.host("h1"), stage.host("h2")
+
+    def finds(b: Daemon, name: PeerName, size: int) -> None:
+        b._probes._measurer._mtus.found = {name: size}
+        b._probes._found()
+
+    async def scenario() -> None:
+        async with first.launched() as a:
+            async with second.launched(peers=(first.address,)) as b:
+                await joined(a, b)
+                name = a.node.name
+                finds(b, name, 1000)
+                assert (await read(b, "connections"))[0]["path_mtu"] == 1000
+                await asyncio.sleep(0.1)
+                assert a._router.mtu == b._router.mtu == 1450
+                finds(b, name, 1350)
+                await until(lambda: a._router.mtu == b._router.mtu == 1350, "both have shrunk")
+                saved = {"faults": {}, "path_mtus": {format_name(name): 1350}}
+                await until(lambda: document(stage, "h2", "vxlan") == saved, "it is on disk")
+            async with second.made() as b:
+                assert b._router.mtu == b._router.own_mtu == 1350
+            async with second.made(vxlan=False) as b:
+                assert b._router.own_mtu == 1450
+            async with second.made(mtu=1400) as b:
+                b._describe()
+                assert b.node.replica.peers[b.node.name].attributes["mtu"] == 1400
 
     run(scenario())
 

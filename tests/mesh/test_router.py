@@ -16,6 +16,7 @@ from gossip.pages import TablePager
 from gossip.peers import AWAY, GONE, PEER_TABLE
 from mesh.endpoints import ENDPOINTS_TABLE, Binding, Endpoint, bridge_mac, derive_mac, encode_row
 from mesh.forwarding import HOLD_S, NONE, Path
+from mesh.pathmtu import Way
 from mesh.router import BRIDGE, GROW_S, HISTORY_MAX, VNI
 from tests.mesh.hosts import ATTRIBUTES, OWN, Here, Host, X, attached
 
@@ -307,6 +308,32 @@ def test_the_users_mtu_overrides(here: Here) -> None:
     assert here.desired().segment.mtu == 1280
     here.fixed_mtu = 9000
     assert here.desired().segment.mtu == here.router.mtu == 9000
+
+
+# Whom probes ask
+
+
+def test_a_mac_leads_to_the_other_host_that_has_it(here: Here) -> None:
+    """Ours and unknown ones to nobody."""
+    host = Host(3)
+    host.endpoints = [attached(host)]
+    here.hear(host)
+    mine = Endpoint(OWN.name, "c2", b"\x02" * 6, ())
+    pager = TablePager()
+    pager.put("c2", encode_row(mine))
+    here.router.table.replace_page(OWN.name, 0, pager.body(0))
+    assert here.router.owner_of(host.endpoints[0].mac) == host.name
+    assert here.router.owner_of(mine.mac) is None and here.router.owner_of(b"\x04" * 6) is None
+
+
+def test_the_way_to_who_is_probed_is_known(here: Here) -> None:
+    """Where VXLAN leads, what both underlays take, and which start of the daemon it is."""
+    host = joins(here, 3, 1350)
+    here.desired()
+    assert here.router.ways(8950) == {host.name: Way(ip_address("10.9.0.3"), 1350, bytes(16))}
+    here.reach()
+    here.desired()
+    assert here.router.ways(8950) == {}
 
 
 def test_it_is_settled_when_the_node_says_so_or_after_the_limit(here: Here) -> None:
