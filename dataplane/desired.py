@@ -26,7 +26,7 @@ Via = Literal["vxlan", "sleeve", "nowhere"]
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One overlay network on this host: a bridge, the sleeve's TAP and, where frames may leave in clear, its VXLAN
-    device."""
+    devices."""
 
     bridge: str
     """Name of the bridge: `weft` for the default network."""
@@ -36,9 +36,11 @@ class Segment:
     """Bytes of the largest overlay packet, set on the bridge, the overlay ports, the container ports and inside."""
     vni: int
     vxlan_port: int | None
-    """UDP port of the VXLAN device; None where no plain VXLAN device may exist (a secret is set, or --no-vxlan)."""
+    """UDP port of the VXLAN devices; None where no plain VXLAN device may exist (a secret is set, or --no-vxlan)."""
     tap: bool = True
     """Whether there is a TAP for the sleeve. Without one nothing can be via the sleeve."""
+    vxlan6: bool = False
+    """Whether there is a second VXLAN device, for IPv6 destinations. Without one they count as none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,14 @@ class RemotePeer:
     name: PeerName
     bridge_mac: bytes
     destination: Address | None
-    """Underlay address its VXLAN device is reached at, where that is known. An IPv6 one is left out with a warning:
-    that needs the second VXLAN device, which nothing makes yet."""
+    """Underlay address its VXLAN device is reached at, where that is known. A link-local one has the number of this
+    host's interface as its zone: `fe80::1%3`."""
     via: Via = VXLAN
     """Broadcasts go by VXLAN to the peers that are via VXLAN and to no others. A destination is worth saying of a peer
     via the sleeve too: it stays entered, so that probes can be sent there by VXLAN and moving it is one change."""
+    spare: Address | None = None
+    """An address of the other IP version, where both are known: entered for probes on the VXLAN device of that version,
+    so that a family which fails has a proven one beside it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from dataplane.objects import (
     GUARD,
     GUEST,
     GUEST_ADDRESS,
+    IFINDEX,
     LINK,
     NEIGHBOUR,
     PORT,
@@ -147,4 +148,6 @@ def _cure(operation: Operation, error: KernelError) -> str:
 
 
 def _address(packed: bytes) -> str:
-    return str(ip_address(packed))
+    """An address, or a VXLAN destination with the number of its interface."""
+    address, interface = packed[:16], packed[16:]
+    return f"{ip_address(address)}%{IFINDEX.unpack(interface)[0]}" if interface else str(ip_address(address))

@@ -6,13 +6,17 @@ how a message to the kernel looks (linux), or why a peer is reached the way it i
 
 The one idea: an object is what can be made or removed by one operation. A container's interface is therefore several
 objects (the pair, its bridge port flags, its being up, the inner end, each address), and a remote endpoint is four or
-so: where VXLAN sends its MAC, which bridge port its MAC is behind (the VXLAN device or the sleeve's TAP), and who
+so: where VXLAN sends its MAC, which bridge port its MAC is behind (a VXLAN device or the sleeve's TAP), and who
 answers for each of its addresses. Where VXLAN would send a MAC is kept while the MAC is behind the TAP: so a move
 between the two paths, either way, is one replacement.
+
+A VXLAN device takes destinations of one IP version, so there are two, and what belongs to a destination (the entry, the
+flood list) is on the device of its version. A peer is in one flood list at most.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -46,6 +50,7 @@ TAP_GSO_MAX_BYTES: Final = 65_400
 may fill it keeps room for headers (the longest seen was 65,318, over IPv6); giants made of UDP segments do not. A frame
 of this length with its virtio header, and a record's header and tag, fit one UDP datagram over IPv4: 65,507 bytes."""
 ZERO_MAC: Final = bytes(6)
+IFINDEX: Final = struct.Struct("=I")
 NOWHERE: Final = bytes(4)
 """VXLAN destination of an endpoint no path leads to: the kernel drops what is sent to 0.0.0.0."""
 
@@ -71,12 +76,15 @@ class Bridge(NamedTuple):
 
 
 class Vxlan(NamedTuple):
-    """LINK of a VXLAN device. `oddity` names an option that ours never has and that cannot be tolerated."""
+    """LINK of a VXLAN device. `oddity` names an option that ours never has and that cannot be tolerated.
+
+    `ipv6` tells the device for IPv6 destinations. The kernel does not report it, so it goes by the name."""
 
     vni: int
     port: int
     mtu: int
     oddity: str = ""
+    ipv6: bool = False
 
 
 class Tap(NamedTuple):
@@ -167,7 +175,8 @@ Value = (
     | str
     | bool
 )
-"""VXLAN_FDB: destination, packed. FLOOD, UP: True. BRIDGE_FDB: port name. NEIGHBOUR: MAC. ACCEPT: is the rule there."""
+"""VXLAN_FDB: destination, as `destination_item`. FLOOD, UP: True. BRIDGE_FDB: port name. NEIGHBOUR: MAC. ACCEPT: is the
+rule there."""
 
 GUARD_RULES: Final = ("weft unanswered arp", "weft local nd", "weft unanswered nd")
 """Comments of the rules of a guard, which are also how it is recognised. A changed rule needs a changed comment."""
@@ -195,6 +204,8 @@ class Scope:
     ports: tuple[Port, ...] = ()
     vxlan_port: int | None = None
     """The UDP port that a firewall on this host should let in."""
+    over_ipv6: bool = False
+    """Some peer is reached over IPv6, so that the port should be open there too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +225,7 @@ def vxlan_name(bridge: str) -> str:
 
 
 def vxlan6_name(bridge: str) -> str:
-    """The device for IPv6 destinations: a v4 device refuses them. Nothing makes one yet; one that is found is ours."""
+    """The device for IPv6 destinations: a v4 device refuses them, and this one refuses all others."""
     return f"{bridge}-vx6"
 
 
@@ -230,6 +241,13 @@ def active_set_name(device: str) -> str:
 def address_item(interface: Interface) -> bytes:
     """Item of a GUEST_ADDRESS: the packed address and one byte of prefix length."""
     return interface.ip.packed + bytes((interface.network.prefixlen,))
+
+
+def destination_item(address: Address) -> bytes:
+    """Value of a VXLAN_FDB and item of a FLOOD: the packed address, and of a link-local one the interface's number."""
+    if address.version == 6 and address.scope_id is not None:
+        return address.packed + IFINDEX.pack(int(address.scope_id))
+    return address.packed
 
 
 def fits(wanted: Value, found: Value) -> bool:
@@ -279,9 +297,13 @@ class Expander:
                 unusable.append(peer.bridge_mac)
                 continue
             objects.update(_path_rows(segment, peer.bridge_mac, peer))
-            destination = _vxlan_destination(segment, peer)
-            if destination != NOWHERE and peer.via == VXLAN and segment.vxlan_port is not None:
-                objects[Key(FLOOD, vxlan_name(segment.bridge), destination)] = True
+            if segment.vxlan_port is None:
+                continue
+            if peer.spare is not None and (spare := _vxlan_destination(segment, peer, peer.spare)) != NOWHERE:
+                objects[Key(VXLAN_FDB, _vxlan_for(segment, spare), peer.bridge_mac)] = spare
+            destination = _vxlan_destination(segment, peer, peer.destination)
+            if destination != NOWHERE and peer.via == VXLAN:
+                objects[Key(FLOOD, _vxlan_for(segment, destination), destination)] = True
         objects.update(_segment_rows(segment))
         port_of: dict[Key, str] = {}
         for port in reversed(desired.ports):
@@ -292,7 +314,7 @@ class Expander:
             objects=objects,
             port_of=port_of,
             skipped=_skipped(desired, unusable),
-            scope=Scope(segment.bridge, desired.ports, segment.vxlan_port),
+            scope=Scope(segment.bridge, desired.ports, segment.vxlan_port, segment.vxlan6 and _is_over_ipv6(desired)),
             settled=desired.settled,
         )
 
@@ -311,10 +333,11 @@ def _segment_rows(segment: Segment) -> dict[Key, Value]:
         Key(ACCEPT, bridge, b"ip6"): True,
     }
     if segment.vxlan_port is not None:
-        name = vxlan_name(bridge)
-        rows[Key(LINK, name)] = Vxlan(vni=segment.vni, port=segment.vxlan_port, mtu=segment.mtu)
-        rows.update(_overlay_port_rows(bridge, name))
-        rows[Key(GUARD, name)] = Guard((*GUARD_RULES, ACTIVE_RULE))
+        for name in (vxlan_name(bridge), vxlan6_name(bridge))[: 1 + segment.vxlan6]:
+            ipv6 = name == vxlan6_name(bridge)
+            rows[Key(LINK, name)] = Vxlan(segment.vni, segment.vxlan_port, segment.mtu, ipv6=ipv6)
+            rows.update(_overlay_port_rows(bridge, name))
+            rows[Key(GUARD, name)] = Guard((*GUARD_RULES, ACTIVE_RULE))
     if segment.tap:
         name = tap_name(bridge)
         rows[Key(LINK, name)] = Tap(mtu=segment.mtu)
@@ -366,10 +389,10 @@ def _endpoint_rows(segment: Segment, endpoint: RemoteEndpoint) -> dict[Key, Valu
 def _path_rows(segment: Segment, mac: bytes, remote: RemotePeer | RemoteEndpoint) -> dict[Key, Value]:
     """Behind which bridge port a MAC is, and where VXLAN sends it if it is asked to."""
     rows: dict[Key, Value] = {}
-    destination = _vxlan_destination(segment, remote)
+    destination = _vxlan_destination(segment, remote, remote.destination)
     is_in_sleeve = remote.via == SLEEVE and segment.tap
     if segment.vxlan_port is not None:
-        name = vxlan_name(segment.bridge)
+        name = _vxlan_for(segment, destination)
         if destination != NOWHERE or not is_in_sleeve:
             rows[Key(VXLAN_FDB, name, mac)] = destination
         rows[Key(BRIDGE_FDB, segment.bridge, mac)] = name
@@ -378,12 +401,17 @@ def _path_rows(segment: Segment, mac: bytes, remote: RemotePeer | RemoteEndpoint
     return rows
 
 
-def _vxlan_destination(segment: Segment, remote: RemotePeer | RemoteEndpoint) -> bytes:
-    """Where VXLAN would send what is behind this. An IPv6 destination belongs on the second VXLAN device; until there
-    is one, it counts as none."""
+def _vxlan_destination(segment: Segment, remote: RemotePeer | RemoteEndpoint, destination: Address | None) -> bytes:
+    """Where VXLAN would send what is behind this."""
     leads = remote.via == VXLAN or (remote.via == SLEEVE and segment.tap)
-    destination = remote.destination if leads else None
-    return destination.packed if destination is not None and destination.version == 4 else NOWHERE
+    if destination is None or not leads or (destination.version == 6 and not segment.vxlan6):
+        return NOWHERE
+    return destination_item(destination)
+
+
+def _vxlan_for(segment: Segment, destination: bytes) -> str:
+    """The device that takes this destination. What leads nowhere is on the first one, which is always there."""
+    return (vxlan_name if len(destination) == len(NOWHERE) else vxlan6_name)(segment.bridge)
 
 
 def _is_carried(segment: Segment, address: Address | Interface) -> bool:
@@ -398,16 +426,6 @@ def _is_usable(segment: Segment, mac: bytes) -> bool:
 def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]:
     skipped = []
     mtu = desired.segment.mtu
-    over_ipv6 = sorted(
-        {
-            str(peer.destination)
-            for peer in desired.peers
-            if peer.destination is not None and peer.destination.version == 6 and peer.via == VXLAN
-        }
-    )
-    if over_ipv6 and desired.segment.vxlan_port is not None:
-        text = f"{_some(over_ipv6)} can only be reached over IPv6, and VXLAN over IPv6 is not carried yet"
-        skipped.append(Skipped("ipv6-underlay", text, "advertise an IPv4 address there"))
     if mtu < IPV6_MTU_MIN and _has_ipv6(desired):
         text = f"an MTU of {mtu} is too small for IPv6, so IPv6 addresses of containers are left out"
         skipped.append(Skipped("mtu-below-ipv6", text, f"give the network an MTU of {IPV6_MTU_MIN} or more"))
@@ -416,6 +434,10 @@ def _skipped(desired: Desired, unusable: Sequence[bytes]) -> tuple[Skipped, ...]
         text = f"{macs}: not a MAC that something on another host can have, so it is left out"
         skipped.append(Skipped("unusable-mac", text, "change it on the host that has it"))
     return tuple(skipped)
+
+
+def _is_over_ipv6(desired: Desired) -> bool:
+    return any(peer.destination is not None and peer.destination.version == 6 for peer in desired.peers)
 
 
 def _has_ipv6(desired: Desired) -> bool:

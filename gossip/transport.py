@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from gossip.errors import ProtocolError
 from gossip.events import CloseLink, Dial, DialKey, Event, Outcome, Send, StoreEpoch
@@ -223,6 +223,8 @@ class Transport:
             errors.append(f"{address!r} is not a host or host:port")
             return []
         host, port = parts
+        if ":" in host and "%" in host:
+            return _zoned(host, port, errors)
         flags = 0 if isinstance(key, str) else socket.AI_NUMERICHOST
         try:
             async with asyncio.timeout(RESOLVE_TIMEOUT_S):
@@ -241,7 +243,11 @@ class Transport:
         """One address: None once the node has the link, else why not."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await self._loop.create_connection(lambda: _Connection(self, key), host, port)
+                if "%" in host:
+                    opened = await _connect_zoned(self._loop, host, port)
+                    _, connection = await self._loop.create_connection(lambda: _Connection(self, key), sock=opened)
+                else:
+                    _, connection = await self._loop.create_connection(lambda: _Connection(self, key), host, port)
         except TimeoutError:
             return f"{host} port {port}: no answer in {CONNECT_TIMEOUT_S:g} s (is TCP {port} open in its firewall?)"
         except OSError as failure:
@@ -328,7 +334,8 @@ class _Connection(asyncio.Protocol):
         self._socket = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         peer = transport.get_extra_info("peername")
         if peer:  # None where the other side has left again before we looked.
-            self.remote = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+            host = _host_of(peer)
+            self.remote = f"[{host}]:{peer[1]}" if ":" in host else f"{host}:{peer[1]}"
         self._socket.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         due = self._link.next_timeout()
         assert due is not None
@@ -435,6 +442,46 @@ class _Connection(asyncio.Protocol):
     def _settle(self, error: str | None) -> None:
         if not self.outcome.done():
             self.outcome.set_result(error)
+
+
+def _zoned(host: str, port: int, errors: list[str]) -> list[tuple[str, int]]:
+    """A link-local address with its interface by number. uvloop's resolver would forget the interface."""
+    address, _, interface = host.partition("%")
+    try:
+        index = int(interface) if interface.isdigit() else socket.if_nametoindex(interface)
+    except OSError:
+        errors.append(f"{host}: this host has no interface {interface}")
+        return []
+    return [(f"{address}%{index}", port)]
+
+
+async def _connect_zoned(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
+    """A socket connected through that very interface, which uvloop would choose by itself. Raises OSError."""
+    address, _, index = host.partition("%")
+    made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        failed = made.connect_ex((address, port, 0, int(index)))
+        if failed == errno.EINPROGRESS:
+            writable = asyncio.Event()
+            loop.add_writer(made, writable.set)
+            try:
+                await writable.wait()
+            finally:
+                loop.remove_writer(made)
+            failed = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failed:
+            raise OSError(failed, os.strerror(failed))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _host_of(address: tuple[Any, ...]) -> str:
+    """The host part of a socket's address; a link-local one with the number of our interface, without which it says
+    nothing."""
+    host = str(address[0]).partition("%")[0]
+    return f"{host}%{address[3]}" if len(address) == 4 and address[3] else host
 
 
 def _explain(reason: str, remote: str) -> str:

@@ -47,9 +47,9 @@ def split_peer(text: str) -> tuple[str, int | None]:
         inside, bracket, after = text[1:].partition("]")
         if not bracket or (after and not after.startswith(":")):
             raise ValueError(f"{text!r} is not a peer: an IPv6 address with a port is written [fd00::3]:6783")
-        return _underlay_address(inside, text), _port(after[1:], text) if after else None
+        return _peer_address(inside, text), _port(after[1:], text) if after else None
     if text.count(":") > 1:
-        return _underlay_address(text, text), None
+        return _peer_address(text, text), None
     host, colon, port = text.partition(":")
     return _host(host, text), _port(port, text) if colon else None
 
@@ -61,8 +61,16 @@ def format_peer(host: str, port: int | None) -> str:
 
 
 def parse_underlay_address(text: str) -> str:
-    """An address of a host, for `--host` and `--advertise`."""
+    """An address of a host, for `--host`."""
     return _underlay_address(text, text)
+
+
+def parse_advertised(text: str) -> str:
+    """An address of this host that others can use, for `--advertise`."""
+    address = _underlay_address(text, text)
+    if ":" in address and ipaddress.ip_address(address).is_link_local:
+        raise ValueError(f"{text!r} is a link-local address, which means nothing on another host: give another one")
+    return address
 
 
 def parse_address(text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
@@ -181,6 +189,13 @@ def _host_name_problem(name: str) -> str | None:
         if label.startswith("-") or label.endswith("-"):
             return "no part may begin or end with -"
     return None
+
+
+def _peer_address(text: str, whole: str) -> str:
+    address = _underlay_address(text, whole)
+    if "%" not in address and ipaddress.ip_address(address).is_link_local:
+        raise ValueError(f"{whole!r} is a link-local address: give its interface too, as in fe80::1%eth0")
+    return address
 
 
 def _underlay_address(text: str, whole: str) -> str:

@@ -129,7 +129,7 @@ _SETTINGS = {
     "password-file": _Setting(str, str),
     "port": _Setting(int, _port),
     "host": _Setting(str, arguments.parse_underlay_address),
-    "advertise": _Setting(str, arguments.parse_underlay_address, many=True),
+    "advertise": _Setting(str, arguments.parse_advertised, many=True),
     "nickname": _Setting(str, arguments.parse_nickname),
     "mtu": _Setting(int, _mtu),
     "no-discovery": _Setting(bool, _switch),

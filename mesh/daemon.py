@@ -14,8 +14,9 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from ipaddress import ip_address
 from random import SystemRandom
 from typing import Any
 
@@ -39,7 +40,14 @@ from mesh.attach import Attachments, Surroundings
 from mesh.config import LaunchConfig
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
-from mesh.forwarding import MTU_MIN, UNDERLAY_MTU, VXLAN_OVERHEAD_V4_BYTES, Local, Path, own_mtu
+from mesh.forwarding import (
+    MTU_MIN,
+    UNDERLAY_MTU,
+    VXLAN_OVERHEAD_V4_BYTES,
+    VXLAN_OVERHEAD_V6_BYTES,
+    Local,
+    Path,
+)
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.pinger import Pinger
@@ -129,6 +137,8 @@ class Daemon:
         self._verbs: Verbs | None = None
         self._pager = TablePager()
         self._survey = survey
+        self._has_ipv6 = survey.has_ipv6
+        """Once it has, the device for it stays: an address that is lost for a while is no reason to remove that."""
         self._disk = asyncio.Lock()
 
         self._keys, epoch = _load_identity(store)
@@ -137,7 +147,10 @@ class Daemon:
         node_config = NodeConfig(port=config.port, discovery=config.discovery)
         record = PeerRecord(config.nickname, secrets.token_bytes(16), LIVE, VERSION, (), {})
         self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
-        self._router = Router(self.node, self._underlay_mtu(), self._started, self._survey.bridge_mtu)
+        own_mtu, own_mtu_over_ipv6 = self._own_mtus()
+        self._router = Router(self.node, own_mtu, self._started, self._survey.bridge_mtu)
+        self._router.own_mtu_over_ipv6 = own_mtu_over_ipv6
+        self._told_mtu = own_mtu
         self._attachments = Attachments(
             Surroundings(
                 store=store,
@@ -151,14 +164,14 @@ class Daemon:
                 tell=self._tell,
             )
         )
-        is_peer_mac = lambda mac: mac in self._router.peer_macs  # noqa: E731
-        self._pinger = Pinger(BRIDGE, bridge_mac(identity.name), is_peer_mac)
+        self._pinger = Pinger(BRIDGE, bridge_mac(identity.name), lambda mac: mac in self._router.peer_macs)
         self._probes = Probes(
-            BRIDGE, VNI, config.port + 1, identity.name, store.read(PROBES), self._router.owner_of, is_peer_mac,
-            self._write, self._spawn, self._on_found,
+            BRIDGE, VNI, config.port + 1, identity.name, store.read(PROBES), self._router.owner_of,
+            lambda version, mac: mac in (self._router.peer_macs if version == 4 else self._router.macs_over_ipv6),
+            self._write, self._spawn, self._refresh_soon,
         )  # fmt: skip
-        self._mind_mtu()
-        self._router.mtu = min(self._router.mtu, self._router.own_mtu)
+        self._router.path_mtus = self._path_mtus()
+        self._router.mtu = min(self._router.mtu, self._router.told_mtu)
         self._sleeve = Supervisor(config.run_dir, config.state_dir, self._sleeve_settings(), epoch)
 
     # -- life --------------------------------------------------------------------------------------
@@ -305,14 +318,20 @@ class Daemon:
             vxlan_port=self._config.port + 1,
             networks=self._survey.networks,
             addresses=frozenset(found.address for found in self._survey.addresses),
+            vxlan6=self._has_ipv6,
+            zones=self._survey.zones,
         )
         ports = tuple(attachment.port for attachment in self._attachments.all())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
+        self._router.path_mtus = self._path_mtus()
         desired = self._router.refresh(
             local, ports, self._config.mtu, now, time.time(), settled, self._probes.verdicts, self._log_path
         )
-        ways = self._router.ways(self._underlay_mtu())
-        self._probes.watch(ways, self._router.mtu, self._router.paths if settled else None)
+        if self._router.told_mtu != self._told_mtu:
+            self._describe()
+        sizes = {version: self._router.probe_bytes(version) for version in self._router.probed}
+        known = self._router.paths if settled else None
+        self._probes.watch(self._router.ways(self._underlay_mtu()), self._router.lost, sizes, known)
         self._sleeve.tell(self._router.sleeve_peers, settled)
         lost = frozenset(endpoint.mac for endpoint in self._router.lost_macs(now))
         if lost and not self._closed:
@@ -386,9 +405,12 @@ class Daemon:
         )
 
     def _sleeve_view(self) -> status.SleeveView:
+        paths = self._router.paths.items()
+        serving = {name: path.destination.version for name, path in paths if path.destination is not None}
+        measured = {name: size for name in serving if (size := self._router.path_mtu(name)) is not None}
         return status.SleeveView(
             self._sleeve.peers, self._sleeve.status, self._sleeve.started, self._sleeve.trouble(time.monotonic()),
-            self._probes.rtts_s(self._router.probed), self._probes.counters, self._probes.path_mtus,
+            self._probes.rtts_s(serving), self._probes.counters, measured,
         )  # fmt: skip
 
     def _open_probe_sockets(self) -> None:
@@ -396,24 +418,9 @@ class Daemon:
         if self._config.vxlan and not self._config.passwords:
             self._probes.open()
 
-    def _on_found(self) -> None:
-        """Probes say something else of VXLAN than before."""
-        self._mind_mtu()
-        self._refresh_soon()
-
-    def _mind_mtu(self) -> None:
-        """What we say that we take follows the underlay and the paths that are in use or may be."""
-        sizes: list[int] = []
-        if self._config.vxlan and not self._config.passwords:
-            paths = self._router.paths
-            found = self._probes.path_mtus.items()
-            sizes = [size for name, size in found if name not in paths or paths[name].destination is not None]
-        mtu = own_mtu(self._underlay_mtu(), sizes)
-        if mtu != self._router.own_mtu:
-            log.info("own-mtu", mtu=mtu, before=self._router.own_mtu)
-            self._router.own_mtu = mtu
-            if self._transport is not None:
-                self._describe()
+    def _path_mtus(self) -> Mapping[int, Mapping[PeerName, int]]:
+        """What was measured, where it matters."""
+        return self._probes.path_mtus if self._config.vxlan and not self._config.passwords else {}
 
     # -- what we say of ourselves ------------------------------------------------------------------
 
@@ -434,12 +441,13 @@ class Daemon:
         record = self.node.replica.peers[self.node.name]
         if record.state != LIVE:
             return
+        self._told_mtu = self._router.told_mtu
         port = self._config.port
         advertised = self._config.advertise
         hosts = list(advertised) or [str(address) for address in self._addresses()]
         addresses = tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
         attributes: dict[str, int | str | bool | bytes] = {
-            "mtu": self._config.mtu or self._router.own_mtu,
+            "mtu": self._config.mtu or self._told_mtu,
             UNDERLAY_MTU: self._underlay_mtu(),
             "vxlan": self._config.vxlan and not self._config.passwords,
             "vxlan_port": port + 1,
@@ -452,17 +460,26 @@ class Daemon:
             self._transport.perform(outcomes)
 
     def _addresses(self) -> list[Any]:
-        """This host's own addresses; one that `--host` names is the only one."""
+        """This host's own addresses; one that `--host` names is the only one. Link-local ones are told to nobody."""
         if self._config.host:
-            return [self._config.host]
+            is_told = ":" not in self._config.host or not ip_address(self._config.host).is_link_local
+            return [self._config.host] if is_told else []
         return [found.address for found in self._survey.addresses]
 
     def _underlay_mtu(self) -> int:
-        """The largest overlay packet that the underlay takes: the smallest of the interfaces that carry it."""
+        """The largest overlay packet over IPv4, whether or not this host has that: others compare it with their own."""
+        return self._own_mtus()[1] + VXLAN_OVERHEAD_V6_BYTES - VXLAN_OVERHEAD_V4_BYTES
+
+    def _own_mtus(self) -> tuple[int, int]:
+        """The largest overlay packet that the underlay takes, given the smallest of the interfaces that carry it: as
+        long as IPv4 does where this host has it, and when VXLAN goes over IPv6."""
         told = set(self._config.advertise) | ({self._config.host} if self._config.host else set())
-        found = self._survey.addresses
-        mtus = [each.mtu for each in found if not told or str(each.address) in told] or [each.mtu for each in found]
-        return max(MTU_MIN, min(mtus, default=1500) - VXLAN_OVERHEAD_V4_BYTES)
+        found = self._survey.addresses or self._survey.link_local
+        carrying = [each for each in found if not told or str(each.address) in told] or found
+        mtu = min((each.mtu for each in carrying), default=1500)
+        over_ipv6 = max(MTU_MIN, mtu - VXLAN_OVERHEAD_V6_BYTES)
+        has_ipv4 = not carrying or any(each.address.version == 4 for each in carrying)
+        return max(MTU_MIN, mtu - VXLAN_OVERHEAD_V4_BYTES) if has_ipv4 else over_ipv6, over_ipv6
 
     async def _survey_forever(self) -> None:
         """Look again at what the host's network is like; let holds expire; keep the probe socket open."""
@@ -473,14 +490,14 @@ class Daemon:
             except KernelError as error:
                 log.warning("survey-failed", error=error.text)
             self._open_probe_sockets()
-            self._mind_mtu()
             self._refresh_soon()
 
     def _surveyed(self, survey: underlay.Survey) -> None:
         # Without any address there is nobody to tell, and an MTU made up for that moment would shrink the network's.
-        if survey.addresses and survey != self._survey:
+        if (survey.addresses or survey.link_local) and survey != self._survey:
             self._survey = survey
-            self._mind_mtu()
+            self._has_ipv6 = self._has_ipv6 or survey.has_ipv6
+            self._router.own_mtu, self._router.own_mtu_over_ipv6 = self._own_mtus()
             self._describe()
 
     async def _store_epoch(self, epoch: int) -> None:

@@ -8,9 +8,10 @@ state is the rows of endpoints, so that what did not change is the same object a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from types import MappingProxyType
 
 from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Address, Desired, Port, RemoteEndpoint, RemotePeer, Segment, Via
 from dataplane.objects import IPV6_MTU_MIN
@@ -22,6 +23,7 @@ from mesh.identity import sleeve_key_of
 VXLAN_OVERHEAD_V4_BYTES = 50
 """Outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348, section 5)."""
 VXLAN_OVERHEAD_V6_BYTES = 70
+"""The same with an outer IPv6 header of 40 bytes. The kernel does not cut what is too large for that, it drops it."""
 HOLD_S = 600.0
 """How long the kernel paths to a host that nobody can reach stay: its containers most likely still run."""
 MTU_MIN = 576
@@ -59,6 +61,10 @@ class Local:
     """Directly connected underlay networks: an address in one of them is the nearest."""
     addresses: frozenset[Address] = frozenset()
     """This host's own. Another host may well have the same private address; it does not lead there from here."""
+    vxlan6: bool = False
+    """This host has, or had, IPv6: there is a VXLAN device for IPv6 destinations too."""
+    zones: frozenset[str] = frozenset()
+    """Numbers of the interfaces that have a link-local IPv6 address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +75,9 @@ class Remote:
     reachable: bool
     unreachable_s: float
     link_address: Address | None
-    """The other end of our link with it, where there is one."""
-    vxlan_fault: str = ""
-    """What probes say against VXLAN, as a reason; empty where nothing does."""
+    """The other end of our link with it, where there is one; a link-local one with the number of our interface."""
+    vxlan_faults: Mapping[int, str] = field(default_factory=dict)
+    """What probes say against VXLAN by the address of an IP version, as a reason; empty where they say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,51 +111,103 @@ def _try_vxlan(local: Local, remote: Remote, previous: Path | None) -> tuple[Add
         return None, NO_VXLAN
     if attributes.get("vxlan_port") != local.vxlan_port:
         return None, OTHER_PORT
-    destination = _choose_destination(local, remote, previous.destination if previous else None)
-    return destination, remote.vxlan_fault if destination is not None else NO_ADDRESS
+    found = _destinations(local, remote, previous.destination if previous else None)
+    return (found[0], remote.vxlan_faults.get(found[0].version, "")) if found else (None, NO_ADDRESS)
 
 
-def _choose_destination(local: Local, remote: Remote, previous: Address | None) -> Address | None:
-    """The link's own address, since packets are known to pass there; else what served before; else the nearest.
+def spare_destination(local: Local, remote: Remote, path: Path) -> Address | None:
+    """The best address of the IP version that does not serve: probed, so that it can serve when the other one fails."""
+    if path.destination is None:
+        return None
+    return next(iter(_destinations(local, remote, path.destination)[1:]), None)
 
-    A VXLAN device over IPv4 cannot send to IPv6 addresses, so only IPv4 ones count. Of a peer that nobody reaches the
-    last destination stays: what it told is old, and its kernel is most likely where it was."""
-    usable = [address for address, _ in _told(local, remote) if address.version == 4]
+
+def _destinations(local: Local, remote: Remote, previous: Address | None) -> list[Address]:
+    """Where VXLAN may reach the peer, one address of each IP version at most, the one that is to serve first.
+
+    Which one: the link's own address, since packets are known to pass there; else what served before; else the nearest;
+    IPv4 before IPv6. But before all that, one that probes say nothing against, and one of a version that this host has.
+    Of a peer that nobody reaches the last destination stays: what it told is old, and its kernel is most likely where
+    it was. So does a link-local one when the link is gone: nobody tells those, and it need not have to do with it."""
     link = _link_address(local, remote)
-    if link is not None and link.version == 4:
-        return link
-    if previous is not None and (previous in usable or not remote.reachable):
-        return previous
-    near = [address for address in usable if any(address in network for network in local.networks)]
-    return next(iter(near or usable), None)
+    told = [address for address, _ in _told(local, remote)]
+    lacking = {4, 6} - {network.version for network in local.networks} if local.networks else set()
+
+    def near(address: Address) -> bool:
+        return any(address in network for network in local.networks)
+
+    def rank(address: Address) -> tuple[bool | int, ...]:
+        return (
+            address.version in remote.vxlan_faults,
+            address.version in lacking and not address.is_link_local,
+            address != link,
+            address != previous,
+            not near(address),
+            address.version,
+        )
+
+    found = []
+    for version in (4, 6) if local.vxlan6 else (4,):
+        usable = [each for each in told if each.version == version and version not in lacking]
+        if link is not None and link.version == version:
+            found.append(link)
+        elif previous is not None and previous.version == version and _stays(local, remote, previous, usable):
+            found.append(previous)
+        elif usable:
+            found.append(next(filter(near, usable), usable[0]))
+    return sorted(found, key=rank)
+
+
+def _stays(local: Local, remote: Remote, previous: Address, usable: list[Address]) -> bool:
+    """Whether an address that served may go on."""
+    in_zone = isinstance(previous, IPv6Address) and previous.is_link_local and previous.scope_id in local.zones
+    return in_zone or previous in usable or not remote.reachable
 
 
 def sleeve_addresses(local: Local, remote: Remote) -> tuple[tuple[str, int], ...]:
     """Where the peer's sleeve may listen: at the other end of the link first, then as the peer tells, best first."""
     told = _told(local, remote)
     link = _link_address(local, remote)
-    if link is not None and told:  # the link's port may be any; that of the sleeve is the one it tells
-        told.insert(0, (link, next((port for address, port in told if address == link), told[0][1])))
+    if link is not None and (port := _sleeve_port(remote, link)) is not None:
+        told.insert(0, (link, port))
     return tuple(dict.fromkeys((str(address), port) for address, port in told))[:SLEEVE_ADDRESSES_MAX]
+
+
+def _sleeve_port(remote: Remote, at: Address) -> int | None:
+    """The port that its sleeve has at an address: that of a link may be any. A peer with link-local addresses alone
+    tells none; then it is the one before its VXLAN port."""
+    told = _numeric(remote.record.addresses)
+    if told:
+        return next((port for address, port in told if address == at), told[0][1])
+    vxlan_port = remote.record.attributes.get("vxlan_port")
+    return vxlan_port - 1 if isinstance(vxlan_port, int) and 1 < vxlan_port < 65536 else None
 
 
 def _told(local: Local, remote: Remote) -> list[tuple[Address, int]]:
     """The addresses and ports that a peer tells and that may lead there from here."""
-    parts = [split for split in map(split_address, remote.record.addresses) if split]
+    return [(address, port) for address, port in _numeric(remote.record.addresses) if _may_lead(local, address)]
+
+
+@lru_cache(maxsize=4096)  # every peer's are looked at more than once in every refresh, and hardly ever change
+def _numeric(addresses: tuple[str, ...]) -> tuple[tuple[Address, int], ...]:
+    """Those of a peer's addresses that are some."""
+    parts = [split for split in map(split_address, addresses) if split]
     numeric = [(numeric_address(host), port) for host, port in parts]
-    return [(address, port) for address, port in numeric if address is not None and _may_lead(local, address)]
+    return tuple((address, port) for address, port in numeric if address is not None)
 
 
 def _link_address(local: Local, remote: Remote) -> Address | None:
     """The other end of our link, unless the peer's user said that it is reached elsewhere."""
     link = remote.link_address
-    if link is None or not _may_lead(local, link):
+    if link is None:
+        return None
+    has_interface = isinstance(link, IPv6Address) and link.is_link_local and link.scope_id is not None
+    if not (has_interface or _may_lead(local, link)):
         return None
     is_told = any(address == link for address, _ in _told(local, remote))
     return link if is_told or not remote.record.attributes.get("advertise") else None
 
 
-@lru_cache(maxsize=4096)  # every peer's are looked at in every refresh, and hardly ever change
 def numeric_address(host: str) -> Address | None:
     """The address that `host` is, without its zone; None for a name. What others tell need not be an address."""
     try:
@@ -179,10 +237,10 @@ def network_mtu(own: int, members: Iterable[Remote], current: int | None) -> int
     return min(told)
 
 
-def own_mtu(underlay: int, path_mtus: Iterable[int]) -> int:
+def own_mtu(underlay: int, path_mtus: Iterable[int | None]) -> int:
     """What this host says that it takes: its underlay's, less where a path was found to be narrower. A path that takes
     less than IPv6 needs does not make the whole network so slow: such a pair uses the sleeve, which splits."""
-    return min([underlay, *(found for found in path_mtus if found >= IPV6_MTU_MIN)])
+    return min([underlay, *(found for found in path_mtus if found is not None and found >= IPV6_MTU_MIN)])
 
 
 def path_ceiling(underlay: int, peer: PeerRecord, destination: Address) -> int:
@@ -211,10 +269,12 @@ class Forwarding:
         own: PeerName,
         expired: frozenset[PeerName],
         settled: bool,
+        spares: Mapping[PeerName, Address] = MappingProxyType({}),
     ) -> Desired:
-        """The whole desired state. `expired` owners' endpoints are left out as if they had been detached."""
+        """The whole desired state. `expired` owners' endpoints are left out as if they had been detached; `spares` are
+        addresses of the other IP version."""
         peers = tuple(
-            RemotePeer(name, bridge_mac(name), path.destination, _via(path))
+            RemotePeer(name, bridge_mac(name), path.destination, _via(path), spares.get(name))
             for name, path in sorted(paths.items())
             if path.kind != NONE
         )

@@ -1,7 +1,7 @@
 """A small world on one machine: hosts as network namespaces, a daemon in each, containers as named namespaces.
 
     hub namespace        bridge `hub`, one port per host, an nft table that can cut hosts off
-      h1 ... hN          eth0, underlay 10.9.0.H/24 and fd00:9::H/64, a daemon with directories of its own
+      h1 ... hN          eth0, underlay 10.9.0.H/24 and fd00:9::H/64 (or less), a daemon with directories of its own
         cH.1 ... cH.M    attached by the daemon of host H with 10.32.H.M/16 and fd00:32::H:M/64
 
 `weft lab` builds it for people, tests and benches use `Lab` directly. It deliberately knows nothing of how Weft works:
@@ -22,7 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,6 +49,8 @@ HOSTS_MAX = 200
 """10.9.0.H and 10.32.H.M leave room for little more than this, and one machine for less."""
 CONTAINERS_MAX = 200
 MTU_MIN, MTU_MAX = 1280, 65535
+LINK_LOCAL_TIMEOUT_S = 10.0
+"""The kernel first asks whether anybody else has it, which takes about two seconds."""
 _LAB_NAME = re.compile(r"[a-z][a-z0-9]{0,23}")
 _HOST = re.compile(r"h([1-9][0-9]{0,2})")
 _CONTAINER = re.compile(r"c([1-9][0-9]{0,2})\.([1-9][0-9]{0,2})")
@@ -81,9 +83,12 @@ class Lab:
         containers: int = 2,
         mtu: int = 1500,
         host_mtus: Mapping[int, int] | None = None,
+        host_versions: Mapping[int, Collection[int]] | None = None,
         say: Say = lambda line: None,
     ) -> None:
-        """`mtu` is the underlay's, `host_mtus` the exceptions by host number. Nothing is made yet."""
+        """`mtu` is the underlay's, `host_mtus` the exceptions by host number. So is `host_versions`, for hosts that do
+        not have addresses of both IP versions: {4} has no IPv6 at all, {6} no IPv4, and the empty one its link-local
+        address alone. Nothing is made yet."""
         if not _LAB_NAME.fullmatch(name):
             raise LabError(f"{name!r} is no name for a lab: use up to 24 small letters and digits, a letter first")
         if not 1 <= hosts <= HOSTS_MAX or not 0 <= containers <= CONTAINERS_MAX:
@@ -95,6 +100,7 @@ class Lab:
         self.containers = containers
         self.mtu = mtu
         self.host_mtus = dict(host_mtus or {})
+        self.host_versions = {host: frozenset(versions) for host, versions in (host_versions or {}).items()}
         self.directory = LABS_DIR / name
         self._say = say
         self._namespaces: list[str] = []
@@ -152,6 +158,30 @@ class Lab:
     def underlay6(self, host: int) -> str:
         return f"fd00:9::{host}"
 
+    def versions(self, host: int) -> frozenset[int]:
+        """The IP versions that the host has addresses of, link-local ones aside."""
+        return self.host_versions.get(host, frozenset((4, 6)))
+
+    def target(self, host: int, seen_from: int) -> str | None:
+        """What one host is told to dial to reach another; None where they have no IP version in common."""
+        common = self.versions(host) & self.versions(seen_from)
+        if common:
+            return self.underlay(host) if 4 in common else self.underlay6(host)
+        if frozenset((4,)) in (self.versions(host), self.versions(seen_from)):
+            return None
+        return f"{self.link_local(host)}%eth0"
+
+    def link_local(self, host: int) -> str:
+        """The address that the kernel gave to its interface, once it may be used."""
+
+        def found() -> list[str]:
+            shown = json.loads(self.run(f"h{host}", ["ip", "-json", "-6", "address", "show", "dev", "eth0"]).stdout)
+            each = (address for link in shown for address in link["addr_info"] if not address.get("tentative"))
+            return [str(address["local"]) for address in each if address["scope"] == "link"]
+
+        wait_until(found, LINK_LOCAL_TIMEOUT_S, f"h{host} had a link-local address")
+        return found()[0]
+
     def address(self, node: str) -> str:
         """The IPv4 address of container cH.M, without its length."""
         return "10.32.{}.{}".format(*_container(node))
@@ -176,8 +206,9 @@ class Lab:
         self.build()
         self._say(f"launching {self.hosts} daemons")
         self.launch_all(launch_args)
-        for host in self.host_nodes()[1:]:
-            self.weft(host, ["connect", self.underlay(1)])
+        for host in range(2, self.hosts + 1):
+            if (target := self.target(1, host)) is not None:
+                self.weft(f"h{host}", ["connect", target])
         self.wait_connected()
         self._say(f"attaching {len(self.container_nodes())} containers")
         for node in self.container_nodes():
@@ -233,14 +264,11 @@ class Lab:
             ],
             hub,
         )
-        ip_batch(
-            [
-                "link set dev eth0 up",
-                f"address add {self.underlay(host)}/24 dev eth0",
-                f"address add {self.underlay6(host)}/64 dev eth0 nodad",
-            ],
-            node,
-        )
+        versions = self.versions(host)
+        if versions == {4}:
+            self.run(f"h{host}", ["sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1"])
+        addresses = {4: f"{self.underlay(host)}/24 dev eth0", 6: f"{self.underlay6(host)}/64 dev eth0 nodad"}
+        ip_batch(["link set dev eth0 up", *(f"address add {addresses[each]}" for each in sorted(versions))], node)
         for directory in (self.run_dir(f"h{host}"), self.state_dir(f"h{host}")):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._config(f"h{host}").touch()  # empty, so that the machine's own configuration does not reach the lab

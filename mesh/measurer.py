@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from random import Random
 
 from dataplane import probe
+from dataplane.desired import Address
 from dataplane.linux.packet import open_outer_socket
 from gossip.names import PeerName
 from mesh.endpoints import bridge_mac
@@ -117,9 +118,16 @@ class Measurer:
             opened = self._sockets.get(destination.version)
             if opened is None:
                 opened = self._sockets[destination.version] = open_outer_socket(destination.version == 6)
-            opened.sendto(payload, (str(destination), self._port))
+            opened.sendto(payload, _socket_address(destination, self._port))
         except OSError:
             self._count("measure-send-failed")
 
     def _count(self, counter: str) -> None:
         self.counters[counter] = self.counters.get(counter, 0) + 1
+
+
+def _socket_address(address: Address, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """As sockets take it; a link-local one with the number of our interface."""
+    if address.version == 4:
+        return str(address), port
+    return str(address).partition("%")[0], port, 0, int(address.scope_id or 0)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
@@ -57,6 +57,8 @@ class Way:
     """The largest overlay packet that both ends' own underlays take."""
     instance: bytes = b""
     """Of the peer's daemon: after a launch the way is measured anew."""
+    told_mtu: int = 0
+    """What the peer says that it takes: where that changes, somebody may have found this way narrower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,9 @@ class PathMtus:
         spread_s = len(news) / FIRST_PER_S
         for name in news:
             if (path := self._paths.get(name)) is not None:
+                if path.search is not None and replace(path.way, told_mtu=ways[name].told_mtu) == ways[name]:
+                    path.way = ways[name]  # it is being looked at
+                    continue
                 self._end(name, path)
             self._paths[name] = _Path(ways[name], now + self.rng.uniform(0.0, spread_s))
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import chain
 
-from dataplane.desired import SLEEVE, Address, Desired, Port, Segment
+from dataplane.desired import SLEEVE, VXLAN, Address, Desired, Port, Segment
 from dataplane.sleeve.control import Peer
 from gossip.events import Event, OwnerForgotten, PageChanged
 from gossip.names import PeerName
@@ -20,6 +22,8 @@ from gossip.peers import GONE, split_address
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, EndpointTable, bridge_mac
 from mesh.forwarding import (
     HOLD_S,
+    VXLAN_OVERHEAD_V4_BYTES,
+    VXLAN_OVERHEAD_V6_BYTES,
     Forwarding,
     Local,
     Path,
@@ -27,8 +31,10 @@ from mesh.forwarding import (
     choose_path,
     network_mtu,
     numeric_address,
+    own_mtu,
     path_ceiling,
     sleeve_addresses,
+    spare_destination,
 )
 from mesh.identity import sleeve_key_of
 from mesh.pathmtu import Way
@@ -60,6 +66,10 @@ class Router:
         self.node = node
         self.table = EndpointTable()
         self.own_mtu = own_mtu
+        self.own_mtu_over_ipv6 = own_mtu
+        """The same where packets go by VXLAN over IPv6; not larger."""
+        self.is_over_ipv6 = False
+        """Frames go to somebody by VXLAN over IPv6, or did: from then on the network's MTU must fit that."""
         self.mtu = min(own_mtu, adopted_mtu or own_mtu)
         self.paths: dict[PeerName, Path] = {}
         self.since: dict[PeerName, float] = {}
@@ -69,10 +79,18 @@ class Router:
         """The bridges that data-path pings may come from."""
         self.sleeve_peers: dict[PeerName, Peer] = {}
         """What the sleeve worker should know of other hosts, whatever their path."""
-        self.probed: frozenset[PeerName] = frozenset()
-        """Peers in reach to which VXLAN leads, or would: those whose silence there means something."""
+        self.probed: Mapping[int, frozenset[PeerName]] = {4: frozenset(), 6: frozenset()}
+        """By IP version, peers in reach to which VXLAN leads there, or would: those whose silence means something."""
+        self.lost: frozenset[PeerName] = frozenset()
+        """Peers out of reach that VXLAN knows an address of either version of: one may be why they are out of reach."""
+        self.macs_over_ipv6: frozenset[bytes] = frozenset()
+        """The bridges that probes over IPv6 can be answered to."""
         self._forwarding = Forwarding()
         self._started = started
+        self.path_mtus: Mapping[int, Mapping[PeerName, int]] = {}
+        """By IP version, the largest overlay packet that the path to a peer takes in one piece, as measured."""
+        self._entered: Mapping[int, Mapping[PeerName, Address]] = {4: {}, 6: {}}
+        """By IP version, where VXLAN sends or would send."""
         self._instances: dict[PeerName, bytes] = {}
         """Each start of a daemon has another one."""
         self._grows_until_s = float("-inf")
@@ -123,14 +141,16 @@ class Router:
         holder = self.table.mac_holder(mac)
         return holder.owner if holder is not None and holder.owner != self.node.name else None
 
-    def ways(self, underlay_mtu: int) -> dict[PeerName, Way]:
-        """Where VXLAN would send to those who are probed, and what the underlays at both ends take."""
-        ways = {}
-        for name in self.probed:
-            destination = self.paths[name].destination
-            assert destination is not None
-            record = self.node.replica.peers[name]
-            ways[name] = Way(destination, path_ceiling(underlay_mtu, record, destination), record.instance)
+    def ways(self, underlay_mtu: int) -> dict[int, dict[PeerName, Way]]:
+        """By IP version, where VXLAN would send to those who are probed, and what the underlays at both ends take."""
+        ways: dict[int, dict[PeerName, Way]] = {}
+        for version, names in self.probed.items():
+            ways[version] = {}
+            for name in names:
+                destination, record = self._entered[version][name], self.node.replica.peers[name]
+                ceiling = path_ceiling(underlay_mtu, record, destination)
+                told = record.attributes.get("mtu")
+                ways[version][name] = Way(destination, ceiling, record.instance, told if isinstance(told, int) else 0)
         return ways
 
     def find_peer(self, text: str) -> list[PeerName]:
@@ -146,11 +166,11 @@ class Router:
         now: float,
         unix_now: float,
         settled: bool,
-        vxlan_faults: Mapping[PeerName, str],
+        vxlan_faults: Mapping[int, Mapping[PeerName, str]],
         on_path: Callable[[PeerName, Path], None],
     ) -> Desired:
         """Decide every path and the MTU anew and build the desired state, and what the worker should know beside it.
-        `vxlan_faults` is what probes say against VXLAN; `on_path` hears what changed."""
+        `vxlan_faults` is what probes say against VXLAN, by IP version; `on_path` hears what changed."""
         links = {link.peer: link.remote for link in self.node.links()}
         remotes = {
             name: Remote(
@@ -158,7 +178,7 @@ class Router:
                 reachable=name in self.node.replica.reachable,
                 unreachable_s=self.unreachable_s(name, now),
                 link_address=_address_of(links.get(name)),
-                vxlan_fault=vxlan_faults.get(name, ""),
+                vxlan_faults={version: faults[name] for version, faults in vxlan_faults.items() if name in faults},
             )
             for name in self.others()
         }
@@ -177,14 +197,19 @@ class Router:
             self.since = {name: self.since[name] for name in paths}
             self.peer_macs = frozenset(map(bridge_mac, paths))
         self.paths = paths
+        carrying = (path.destination for path in paths.values() if path.kind == VXLAN)
+        self.is_over_ipv6 = self.is_over_ipv6 or any(each is not None and each.version == 6 for each in carrying)
         self._mind_launches(remotes, now, settled)
         current = None if settled and now < self._grows_until_s else self.mtu
-        self.mtu = fixed_mtu or network_mtu(self.own_mtu, remotes.values(), current)
+        self.mtu = fixed_mtu or network_mtu(self.told_mtu, remotes.values(), current)
         vxlan_port = local.vxlan_port if local.vxlan and not local.has_secret else None
-        segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port)
+        segment = Segment(BRIDGE, bridge_mac(local.name), self.mtu, VNI, vxlan_port, vxlan6=local.vxlan6)
         expired = self.expired(now)
-        desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled)
+        found = {name: spare_destination(local, remote, paths[name]) for name, remote in remotes.items()}
+        spares = {name: spare for name, spare in found.items() if spare is not None}
+        desired = self._forwarding.desired(segment, ports, paths, self.table, local.name, expired, settled, spares)
         self._describe_sleeve(local, remotes, expired)
+        self._describe_probes(remotes, spares)
         return desired
 
     def _mind_launches(self, remotes: Mapping[PeerName, Remote], now: float, settled: bool) -> None:
@@ -197,10 +222,29 @@ class Router:
         if any(before.get(name) != instance for name, instance in self._instances.items()):
             self._grows_until_s = now + GROW_S
 
+    @property
+    def told_mtu(self) -> int:
+        """What this host tells others that it takes: what its own underlay does, or less by a path that is in use."""
+        underlay = min(self.own_mtu, self.own_mtu_over_ipv6) if self.is_over_ipv6 else self.own_mtu
+        return own_mtu(underlay, (self.path_mtu(name) for name in {*chain(*self.path_mtus.values())}))
+
+    def path_mtu(self, peer: PeerName) -> int | None:
+        """What was measured of the path in use; before that is known, of the one over IPv4."""
+        found = {version: sizes[peer] for version, sizes in self.path_mtus.items() if peer in sizes}
+        path = self.paths.get(peer)
+        if path is not None:
+            return found.get(path.destination.version) if path.destination is not None else None
+        return found.get(4, found.get(6))
+
+    def probe_bytes(self, version: int) -> int:
+        """How large a packet must get through by VXLAN over that IP version. While nothing goes over IPv6 that is what
+        the network's MTU would become if it did."""
+        is_spare = version == 6 and not self.is_over_ipv6
+        return self.mtu - (VXLAN_OVERHEAD_V6_BYTES - VXLAN_OVERHEAD_V4_BYTES) * is_spare
+
     def _describe_sleeve(self, local: Local, remotes: Mapping[PeerName, Remote], expired: frozenset[PeerName]) -> None:
-        """Who is told to the worker, and who is probed. What did not change is the same object."""
+        """Who is told to the worker. What did not change is the same object."""
         before, self.sleeve_peers = self.sleeve_peers, {}
-        probed = []
         for name, remote in remotes.items():
             key = sleeve_key_of(remote.record.attributes)
             if key is None or name in expired:
@@ -210,11 +254,25 @@ class Router:
             peer = Peer(name, key, sleeve_addresses(local, remote), macs, flood=path.kind == SLEEVE)
             known = before.get(name)
             self.sleeve_peers[name] = known if known is not None and known == peer else peer
-            if path.destination is not None and remote.reachable:
-                probed.append(name)
-        self.probed = frozenset(probed)
+
+    def _describe_probes(self, remotes: Mapping[PeerName, Remote], spares: Mapping[PeerName, Address]) -> None:
+        """Who is asked, and answered, by VXLAN over which IP version. Who has no sleeve has nothing to fall back to."""
+        entered: dict[int, dict[PeerName, Address]] = {4: {}, 6: {}}
+        for name, path in self.paths.items():
+            for address in (path.destination, spares.get(name)):
+                if address is not None:
+                    entered[address.version][name] = address
+        self._entered = entered
+        asked = {name for name in self.sleeve_peers if remotes[name].reachable}
+        self.probed = {version: frozenset(names.keys() & asked) for version, names in entered.items()}
+        self.lost = frozenset((entered[4].keys() & entered[6].keys() & self.sleeve_peers.keys()) - asked)
+        self.macs_over_ipv6 = frozenset(map(bridge_mac, entered[6]))
 
 
 def _address_of(remote: str | None) -> Address | None:
+    """The other end of a link. A link-local one keeps its zone, the number of our interface."""
     parts = split_address(remote) if remote else None
-    return numeric_address(parts[0]) if parts else None
+    found = numeric_address(parts[0]) if parts else None
+    if parts and found is not None and found.version == 6 and found.is_link_local and "%" in parts[0]:
+        return ip_address(parts[0])
+    return found

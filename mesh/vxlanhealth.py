@@ -114,6 +114,7 @@ class VxlanHealth:
         self._due: list[tuple[float, int, _Peer]] = []
         """A heap; an entry counts only while it is what its peer says."""
         self._serial = 0
+        self._doubted: set[PeerName] = set()
         self._tokens = float(BURST)
         self._tokens_s = 0.0
 
@@ -153,6 +154,19 @@ class VxlanHealth:
             peer = self._peers[name]
             if peer.verdict is None and not peer.is_waiting:
                 self._schedule(peer, max(now, peer.full_s + INTERVAL_S))
+
+    def doubted(self) -> frozenset[PeerName]:
+        """Who left a first question unanswered since the last call: silence may follow."""
+        doubted = frozenset(self._doubted)
+        self._doubted.clear()
+        return doubted
+
+    def check(self, names: Collection[PeerName], now: float) -> None:
+        """Ask these now: they may soon be needed."""
+        for name in sorted(self._watched.intersection(names)):
+            peer = self._peers[name]
+            if peer.verdict is None and not peer.is_waiting:
+                self._schedule(peer, now)
 
     def resize(self, now: float) -> None:
         """Full size is another one now: who was too narrow for the old one, or about to be, is asked at once."""
@@ -272,6 +286,8 @@ class VxlanHealth:
             self._schedule(peer, now + self._pace(peer))
             return
         peer.misses += 1
+        if peer.misses == 1:
+            self._doubted.add(peer.name)
         if peer.misses < MISSES_MAX:
             self._schedule(peer, now)
             return

@@ -155,7 +155,7 @@ class Devices:
         if link.name == self.bridge:
             return links.bridge_of(link) if link.type == "bridge" else OtherLink(link.type or "physical")
         if link.type == "vxlan" and link.name not in self.ports and link.name != self._tap:
-            return links.vxlan_of(link)
+            return links.vxlan_of(link, ipv6=link.name in self.vxlans[1:])
         if link.type == "tun" and link.name not in self.ports and link.name not in self.vxlans:
             return links.tap_of(link)
         if link.type == "veth" and link.name not in self.overlay:

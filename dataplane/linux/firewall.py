@@ -104,11 +104,13 @@ class Firewall:
         self._found: tuple[Warning, ...] = ()
         self.warnings: tuple[Warning, ...] = ()
 
-    def listing(self, bridge: str, overlay: Mapping[str, int], port: int | None) -> dict[Key, Value]:
+    def listing(
+        self, bridge: str, overlay: Mapping[str, int], port: int | None, ipv6: bool = False
+    ) -> dict[Key, Value]:
         """GUARD of overlay devices and ACCEPT of the customary chains.
 
         `overlay` has the ifindex of each device, 0 for one that is not there now. `port` is the UDP port that input
-        chains should let in.
+        chains should let in, those for IPv6 too where that is used.
         """
         try:
             chains = _items("chain", self._run(_commands({"list": {"chains": {}}})))
@@ -137,7 +139,7 @@ class Firewall:
         foreign = [chain for chain in forward if chain not in lacking]
         self._found = (
             *(warning for chain in foreign if (warning := judge_forward(chain, rules, bridge))),
-            *(warning for chain in wanted if (warning := judge_input(chain, rules, port))),
+            *(warning for chain in wanted if (warning := judge_input(chain, rules, port, ipv6))),
             *_judge_legacy(bridge),
         )
         self.warnings = (*self._found, *self._shortcomings())
@@ -324,9 +326,10 @@ def judge_forward(chain: Json, rules: Iterable[Json], bridge: str) -> Warning | 
     )
 
 
-def judge_input(chain: Json, rules: Sequence[Json], port: int | None) -> Warning | None:
+def judge_input(chain: Json, rules: Sequence[Json], port: int | None, ipv6: bool = False) -> Warning | None:
     """A hint where an input chain drops by default and nothing in it obviously lets VXLAN in."""
-    if port is None or chain.get("hook") != "input" or chain.get("family") not in ("ip", "inet"):
+    families = ("ip", "inet", "ip6") if ipv6 else ("ip", "inet")
+    if port is None or chain.get("hook") != "input" or chain.get("family") not in families:
         return None
     mine = [rule for rule in rules if _is_in(rule, chain)]
     verdicts = [verdict for rule in mine if (verdict := _unconditional(rule))]

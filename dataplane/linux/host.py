@@ -113,7 +113,8 @@ class LinuxKernel:
             started = time.monotonic()
             found = {name: self._devices.find(name) for name in self._devices.overlay}
             overlay = {name: 0 if link is None else link.ifindex for name, link in found.items()}
-            objects = self._firewall.listing(self._scope.bridge, overlay, self._scope.vxlan_port)
+            scope = self._scope
+            objects = self._firewall.listing(scope.bridge, overlay, scope.vxlan_port, scope.over_ipv6)
             ended = time.monotonic()
             pause = max(FIREWALL_PAUSE_S, (ended - started) * FIREWALL_PAUSE_TIMES)
             self._next_firewall = ended + min(pause, FIREWALL_PAUSE_LIMIT_S)

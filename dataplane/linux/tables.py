@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from dataplane.linux.netlink import APPEND, CREATE, REPLACE, attribute, attributes, u32
-from dataplane.objects import BRIDGE_FDB, FLOOD, NEIGHBOUR, VXLAN_FDB, ZERO_MAC, Key, Odd, Value
+from dataplane.objects import BRIDGE_FDB, FLOOD, NEIGHBOUR, NOWHERE, VXLAN_FDB, ZERO_MAC, Key, Odd, Value
 
 RTM_NEWNEIGH: Final = 28
 RTM_DELNEIGH: Final = 29
@@ -36,8 +36,9 @@ _NDA_LLADDR: Final = 2
 _NDA_VLAN: Final = 5
 _NDA_IFINDEX: Final = 8
 _NDA_MASTER: Final = 9
-# A VXLAN entry with a port, VNI, device, source VNI or nexthop of its own is not one of ours.
-_NDA_DETOURS: Final = (6, 7, 8, 11, 13)
+# A VXLAN entry with a port, VNI, source VNI or nexthop of its own is not one of ours.
+_NDA_DETOURS: Final = (6, 7, 11, 13)
+_IPV6_BYTES: Final = 16
 
 _NUD_REACHABLE: Final = 0x02
 _NUD_NOARP: Final = 0x40
@@ -64,10 +65,10 @@ def put(key: Key, value: Value, index: int) -> Change:
     if kind == VXLAN_FDB:
         assert isinstance(value, bytes)
         head = _ENTRY.pack(_AF_BRIDGE, index, _STATIC, _NTF_SELF, 0)
-        return RTM_NEWNEIGH, CREATE | REPLACE, head + attribute(_NDA_LLADDR, item) + attribute(_NDA_DST, value)
+        return RTM_NEWNEIGH, CREATE | REPLACE, head + attribute(_NDA_LLADDR, item) + _towards(value)
     if kind == FLOOD:
         head = _ENTRY.pack(_AF_BRIDGE, index, _STATIC, _NTF_SELF, 0)
-        return RTM_NEWNEIGH, CREATE | APPEND, head + attribute(_NDA_LLADDR, ZERO_MAC) + attribute(_NDA_DST, item)
+        return RTM_NEWNEIGH, CREATE | APPEND, head + attribute(_NDA_LLADDR, ZERO_MAC) + _towards(item)
     assert kind == BRIDGE_FDB
     head = _ENTRY.pack(_AF_BRIDGE, index, _NUD_NOARP, _NTF_MASTER | _NTF_STICKY, 0)
     return RTM_NEWNEIGH, CREATE | REPLACE, head + attribute(_NDA_LLADDR, item)
@@ -83,10 +84,17 @@ def remove(key: Key, index: int) -> Change:
         return RTM_DELNEIGH, 0, head + attribute(_NDA_LLADDR, item)
     if kind == FLOOD:
         head = _ENTRY.pack(_AF_BRIDGE, index, _STATIC, _NTF_SELF, 0)
-        return RTM_DELNEIGH, 0, head + attribute(_NDA_LLADDR, ZERO_MAC) + attribute(_NDA_DST, item)
+        return RTM_DELNEIGH, 0, head + attribute(_NDA_LLADDR, ZERO_MAC) + _towards(item)
     assert kind == BRIDGE_FDB
     head = _ENTRY.pack(_AF_BRIDGE, index, _NUD_NOARP, _NTF_MASTER, 0)
     return RTM_DELNEIGH, 0, head + attribute(_NDA_LLADDR, item)
+
+
+def _towards(destination: bytes) -> bytes:
+    """A VXLAN destination: the address, and behind which interface of this host a link-local one is."""
+    interface = destination[_IPV6_BYTES:]
+    address = attribute(_NDA_DST, destination[:_IPV6_BYTES])
+    return address + attribute(_NDA_IFINDEX, interface) if interface else address
 
 
 def ports_question(bridge: int) -> bytes:
@@ -129,8 +137,10 @@ def decode(
         return Key(BRIDGE_FDB, bridge, mac), value
     if name not in vxlans:
         return None
-    destination = found.get(_NDA_DST, bytes(4))
+    address, interface = found.get(_NDA_DST, NOWHERE), found.get(_NDA_IFINDEX, b"")
+    destination = address + interface
     plain = state & (_NUD_NOARP | _NUD_PERMANENT) and not any(kind in found for kind in _NDA_DETOURS)
+    plain = plain and not (interface and len(address) < _IPV6_BYTES)
     if mac == ZERO_MAC:
         return (Key(FLOOD, name, destination), True) if plain else None
     return Key(VXLAN_FDB, name, mac), destination if plain else Odd(name)

@@ -1,9 +1,9 @@
 """What carries the overlay: this host's own addresses, the networks they lie in, and their interfaces' MTUs.
 
-Left out is what leads nowhere or back to us: loopback, link-local addresses, our own devices, and the bridges that
-container engines make (an overlay over docker0 would go round in circles). Knows nothing of which address other hosts
-have really seen. The one idea: a wrong address told to others costs each of them a failed dial, a missing one only
-that somebody must observe it; so what is doubtful is left out.
+Left out is what leads nowhere or back to us: loopback, our own devices, and the bridges that container engines make (an
+overlay over docker0 would go round in circles). Link-local addresses of IPv6 stand apart: they mean nothing elsewhere.
+Knows nothing of which address other hosts have really seen. The one idea: a wrong address told to others costs each of
+them a failed dial, a missing one only that somebody must observe it; so what is doubtful is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import errno
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface
+from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address, ip_interface
 from typing import Final
 
 from dataplane.desired import Address
@@ -52,6 +52,18 @@ class Survey:
     """IPv4 first, then in the kernel's order: the one that others should try first stands first."""
     bridge_mtu: int | None
     """MTU of our bridge where an earlier life of the daemon has left one."""
+    link_local: tuple[UnderlayAddress, ...] = ()
+    """Those of IPv6, each with the number of its interface as its zone. They are told to nobody."""
+
+    @property
+    def has_ipv6(self) -> bool:
+        return bool(self.link_local) or any(found.address.version == 6 for found in self.addresses)
+
+    @property
+    def zones(self) -> frozenset[str]:
+        """The numbers of the interfaces that have a link-local address."""
+        zones = (each.address.scope_id for each in self.link_local if isinstance(each.address, IPv6Address))
+        return frozenset(zone for zone in zones if zone is not None)
 
     @property
     def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -78,7 +90,10 @@ def survey(bridge: str) -> Survey:
         text = f"cannot list the addresses of this host: {error.strerror}"
         raise KernelError(error.errno or errno.EIO, None, text) from None
     found.sort(key=lambda each: each.address.version)
-    return Survey(tuple(found), next((link.mtu for link in devices.values() if link.name == bridge), None))
+    told = tuple(each for each in found if not each.address.is_link_local)
+    link_local = tuple(each for each in found if each.address.version == 6 and each.address.is_link_local)
+    bridge_mtu = next((link.mtu for link in devices.values() if link.name == bridge), None)
+    return Survey(told, bridge_mtu, link_local)
 
 
 def _usable(data: bytes, start: int, end: int, devices: Mapping[int, Link], bridge: str) -> UnderlayAddress | None:
@@ -89,12 +104,15 @@ def _usable(data: bytes, start: int, end: int, devices: Mapping[int, Link], brid
     found = attributes(data, start + _ADDRESS.size, end)
     flags = int.from_bytes(found.get(_IFA_FLAGS, b""), "little")
     packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
-    if packed is None or (family == _AF_INET6 and flags & _UNFIT):
+    if packed is None:
         return None
     interface: IPv4Interface | IPv6Interface = ip_interface((packed, length))
-    if interface.ip.is_loopback or interface.ip.is_link_local:
+    address = interface.ip
+    if address.version == 6 and address.is_link_local:
+        address = ip_address(f"{address}%{ifindex}")  # a tentative one says enough: that there is IPv6
+    elif address.is_loopback or (family == _AF_INET6 and flags & _UNFIT):
         return None
-    return UnderlayAddress(interface.ip, interface.network, link.name, link.mtu)
+    return UnderlayAddress(address, interface.network, link.name, link.mtu)
 
 
 def _is_foreign(ifname: str, bridge: str) -> bool:

@@ -33,6 +33,7 @@ from dataplane.objects import (
     Value,
     Veth,
     Vxlan,
+    destination_item,
 )
 
 MAC = bytes.fromhex("020000000002")
@@ -72,6 +73,8 @@ def refusal(verb: str, key: Key, value: Value | None, number: int, code: str = "
          "cannot make bridge forwarding entry 02:00:00:00:00:02 on weft: No space left on device"),
         (ADD, Key(FLOOD, "weft-vx", ADDRESS), True, errno.EIO,
          "cannot make flood destination 10.32.0.2 on weft-vx: Input/output error"),
+        (ADD, Key(FLOOD, "weft-vx6", destination_item(ip_address("fe80::2%3"))), True, errno.EIO,
+         "cannot make flood destination fe80::2%3 on weft-vx6: Input/output error"),
         (REPLACE, Key(GUEST, "vw1"), Guest("ethwe", MAC, 1450), errno.EIO,
          "cannot change inner end of vw1: Input/output error"),
         (ADD, Key(GUEST_ADDRESS, "vw1", ADDRESS + bytes((16,))), GuestAddress(), errno.EACCES,

@@ -93,6 +93,9 @@ def test_an_input_chain_is_hinted_at_only_where_nothing_lets_vxlan_in(
     assert (warning is not None) is hinted
     assert judge_input(chain(policy, "input"), rules, None) is None
     assert judge_input(chain(policy, "input", "bridge"), rules, 6784) is None
+    over_ipv6 = [{**each, "family": "ip6"} for each in rules]
+    assert judge_input(chain(policy, "input", "ip6"), over_ipv6, 6784) is None, "nobody is reached over IPv6"
+    assert (judge_input(chain(policy, "input", "ip6"), over_ipv6, 6784, ipv6=True) is not None) is hinted
 
 
 def test_a_guard_is_known_by_its_comments_and_by_the_device_it_is_hooked_to() -> None:

@@ -24,12 +24,14 @@ from dataplane.objects import (
     Tap,
     Value,
     Vxlan,
+    destination_item,
 )
 
-NAMES = {3: "weft", 4: "weft-vx", 5: "vw1", 6: "weft-tap"}
+NAMES = {3: "weft", 4: "weft-vx", 5: "vw1", 6: "weft-tap", 7: "weft-vx6"}
 VXLANS = ("weft-vx", "weft-vx6")
 MAC = bytes.fromhex("020000000002")
 V4, V6 = ip_address("10.32.0.2").packed, ip_address("fd00::2").packed
+LINK_LOCAL = destination_item(ip_address("fe80::2%9"))
 
 
 def entry(family: int, ifindex: int, state: int, flags: int, *parts: bytes) -> bytes:
@@ -47,6 +49,10 @@ def read(payload: bytes) -> tuple[Key, Value | None] | None:
         (Key(NEIGHBOUR, "weft", V6), MAC, 3, b""),
         (Key(VXLAN_FDB, "weft-vx", MAC), V4, 4, b""),
         (Key(FLOOD, "weft-vx", V4), True, 4, b""),
+        (Key(VXLAN_FDB, "weft-vx6", MAC), V6, 7, b""),
+        (Key(FLOOD, "weft-vx6", V6), True, 7, b""),
+        (Key(VXLAN_FDB, "weft-vx6", MAC), LINK_LOCAL, 7, b""),
+        (Key(FLOOD, "weft-vx6", LINK_LOCAL), True, 7, b""),
         (Key(BRIDGE_FDB, "weft", MAC), "vw1", 5, u32(9, 3)),
     ],
     ids=lambda value: value.kind if isinstance(value, Key) else "",
@@ -70,6 +76,7 @@ def test_an_entry_we_make_is_read_back_as_it_was_meant(key: Key, value: Value, i
         (entry(7, 4, 0x42, 2, attribute(2, MAC), attribute(1, V4), attribute(6, b"\x12\xb5")),
          (Key(VXLAN_FDB, "weft-vx", MAC), Odd("weft-vx"))),
         (entry(7, 4, 0x42, 2, attribute(2, ZERO_MAC), attribute(1, V4), u32(7, 9)), None),
+        (entry(7, 4, 0x42, 2, attribute(2, ZERO_MAC), attribute(1, V4), u32(8, 9)), None),
         (entry(7, 5, 0x80, 2, attribute(2, MAC)), None),
         (entry(7, 6, 0x80, 2, attribute(2, MAC)), None),
         (entry(2, 3, 0x04, 0, attribute(1, V4), attribute(2, MAC)), (Key(NEIGHBOUR, "weft", V4), None)),
@@ -77,7 +84,8 @@ def test_an_entry_we_make_is_read_back_as_it_was_meant(key: Key, value: Value, i
         (entry(2, 3, 0x80, 8, attribute(1, V4)), None),
     ],
     ids=["learned", "not-sticky", "extern-learn", "foreign-port", "local", "other-bridge", "vlan", "own-port",
-         "own-vni", "unicast-list-of-a-port", "unicast-list-of-the-tap", "stale", "other-device", "proxy"],
+         "own-vni", "own-device", "unicast-list-of-a-port", "unicast-list-of-the-tap", "stale", "other-device",
+         "proxy"],
 )  # fmt: skip
 def test_an_entry_that_is_not_of_our_form_is_odd_or_none_of_our_business(
     payload: bytes, found: tuple[Key, Value | None] | None
@@ -160,6 +168,7 @@ def test_a_tap_with_an_option_of_its_own_is_odd(option: bytes, oddity: str) -> N
 def test_a_vxlan_device_with_an_option_of_its_own_is_odd(option: bytes, oddity: str) -> None:
     """And a plain one is not."""
     plain = (u32(1, 7), attribute(15, b"\x1a\x80"), u32(3, 0), u8(7, 0), u8(12, 0), u8(25, 0), u8(29, 0), u8(5, 64))
-    assert links.vxlan_of(link(u32(4, 1450), nested(18, text(1, "vxlan"), nested(2, *plain)))) == Vxlan(7, 6784, 1450)
-    odd = links.vxlan_of(link(u32(4, 1450), nested(18, text(1, "vxlan"), nested(2, *plain, option))))
+    info = nested(18, text(1, "vxlan"), nested(2, *plain))
+    assert links.vxlan_of(link(u32(4, 1450), info), False) == Vxlan(7, 6784, 1450)
+    odd = links.vxlan_of(link(u32(4, 1450), nested(18, text(1, "vxlan"), nested(2, *plain, option))), False)
     assert odd == Vxlan(7, 6784, 1450, oddity)

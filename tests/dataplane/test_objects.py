@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
@@ -41,11 +42,13 @@ BRIDGE_MAC = bytes.fromhex("02aa00000001")
 PEER_MAC = bytes.fromhex("02aa00000002")
 MAC_A, MAC_B = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 SEGMENT = Segment("weft", BRIDGE_MAC, 1450, 7, 6784)
+SEGMENT6 = replace(SEGMENT, vxlan6=True)
 PORT_A = Port("vwa", "ethwe", "/run/netns/a", (4, 1000), MAC_A, (ip_interface("10.32.0.1/16"),))
 PEER = RemotePeer(PeerName(bytes(8)), PEER_MAC, ip_address("10.9.0.2"))
 ENDPOINT = RemoteEndpoint(MAC_B, (ip_address("10.32.0.2"), ip_address("fd00::2")), ip_address("10.9.0.2"))
 ADDRESS_B = ip_address("10.32.0.2").packed
 DESTINATION = ip_address("10.9.0.2").packed
+OVER_IPV6 = ip_address("fd00:9::2")
 
 
 def test_a_remote_endpoint_is_a_destination_a_port_and_a_neighbour_for_each_address() -> None:
@@ -166,15 +169,55 @@ def test_an_endpoint_that_leaves_no_trace_is_not_taken_for_an_unusable_one() -> 
     assert expand(Desired(replace(SEGMENT, vxlan_port=None), endpoints=(bare,))).skipped == ()
 
 
-def test_ipv6_destinations_are_left_out_and_told() -> None:
-    """A v4 device would refuse them."""
-    over_ipv6 = ip_address("2001:db8::2")
-    desired = Desired(SEGMENT, (), (replace(PEER, destination=over_ipv6),), (replace(ENDPOINT, destination=over_ipv6),))
-    expansion = expand(desired)
-    assert expansion.objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == NOWHERE
-    assert not [key for key in expansion.objects if key.kind == FLOOD]
-    assert [skipped.code for skipped in expansion.skipped] == ["ipv6-underlay"]
-    assert "2001:db8::2" in expansion.skipped[0].text
+def test_an_ipv6_destination_is_on_the_device_for_ipv6_with_all_that_belongs_to_it() -> None:
+    """Entry, bridge port and flood list; the IPv4 device knows nothing of it."""
+    both = replace(PEER, destination=OVER_IPV6), replace(ENDPOINT, destination=OVER_IPV6)
+    objects = expand(Desired(SEGMENT6, (), both[:1], both[1:])).objects
+    for mac in (PEER_MAC, MAC_B):
+        assert objects[Key(VXLAN_FDB, "weft-vx6", mac)] == OVER_IPV6.packed
+        assert objects[Key(BRIDGE_FDB, "weft", mac)] == "weft-vx6"
+    assert [key for key in objects if key.kind == FLOOD] == [Key(FLOOD, "weft-vx6", OVER_IPV6.packed)]
+    assert not [key for key in objects if key.kind == VXLAN_FDB and key.device == "weft-vx"]
+
+
+def test_the_second_device_is_as_the_first_but_for_its_ip_version() -> None:
+    """Same VNI, same port, same flags and guard; without VXLAN or without IPv6 there is none."""
+    objects = expand(Desired(SEGMENT6)).objects
+    first, second = objects[Key(LINK, "weft-vx")], objects[Key(LINK, "weft-vx6")]
+    assert isinstance(second, Vxlan) and second.ipv6 and second._replace(ipv6=False) == first
+    for kind in (PORT, GUARD, UP):
+        assert objects[Key(kind, "weft-vx6")] == objects[Key(kind, "weft-vx")]
+    for without in (SEGMENT, replace(SEGMENT6, vxlan_port=None)):
+        objects = expand(Desired(without, (), (replace(PEER, destination=OVER_IPV6, spare=OVER_IPV6),))).objects
+        assert not [key for key in objects if key.device == "weft-vx6"]
+
+
+def test_an_ipv6_destination_without_the_device_for_it_goes_nowhere() -> None:
+    """The IPv4 device would refuse it."""
+    both = replace(PEER, destination=OVER_IPV6), replace(ENDPOINT, destination=OVER_IPV6)
+    objects = expand(Desired(SEGMENT, (), both[:1], both[1:])).objects
+    assert objects[Key(VXLAN_FDB, "weft-vx", MAC_B)] == objects[Key(VXLAN_FDB, "weft-vx", PEER_MAC)] == NOWHERE
+    assert not [key for key in objects if key.kind == FLOOD]
+
+
+def test_a_spare_address_is_entered_for_probes_and_gets_no_broadcast() -> None:
+    """A peer is in one flood list, whichever of its addresses serves."""
+    for serving, spare in ((DESTINATION, OVER_IPV6.packed), (OVER_IPV6.packed, DESTINATION)):
+        peer = replace(PEER, destination=ip_address(serving), spare=ip_address(spare))
+        objects = expand(Desired(SEGMENT6, (), (peer,))).objects
+        assert {value for key, value in objects.items() if key.kind == VXLAN_FDB} == {serving, spare}
+        assert [key.item for key in objects if key.kind == FLOOD] == [serving]
+        away = expand(Desired(SEGMENT6, (), (replace(peer, via=SLEEVE),))).objects
+        assert {value for key, value in away.items() if key.kind == VXLAN_FDB} == {serving, spare}
+
+
+def test_a_link_local_destination_goes_with_the_number_of_its_interface() -> None:
+    """Without, the kernel would not know where to send it."""
+    peer = replace(PEER, destination=ip_address("fe80::2%3"))
+    wanted = ip_address("fe80::2").packed + (3).to_bytes(4, sys.byteorder)
+    objects = expand(Desired(SEGMENT6, (), (peer,))).objects
+    assert objects[Key(VXLAN_FDB, "weft-vx6", PEER_MAC)] == wanted
+    assert [key.item for key in objects if key.kind == FLOOD] == [wanted]
 
 
 def test_an_mtu_too_small_for_ipv6_leaves_ipv6_addresses_out_and_says_so() -> None:

@@ -9,12 +9,15 @@ from dataplane.desired import SLEEVE, Desired
 from dataplane.kernel import ADD, ANNOUNCE, DELETE, REPLACE, Operation
 from dataplane.objects import BRIDGE_FDB, FLOOD, LINK, PORT, VXLAN_FDB, Key, OtherLink, Tap, Value
 from dataplane.reconcile import RETRY_LIMIT_S
-from tests.dataplane.world import DESIRED, SEGMENT, World, by_sleeve, endpoint, mac, peer
+from tests.dataplane.world import DESIRED, SEGMENT, SEGMENT6, World, by_sleeve, endpoint, mac, peer, underlay
 
 BY_VXLAN = Desired(SEGMENT, peers=(peer(2), peer(3)), endpoints=(endpoint(11), endpoint(12, 3)))
 MOVED = replace(BY_VXLAN, peers=(peer(2, SLEEVE), peer(3)), endpoints=(endpoint(11, 2, SLEEVE), endpoint(12, 3)))
 BRIDGE_OF_2 = Key(BRIDGE_FDB, "weft", peer(2).bridge_mac)
 CONTAINER_OF_2 = Key(BRIDGE_FDB, "weft", mac(11))
+OVER_IPV4 = Desired(SEGMENT6, peers=(peer(2, spare=6), peer(3)), endpoints=(endpoint(11), endpoint(12, 3)))
+OVER_IPV6 = replace(OVER_IPV4, peers=(peer(2, version=6, spare=4), peer(3)),
+                    endpoints=(endpoint(11, version=6), endpoint(12, 3)))  # fmt: skip
 FLOOD_TO_2 = Key(FLOOD, "weft-vx", bytes((10, 9, 0, 2)))
 
 
@@ -33,6 +36,41 @@ def test_a_move_is_one_replacement_for_each_mac_there_and_back() -> None:
     assert set(back[:2]) == {(REPLACE, BRIDGE_OF_2, "weft-vx"), (REPLACE, CONTAINER_OF_2, "weft-vx")}
     assert back[2:] == [(ADD, FLOOD_TO_2, True)]
     assert world.kernel.harm == []
+
+
+def test_a_move_between_the_ip_versions_is_entry_then_bridge_then_broadcasts_then_the_old_entry() -> None:
+    """There and back; the peer's own entries stay, for probes, and at no moment is it in both flood lists."""
+    world = World()
+    world.reach(OVER_IPV4)
+    items = {version: underlay(2, version).packed for version in (4, 6)}
+    first, second = ("weft-vx", 4), ("weft-vx6", 6)
+    for wanted, old, new in ((OVER_IPV6, first, second), (OVER_IPV4, second, first)):
+        operations = changes(world.reach(wanted))
+        assert operations[0] == (ADD, Key(VXLAN_FDB, new[0], mac(11)), items[new[1]])
+        assert set(operations[1:3]) == {(REPLACE, BRIDGE_OF_2, new[0]), (REPLACE, CONTAINER_OF_2, new[0])}
+        assert operations[3:] == [
+            (DELETE, Key(FLOOD, old[0], items[old[1]]), None),
+            (ADD, Key(FLOOD, new[0], items[new[1]]), True),
+            (DELETE, Key(VXLAN_FDB, old[0], mac(11)), None),
+        ]
+        world.assert_holds(wanted)
+    assert world.kernel.harm == []
+
+
+def test_a_device_for_ipv6_that_cannot_be_made_leaves_frames_on_the_old_way() -> None:
+    """One fault; and everything moves by itself once it can be made."""
+    world = World()
+    world.reach(replace(OVER_IPV4, segment=SEGMENT))
+    broken = [True]
+    world.kernel.fail = lambda number, op: errno.EAFNOSUPPORT if broken[0] and op.key == Key(LINK, "weft-vx6") else 0
+    world.reach(OVER_IPV6)
+    assert list(world.reconciler.failures) == [Key(LINK, "weft-vx6")]
+    assert world.kernel.objects[CONTAINER_OF_2] == "weft-vx"
+    assert Key(VXLAN_FDB, "weft-vx", mac(11)) in world.kernel.objects
+    broken[0] = False
+    world.later(RETRY_LIMIT_S)
+    world.assert_holds(OVER_IPV6)
+    assert world.kernel.harm == [] and dict(world.reconciler.failures) == {}
 
 
 def test_a_destination_that_becomes_known_or_lost_in_the_sleeve_moves_nobody() -> None:
@@ -93,13 +131,14 @@ def test_a_device_of_another_sort_where_the_tap_should_be_leaves_vxlan_alone() -
 
 def test_with_a_secret_the_plain_device_goes_before_anything_is_moved() -> None:
     """Also over a host that carried plain VXLAN; nothing of it is left, and the containers are behind the TAP."""
-    world = World()
-    world.reach(BY_VXLAN)
-    sealed = replace(by_sleeve(BY_VXLAN), segment=replace(SEGMENT, vxlan_port=None))
-    operations = world.reach(replace(sealed, settled=False))
-    assert (operations[0].verb, operations[0].key) == (DELETE, Key(LINK, "weft-vx"))
-    world.reach(sealed)
-    world.assert_holds(sealed)
+    for before, devices in ((BY_VXLAN, {"weft-vx"}), (OVER_IPV6, {"weft-vx", "weft-vx6"})):
+        world = World()
+        world.reach(before)
+        sealed = replace(by_sleeve(before), segment=replace(before.segment, vxlan_port=None))
+        operations = world.reach(replace(sealed, settled=False))[: len(devices)]
+        assert {(op.verb, op.key) for op in operations} == {(DELETE, Key(LINK, name)) for name in devices}
+        world.reach(sealed)
+        world.assert_holds(sealed)
 
 
 def test_while_unsettled_what_an_earlier_life_put_behind_the_tap_stays() -> None:

@@ -47,7 +47,14 @@ from dataplane.reconcile import (
     RETRY_LIMIT_S,
     Reconciler,
 )
-from tests.dataplane.world import DESIRED, SEGMENT, World, by_sleeve, endpoint, mac, peer, port
+from tests.dataplane.world import DESIRED, SEGMENT, SEGMENT6, World, by_sleeve, endpoint, mac, peer, port
+
+OVER_IPV6 = replace(
+    DESIRED,
+    segment=SEGMENT6,
+    peers=(peer(2, version=6, spare=4), peer(3)),
+    endpoints=(endpoint(11, version=6), endpoint(12, 3), endpoint(13, None)),
+)
 
 
 def test_an_empty_kernel_becomes_what_is_wanted_without_a_harmful_moment() -> None:
@@ -97,8 +104,8 @@ def test_the_first_act_without_vxlan_is_to_remove_the_device() -> None:
 
 
 def test_a_stray_ipv6_vxlan_device_is_removed() -> None:
-    """One that another version made."""
-    world = World({Key(LINK, "weft-vx6"): Vxlan(7, 6784, 1430)})
+    """One of a life in which this host had IPv6."""
+    world = World({Key(LINK, "weft-vx6"): Vxlan(7, 6784, 1430, ipv6=True)})
     world.reach(DESIRED)
     world.assert_holds(DESIRED)
 
@@ -328,7 +335,9 @@ def test_a_port_without_its_flags_is_not_brought_up() -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENODEV, errno.EINVAL])
 @pytest.mark.parametrize(
-    "target", [DESIRED, Desired(SEGMENT), by_sleeve(DESIRED)], ids=["making", "removing", "moving"]
+    "target",
+    [DESIRED, Desired(SEGMENT), by_sleeve(DESIRED), OVER_IPV6],
+    ids=["making", "removing", "moving", "over-ipv6"],
 )
 def test_whichever_operation_fails_the_next_try_converges(number: int, target: Desired) -> None:
     """The n-th, for every n and every sort of refusal; nobody is harmed, and then nothing is left to do."""
@@ -438,17 +447,26 @@ def test_an_event_about_one_object_looks_at_that_object_only() -> None:
 
 
 NUMBERS = st.integers(1, 6)
+VERSIONS = st.sampled_from([4, 6])
 VIAS = st.sampled_from([VXLAN, SLEEVE, NOWHERE])
 DESIREDS = st.builds(
     Desired,
     segment=st.sampled_from(
-        [SEGMENT, replace(SEGMENT, mtu=1400), replace(SEGMENT, vxlan_port=None), replace(SEGMENT, tap=False)]
+        [
+            SEGMENT,
+            SEGMENT6,
+            replace(SEGMENT6, mtu=1400),
+            replace(SEGMENT6, vxlan_port=None),
+            replace(SEGMENT, tap=False),
+        ]
     ),
     ports=st.lists(st.builds(port, NUMBERS, st.sampled_from([1000, 1001])), max_size=3).map(
         lambda ports: tuple({port.ifname: port for port in ports}.values())
     ),
-    peers=st.lists(st.builds(peer, NUMBERS, VIAS), max_size=3).map(tuple),
-    endpoints=st.lists(st.builds(endpoint, NUMBERS, st.sampled_from([None, 2, 3]), VIAS), max_size=5).map(tuple),
+    peers=st.lists(st.builds(peer, NUMBERS, VIAS, VERSIONS, VERSIONS), max_size=3).map(tuple),
+    endpoints=st.lists(st.builds(endpoint, NUMBERS, st.sampled_from([None, 2, 3]), VIAS, VERSIONS), max_size=5).map(
+        tuple
+    ),
     settled=st.booleans(),
 )
 

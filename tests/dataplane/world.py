@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
-from dataplane.desired import SLEEVE, VXLAN, Desired, Port, RemoteEndpoint, RemotePeer, Segment, Via
+from dataplane.desired import SLEEVE, VXLAN, Address, Desired, Port, RemoteEndpoint, RemotePeer, Segment, Via
 from dataplane.kernel import PARTS, Operation
 from dataplane.memory import MemoryKernel
 from dataplane.objects import ACCEPT, Key, Value, expand, fits
@@ -26,17 +26,24 @@ def port(number: int, namespace: int = 1000) -> Port:
     return Port(f"vw{number}", "ethwe", f"/run/netns/{number}", (4, namespace), mac(number), addresses)
 
 
-def peer(number: int, via: Via = VXLAN) -> RemotePeer:
+def underlay(host: int, version: int = 4) -> Address:
+    return ip_address(f"10.9.0.{host}" if version == 4 else f"fd00:9::{host}")
+
+
+def peer(number: int, via: Via = VXLAN, version: int = 4, spare: int | None = None) -> RemotePeer:
+    """`spare` is an IP version too: of the address that is only probed."""
     mac = bytes((2, 0xAA, 0, 0, 0, number))
-    return RemotePeer(PeerName(bytes(8)), mac, ip_address(f"10.9.0.{number}"), via)
+    beside = None if spare is None else underlay(number, spare)
+    return RemotePeer(PeerName(bytes(8)), mac, underlay(number, version), via, beside)
 
 
-def endpoint(number: int, host: int | None = 2, via: Via = VXLAN) -> RemoteEndpoint:
-    destination = None if host is None else ip_address(f"10.9.0.{host}")
+def endpoint(number: int, host: int | None = 2, via: Via = VXLAN, version: int = 4) -> RemoteEndpoint:
+    destination = None if host is None else underlay(host, version)
     addresses = (ip_address(f"10.32.0.{number}"), ip_address(f"fd00::{number}"))
     return RemoteEndpoint(mac(number), addresses, destination, via)
 
 
+SEGMENT6 = replace(SEGMENT, vxlan6=True)
 DESIRED = Desired(SEGMENT, (port(1),), (peer(2), peer(3)), (endpoint(11), endpoint(12, 3), endpoint(13, None)))
 
 

@@ -137,6 +137,19 @@ def test_a_wrong_password_is_named_on_both_sides(run: Run) -> None:
     run(test)
 
 
+def test_an_interface_that_is_not_there_is_named(run: Run) -> None:
+    """One cause, one line; the dial ends at once."""
+
+    async def test() -> None:
+        a = Host(1)
+        async with hosts(a):
+            a.connect("[fe80::1%nosuch0]:1")
+            await until(a.target_error)
+            assert a.target_error() == "fe80::1%nosuch0: this host has no interface nosuch0"
+
+    run(test)
+
+
 def test_nobody_listening_is_named(run: Run) -> None:
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

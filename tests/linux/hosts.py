@@ -66,6 +66,9 @@ class Space:
         # Not `ip netns exec`, which mounts a /sys of its own and takes three times as long.
         return run("nsenter", f"--net={self.path}", *command, check=check)
 
+    def popen(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(["nsenter", f"--net={self.path}", *command], stdout=subprocess.PIPE, text=True)
+
     def inside(self, work: Callable[[], T]) -> T:
         descriptor, _ = open_namespace(self.path)
         try:
@@ -85,7 +88,7 @@ class Space:
 
 
 class Host(Space):
-    """A host with an underlay address 10.9.0.NUMBER, and maybe an engine."""
+    """A host with the underlay addresses 10.9.0.NUMBER and fd00:9::NUMBER, and maybe an engine."""
 
     def __init__(self, name: str, number: int) -> None:
         super().__init__(name)
@@ -144,8 +147,8 @@ class Host(Space):
 
         self.inside(body)
 
-    def segment(self, mtu: int = 1450, vxlan_port: int | None = 6784) -> Segment:
-        return Segment("weft", bridge_mac(self.number), mtu, 7, vxlan_port)
+    def segment(self, mtu: int = 1450, vxlan_port: int | None = 6784, vxlan6: bool = False) -> Segment:
+        return Segment("weft", bridge_mac(self.number), mtu, 7, vxlan_port, vxlan6=vxlan6)
 
 
 def bridge_mac(number: int) -> bytes:
@@ -258,6 +261,7 @@ class Lab:
         self.hub.run("ip", "link", "add", end, "mtu", str(mtu), "type", "veth", "peer", "eth0", "netns", host.name)
         self.hub.run("ip", "link", "set", end, "master", "hub", "up")
         host.run("ip", "address", "add", f"10.9.0.{number}/24", "dev", "eth0")
+        host.run("ip", "address", "add", f"fd00:9::{number}/64", "dev", "eth0", "nodad")
         host.run("ip", "link", "set", "eth0", "mtu", str(mtu), "up")
         return host
 

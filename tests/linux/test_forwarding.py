@@ -128,14 +128,3 @@ def test_a_container_cannot_take_another_ones_frames_by_its_mac(pair: Pair) -> N
         pair.ca.run("python3", "-c", FORGED.format(destination="ff" * 6, source=source.hex()))
     assert capture.close() == []
     assert pair.a.run("bridge", "fdb", "show", "br", "weft") == before
-
-
-def test_a_peer_that_can_only_be_reached_over_ipv6_is_told_and_dropped(lab: Lab) -> None:
-    """Neither flooded nor silently lost."""
-    host, space = lab.host(1), lab.space("c1")
-    host.start()
-    over_ipv6 = replace(peer(2), destination=remote(2, 1).addresses[1])
-    endpoint = remote(2, 1, destination="2001:db8::2")
-    report = host.publish(Desired(host.segment(), (port(space, 1, 1),), (over_ipv6,), (endpoint,)))
-    assert [warning.code for warning in report.warnings] == ["ipv6-underlay"] and report.faults == ()
-    assert "0.0.0.0" in host.run("bridge", "fdb", "show", "dev", "weft-vx")

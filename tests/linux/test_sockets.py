@@ -66,9 +66,11 @@ def test_a_frame_put_into_vxlan_by_hand_arrives_whole_or_not_at_all(lab: Lab, ip
         host.run("ip", "link", "set", "eth0", "mtu", "3000")
         assert lab.hub is not None
         lab.hub.run("ip", "link", "set", f"h{host.number}", "mtu", "3000")
-        host.run("ip", "address", "add", f"fd00:9::{host.number}/64", "dev", "eth0", "nodad")
+    pair.desired_a, pair.desired_b = (
+        replace(each, segment=replace(each.segment, vxlan6=True)) for each in (pair.desired_a, pair.desired_b)
+    )
     pair.start()
-    theirs = pair.b.inside(lambda: open_probe_socket("weft-vx"))
+    theirs = pair.b.inside(lambda: open_probe_socket("weft-vx6" if ipv6 else "weft-vx"))
     mine = pair.a.inside(lambda: open_outer_socket(ipv6))
     destination = ("fd00:9::2" if ipv6 else "10.9.0.2", 6784)
     largest = 3000 - (70 if ipv6 else 50)
@@ -80,17 +82,10 @@ def test_a_frame_put_into_vxlan_by_hand_arrives_whole_or_not_at_all(lab: Lab, ip
             asked = probe.request(bridge_mac(1), bridge_mac(2), b"12345678", packet_bytes, probe.SIZE_REQUEST)
             mine.sendto(probe.encapsulate(probe.encode(asked), 7), destination)
 
-        if ipv6:  # the device listens on IPv4 only
-            pair.b.run("ip", "link", "add", "listens6", "type", "vxlan", "id", "7", "dstport", "6784", "local",
-                       "fd00:9::2", "dev", "eth0")  # fmt: skip
-            pair.b.run("ip", "link", "set", "listens6", "up")
-            theirs6 = pair.b.inside(lambda: open_probe_socket("listens6"))
-        else:
-            theirs6 = theirs
         for size in (1450, largest):
             send(size)
-            assert select.select([theirs6], [], [], 2.0)[0], size
-            heard = probe.decode_untrusted(theirs6.recv(65535))
+            assert select.select([theirs], [], [], 2.0)[0], size
+            heard = probe.decode_untrusted(theirs.recv(65535))
             assert isinstance(heard, probe.Probe) and heard.size == size + 14
         with pytest.raises(OSError, match="too long"):
             send(largest + 1)
@@ -168,8 +163,15 @@ def test_the_survey_tells_underlay_addresses_and_leaves_out_what_leads_nowhere(l
         ("10.9.0.1", "eth0", 1400),
         ("10.9.0.101", "eth0", 1400),
         ("2001:db8::1", "eth0", 1400),
+        ("fd00:9::1", "eth0", 1400),
     ]
-    assert [str(network) for network in found.networks] == ["10.9.0.0/24", "10.9.0.0/24", "2001:db8::/64"]
+    networks = ["10.9.0.0/24", "10.9.0.0/24", "2001:db8::/64", "fd00:9::/64"]
+    assert [str(network) for network in found.networks] == networks
+    index = host.run("ip", "-o", "link", "show", "dev", "eth0").split(":")[0]
+    assert found.has_ipv6 and found.zones == {index}
+    assert [(each.ifname, each.mtu, str(each.address).startswith("fe80:")) for each in found.link_local] == [
+        ("eth0", 1400, True)
+    ]
     assert found.bridge_mtu == 1300
 
 

@@ -52,6 +52,8 @@ class Here:
         self.fixed_mtu: int | None = None
         self.ports: tuple[Port, ...] = ()
         self.vxlan_faults: dict[PeerName, str] = {}
+        """Over IPv4."""
+        self.vxlan6_faults: dict[PeerName, str] = {}
 
     def hear(self, host: Host, now: float = 0.0, age_s: int = 0) -> bool:
         """All documents of a host arrive; whether the router says that something may have changed."""
@@ -72,8 +74,8 @@ class Here:
 
     def desired(self, now: float = 1.0, settled: bool = True) -> Desired:
         return self.router.refresh(
-            self.local, self.ports, self.fixed_mtu, now, 1000.0 + now, settled, self.vxlan_faults,
-            lambda *row: self.told.append(row),
+            self.local, self.ports, self.fixed_mtu, now, 1000.0 + now, settled,
+            {4: self.vxlan_faults, 6: self.vxlan6_faults}, lambda *row: self.told.append(row),
         )  # fmt: skip
 
 

@@ -134,6 +134,7 @@ def test_an_empty_environment_variable_means_no_password(tmp_path: Path) -> None
         (["--host=host1"], "not an IP address"),
         (["--host="], "not an IP address"),
         (["--advertise=0.0.0.0"], "not the address of one host"),
+        (["--advertise=fe80::1%eth0"], "means nothing on another host"),
         (["--nickname="], "not a nickname"),
         (["--without-offload=tso"], "'tso' is not an offload: there are tap, udp-segment, udp-gro"),
         (["--without-offload="], "not an offload"),

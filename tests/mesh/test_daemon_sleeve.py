@@ -114,7 +114,7 @@ def test_a_narrow_path_narrows_the_network_and_is_remembered(stage: Stage, monke
     first, second = stage.host("h1"), stage.host("h2")
 
     def finds(b: Daemon, name: PeerName, size: int) -> None:
-        b._probes._measurer._mtus.found = {name: size}
+        b._probes._measurers[4]._mtus.found = {name: size}
         b._probes._found()
 
     async def scenario() -> None:
@@ -123,17 +123,17 @@ def test_a_narrow_path_narrows_the_network_and_is_remembered(stage: Stage, monke
                 await joined(a, b)
                 name = a.node.name
                 finds(b, name, 1000)
-                assert (await read(b, "connections"))[0]["path_mtu"] == 1000
                 await asyncio.sleep(0.1)
+                assert (await read(b, "connections"))[0]["path_mtu"] == 1000
                 assert a._router.mtu == b._router.mtu == 1450
                 finds(b, name, 1350)
                 await until(lambda: a._router.mtu == b._router.mtu == 1350, "both have shrunk")
-                saved = {"faults": {}, "path_mtus": {format_name(name): 1350}}
+                saved = {"faults": {}, "path_mtus": {format_name(name): 1350}, "faults6": {}, "path_mtus6": {}}
                 await until(lambda: document(stage, "h2", "vxlan") == saved, "it is on disk")
             async with second.made() as b:
-                assert b._router.mtu == b._router.own_mtu == 1350
+                assert b._router.mtu == b._router.told_mtu == 1350
             async with second.made(vxlan=False) as b:
-                assert b._router.own_mtu == 1450
+                assert b._router.told_mtu == 1450
             async with second.made(mtu=1400) as b:
                 b._describe()
                 assert b.node.replica.peers[b.node.name].attributes["mtu"] == 1400
@@ -155,12 +155,14 @@ def test_a_peer_that_vxlan_does_not_reach_moves_and_is_remembered(
                 name = a.node.name
                 assert [(row["path"], row["reason"]) for row in await read(b, "connections")] == [("vxlan", "best")]
                 await until(lambda: second.sleeves[0].told[name].flood is False, "the worker knows it")
-                b._probes._prober._health.verdicts = {name: "vxlan-silent"}
+                b._probes._probers.each[4]._health.verdicts = {name: "vxlan-silent"}
                 b._probes._judged()
                 await until(lambda: second.sleeves[0].told[name].flood, "broadcasts go by the sleeve")
                 rows = await read(b, "connections")
                 assert [(row["path"], row["reason"]) for row in rows] == [("sleeve", "vxlan-silent")]
-                faults = {"faults": {rows[0]["peer"]: "vxlan-silent"}, "path_mtus": {}}
+                faults = {
+                    "faults": {rows[0]["peer"]: "vxlan-silent"}, "path_mtus": {}, "faults6": {}, "path_mtus6": {},
+                }  # fmt: skip
                 await until(lambda: document(stage, "h2", "vxlan") == faults, "it is on disk")
             async with second.launched() as b:
                 await joined(a, b)

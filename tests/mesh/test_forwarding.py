@@ -42,6 +42,8 @@ ME, P, Q = (PeerName(bytes([number]) * 8) for number in (5, 3, 7))
 LOCAL = Local(
     ME, False, True, 6784, (ip_network("10.9.0.0/24"), ip_network("fd00:9::/64")), frozenset({ip_address("10.9.0.5")})
 )
+LOCAL6 = replace(LOCAL, vxlan6=True, zones=frozenset({"3"}))
+"""With a VXLAN device for IPv6, and a link-local address on interface 3."""
 ATTRIBUTES: Mapping[str, Any] = {
     "mtu": 1450, "vxlan": True, "vxlan_port": 6784, "advertise": False, "sleeve_key": b"\x07" * 32,
 }  # fmt: skip
@@ -61,6 +63,7 @@ def out_of_reach(peer: Remote, for_s: float) -> Remote:
 # Reasons
 
 TO_3 = ip_address("10.9.0.3")
+TO_3_V6 = ip_address("fd00:9::3")
 SECRET = replace(LOCAL, has_secret=True)
 REASONS: dict[str, tuple[Local, Remote, Path]] = {
     "best": (LOCAL, remote("10.9.0.3"), Path(VXLAN, "best", TO_3)),
@@ -69,12 +72,28 @@ REASONS: dict[str, tuple[Local, Remote, Path]] = {
     "other-port": (LOCAL, remote("10.9.0.3", vxlan_port=7000), Path(SLEEVE, "other-port")),
     "no-address": (LOCAL, remote(), Path(SLEEVE, "no-address")),
     "no-address over IPv4": (LOCAL, remote("fd00:9::3"), Path(SLEEVE, "no-address")),
-    "vxlan-silent": (
-        LOCAL,
-        replace(remote("10.9.0.3"), vxlan_fault="vxlan-silent"),
+    "best over IPv6": (LOCAL6, remote("fd00:9::3"), Path(VXLAN, "best", TO_3_V6)),
+    "best over IPv6, silent over IPv4": (
+        LOCAL6,
+        replace(remote("10.9.0.3", "fd00:9::3"), vxlan_faults={4: "vxlan-silent"}),
+        Path(VXLAN, "best", TO_3_V6),
+    ),
+    "vxlan-silent over both": (
+        LOCAL6,
+        replace(remote("10.9.0.3", "fd00:9::3"), vxlan_faults={4: "vxlan-silent", 6: "vxlan-mtu"}),
         Path(SLEEVE, "vxlan-silent", TO_3),
     ),
-    "vxlan-mtu": (LOCAL, replace(remote("10.9.0.3"), vxlan_fault="vxlan-mtu"), Path(SLEEVE, "vxlan-mtu", TO_3)),
+    "vxlan-mtu over IPv6": (
+        LOCAL6,
+        replace(remote("fd00:9::3"), vxlan_faults={6: "vxlan-mtu"}),
+        Path(SLEEVE, "vxlan-mtu", TO_3_V6),
+    ),
+    "vxlan-silent": (
+        LOCAL,
+        replace(remote("10.9.0.3"), vxlan_faults={4: "vxlan-silent"}),
+        Path(SLEEVE, "vxlan-silent", TO_3),
+    ),
+    "vxlan-mtu": (LOCAL, replace(remote("10.9.0.3"), vxlan_faults={4: "vxlan-mtu"}), Path(SLEEVE, "vxlan-mtu", TO_3)),
     "no-wireguard": (SECRET, remote("10.9.0.3"), Path(SLEEVE, "no-wireguard")),
     "no-sleeve, secret": (SECRET, remote("10.9.0.3", sleeve_key=b""), Path(NONE, "no-sleeve")),
     "no-sleeve, clear": (LOCAL, remote("10.9.0.3", vxlan=False, sleeve_key="no key"), Path(NONE, "no-sleeve")),
@@ -86,7 +105,7 @@ REASONS: dict[str, tuple[Local, Remote, Path]] = {
     ),
     "unreachable by the sleeve, held": (
         LOCAL,
-        out_of_reach(replace(remote("10.9.0.3"), vxlan_fault="vxlan-silent"), HOLD_S - 1),
+        out_of_reach(replace(remote("10.9.0.3"), vxlan_faults={4: "vxlan-silent"}), HOLD_S - 1),
         Path(SLEEVE, "unreachable", TO_3),
     ),
     "unreachable with a secret, held": (
@@ -173,7 +192,7 @@ def test_then_the_nearest_then_the_first_told() -> None:
 
 
 def test_an_ipv6_link_does_not_hide_an_ipv4_address() -> None:
-    """The VXLAN device over IPv4 cannot send to the one, but to the other."""
+    """Without a device for IPv6 there is no sending to the one, but to the other."""
     assert destination(remote("fd00:9::3", "10.9.0.3", link="fd00:9::3")) == "10.9.0.3"
 
 
@@ -438,14 +457,14 @@ endpoints = st.builds(
 tables = st.lists(st.lists(endpoints, max_size=5), min_size=1, max_size=4)
 addresses = st.lists(st.sampled_from(["10.9.0.3", "10.8.0.3", "fd00:9::3", "127.0.0.1", "host"]), max_size=3)
 remotes = st.builds(
-    lambda told, link, state, reach, attributes, fault: replace(
+    lambda told, link, state, reach, attributes, faults: replace(
         remote(*told, state=state, link=link, **attributes),
         reachable=reach < 0,
         unreachable_s=max(0.0, reach),
-        vxlan_fault=fault,
+        vxlan_faults={version: each for version, each in faults.items() if each},
     ),
     addresses,
-    st.sampled_from([None, "10.9.0.3", "fd00:9::3"]),
+    st.sampled_from([None, "10.9.0.3", "fd00:9::3", "fe80::3%3"]),
     st.sampled_from([LIVE, AWAY]),
     st.sampled_from([-1.0, 0.0, HOLD_S - 1, HOLD_S, 1e9]),
     st.fixed_dictionaries(
@@ -456,11 +475,12 @@ remotes = st.builds(
             "sleeve_key": st.sampled_from([b"\x01" * 32, b"", 7]),
         },
     ),
-    st.sampled_from(["", vxlanhealth.SILENT, vxlanhealth.TOO_NARROW]),
+    st.fixed_dictionaries(dict.fromkeys((4, 6), st.sampled_from(["", vxlanhealth.SILENT, vxlanhealth.TOO_NARROW]))),
 )
 locals_ = st.builds(
-    Local, st.just(ME), st.booleans(), st.booleans(), st.just(6784), st.just(LOCAL.networks), st.just(frozenset())
-)
+    Local, st.just(ME), st.booleans(), st.booleans(), st.just(6784), st.just(LOCAL.networks), st.just(frozenset()),
+    st.booleans(), st.just(frozenset({"3"})),
+)  # fmt: skip
 
 
 @given(locals_, remotes, st.one_of(st.none(), remotes))
@@ -470,13 +490,14 @@ def test_a_path_is_one_of_three_and_vxlan_leads_somewhere(local: Local, peer: Re
     path = choose_path(local, peer, previous)
     assert path.kind in (VXLAN, SLEEVE, NONE)
     if path.kind == VXLAN:
-        assert path.destination is not None and not peer.vxlan_fault
+        assert path.destination is not None and path.destination.version not in peer.vxlan_faults
     if local.has_secret or not local.vxlan or peer.unreachable_s >= HOLD_S:
         assert path.kind != VXLAN and path.destination is None
     if path.kind == SLEEVE:
         assert len(peer.record.attributes["sleeve_key"]) == 32
     if path.destination is not None:
-        assert path.destination.version == 4 and not path.destination.is_loopback
+        assert local.vxlan6 or path.destination.version == 4
+        assert not path.destination.is_loopback
     assert choose_path(local, peer, path) == path, "a second look changes nothing"
 
 

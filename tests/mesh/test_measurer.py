@@ -110,11 +110,24 @@ def test_a_path_is_measured_in_vxlan_made_by_hand(on_underlay: Callable[..., Non
         measurer.watch(ways(destination), None)
         await until(lambda: measurer.found == {P: 1450}, "it was found")
         assert len(news) == 1
-        assert {(address, ipv6) for _, address, ipv6 in underlay.sent} == {((destination, PORT), ":" in destination)}
+        reached = (destination, PORT, 0, 0) if ":" in destination else (destination, PORT)
+        assert {(address, ipv6) for _, address, ipv6 in underlay.sent} == {(reached, ":" in destination)}
         assert {payload[:8] for payload, _, _ in underlay.sent} == {struct.pack("!II", 0x08000000, VNI << 8)}
         assert sorted(frame.size for frame in underlay.frames()) == [probe.MIN_FRAME_BYTES, 1464]
         whose = {(frame.source, frame.destination, frame.kind) for frame in underlay.frames()}
         assert whose == {(OWN, PEER, probe.SIZE_REQUEST)}
+
+    on_underlay(scenario)
+
+
+def test_a_link_local_address_is_reached_through_its_interface(on_underlay: Callable[..., None]) -> None:
+    """By its number, which is part of the socket's address."""
+
+    async def scenario(measurer: Measurer, underlay: Underlay, news: list[None]) -> None:
+        measurer.open()
+        measurer.watch(ways("fe80::3%2"), None)
+        await until(lambda: measurer.found == {P: 1450}, "it was found")
+        assert {address for _, address, _ in underlay.sent} == {("fe80::3", PORT, 0, 2)}
 
     on_underlay(scenario)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address
 from random import Random
 
@@ -193,6 +194,18 @@ def test_after_a_launch_of_the_peer_its_path_is_measured_anew() -> None:
     world.narrow(1450)
     world.mtus.watch({P: way(1450, b"next")}, world.now)
     assert world.run(10.0, until=lambda: world.found == 1450) < 1.0
+
+
+def test_what_a_peer_says_that_it_takes_leads_to_a_look_but_ends_none() -> None:
+    """It may have found the path between us to be narrower."""
+    world = World(1350)
+    world.run(0.7)
+    world.mtus.watch({P: replace(way(1450), told_mtu=1400)}, world.now)
+    assert world.run(10.0, until=lambda: world.found == 1350) < 1.5
+    world.run(10.0)
+    world.narrow(1300)
+    world.mtus.watch({P: replace(way(1450), told_mtu=1300)}, world.now)
+    assert world.run(10.0, until=lambda: world.found == 1300) < 2.5
 
 
 def test_many_peers_are_measured_a_few_at_a_time() -> None:

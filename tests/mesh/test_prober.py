@@ -19,7 +19,7 @@ from gossip.names import PeerName
 from mesh import prober as prober_module
 from mesh import vxlanhealth
 from mesh.endpoints import bridge_mac
-from mesh.prober import FRAMES_AT_ONCE, Prober
+from mesh.prober import FRAMES_AT_ONCE, Prober, Probers
 from mesh.vxlanhealth import SILENT, TOO_NARROW
 
 OWN = bytes.fromhex("02aa00000001")
@@ -32,7 +32,8 @@ WAIT_LIMIT_S = 10.0
 class Device:
     """The VXLAN device: what the prober sends comes out of `wire`, what is put in there arrives."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "weft-vx") -> None:
+        self.name = name
         self.wire: socket.socket | None = None
         self.opened = 0
         self.is_there = True
@@ -42,7 +43,7 @@ class Device:
         """What was handed on."""
 
     def open(self, device: str) -> Any:
-        assert device == "weft-vx"
+        assert device == self.name
         if not self.is_there:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         self.opened += 1
@@ -385,3 +386,131 @@ def test_a_closed_prober_stays_closed(on_device: Callable[..., None]) -> None:
         assert device.opened == 1
 
     on_device(scenario)
+
+
+# Both devices
+
+VERSIONS = {4: "weft-vx", 6: "weft-vx6"}
+SIZES = {4: 1450, 6: 1430}
+TwoScenario = Callable[[Probers, dict[int, Device]], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def on_devices(monkeypatch: pytest.MonkeyPatch, on_device: Callable[..., None]) -> Callable[[TwoScenario], None]:
+    """As `on_device`, with a device for each IP version; the one for IPv6 knows the peer only."""
+    devices = {version: Device(name) for version, name in VERSIONS.items()}
+    by_name = {device.name: device for device in devices.values()}
+    monkeypatch.setattr(prober_module, "open_probe_socket", lambda name: by_name[name].open(name))
+    monkeypatch.setattr(prober_module, "LINGER_S", prober_module.LINGER_S / 10)
+
+    def run(scenario: TwoScenario) -> None:
+        async def begin() -> None:
+            macs = {4: {PEER, bridge_mac(STRANGER)}, 6: {PEER}}
+            probers = Probers(
+                VERSIONS, OWN, Random(1), {}, lambda version, mac: mac in macs[version], lambda: None,
+                lambda version: None, lambda version, frame: None,
+            )  # fmt: skip
+            probers.open()
+            try:
+                await scenario(probers, devices)
+            finally:
+                probers.close()
+                for device in devices.values():
+                    if device.wire is not None:
+                        device.wire.close()
+
+        asyncio.run(asyncio.wait_for(begin(), 30.0))
+
+    return run
+
+
+def test_a_verdict_is_of_the_device_that_was_silent(on_devices: Callable[[TwoScenario], None]) -> None:
+    """Each is asked at its own size; the other one's verdict is its own."""
+
+    async def scenario(probers: Probers, devices: dict[int, Device]) -> None:
+        probers.watch({4: [P], 6: [P]}, [], SIZES, None)
+        sizes: set[int] = set()
+
+        def silent_over_ipv4() -> bool:
+            sizes.update(frame.size for frame in answer(devices[6]))
+            return probers.verdicts == {4: {P: SILENT}, 6: {}}
+
+        await until(silent_over_ipv4, "one version was silent")
+        assert sizes == {probe.MIN_FRAME_BYTES, 1430 + probe.ETHERNET_HEADER_BYTES}
+        assert probers.rtt_s(P, 6) is not None and probers.rtt_s(P, 4) is None
+
+    on_devices(scenario)
+
+
+def test_who_begins_to_be_silent_is_asked_over_the_other_version_at_once(
+    on_devices: Callable[[TwoScenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large mesh that one is asked once in a minute, and it is where frames would go next."""
+    monkeypatch.setattr(vxlanhealth, "IDLE_PER_S", 0.01)
+
+    async def scenario(probers: Probers, devices: dict[int, Device]) -> None:
+        probers.watch({4: [P], 6: [P]}, [], SIZES, None)
+        await until(lambda: [*answer(devices[4]), *answer(devices[6])] and probers.rtt_s(P, 6), "both answered")
+        probers.each[4].check([P])
+        await until(lambda: answer(devices[6]), "the other one was asked")
+
+    on_devices(scenario)
+
+
+def test_a_peer_is_asked_where_it_has_an_address(on_devices: Callable[[TwoScenario], None]) -> None:
+    """And nowhere else."""
+
+    async def scenario(probers: Probers, devices: dict[int, Device]) -> None:
+        probers.watch({4: [], 6: [P]}, [], SIZES, None)
+        await until(lambda: (answer(devices[6]), probers.rtt_s(P, 6))[1], "it was asked over IPv6")
+        assert devices[4].received() == []
+
+    on_devices(scenario)
+
+
+def test_a_question_is_answered_on_the_device_it_came_by_if_that_can_reach_the_asker(
+    on_devices: Callable[[TwoScenario], None],
+) -> None:
+    """What the device has no entry for would go to every peer."""
+
+    async def scenario(probers: Probers, devices: dict[int, Device]) -> None:
+        for device in devices.values():
+            device.send(request(source=bridge_mac(STRANGER)))
+        await until(lambda: probers.counters.get("probe-stranger"), "the one over IPv6 was turned away")
+        await until(lambda: [frame.kind for frame in devices[4].received()] == [probe.PATH_REPLY], "the other was not")
+        assert devices[6].received() == []
+
+    on_devices(scenario)
+
+
+def test_a_peer_out_of_reach_that_answers_over_one_version_is_silent_over_the_other(
+    on_devices: Callable[[TwoScenario], None],
+) -> None:
+    """It has lost the addresses that its links went by, and is alive."""
+
+    async def scenario(probers: Probers, devices: dict[int, Device]) -> None:
+        probers.watch({4: [P], 6: [P]}, [], SIZES, None)
+        await until(lambda: (answer(devices[6]), probers.rtt_s(P, 6))[1], "an answer was taken")
+        probers.watch({4: [], 6: []}, [P], SIZES, None)
+        await until(lambda: not answer(devices[6]) and probers.verdicts == {4: {P: SILENT}, 6: {}}, "it was found out")
+
+    on_devices(scenario)
+
+
+def test_nothing_is_held_against_a_peer_out_of_reach_that_says_nothing_at_all(
+    on_devices: Callable[[TwoScenario], None],
+) -> None:
+    """Its daemon was stopped: nobody asks it any more, after the last answer has grown old."""
+
+    async def scenario(probers: Probers, devices: dict[int, Device]) -> None:
+        probers.watch({4: [P], 6: [P]}, [], SIZES, None)
+        await until(lambda: (answer(devices[6]), probers.rtt_s(P, 6))[1], "an answer was taken")
+        probers.watch({4: [], 6: []}, [P], SIZES, None)
+        await asyncio.sleep(1.5)  # several times what a verdict takes
+        assert probers.verdicts == {4: {}, 6: {}}
+        for device in devices.values():
+            device.received()
+        await asyncio.sleep(0.3)
+        assert all(device.received() == [] for device in devices.values())
+
+    on_devices(scenario)

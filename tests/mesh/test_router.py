@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from dataplane.desired import SLEEVE, VXLAN, Port, RemoteEndpoint
+from dataplane.desired import SLEEVE, VXLAN, Port, RemoteEndpoint, RemotePeer
 from dataplane.objects import BRIDGE_FDB, VXLAN_FDB, Key, expand
 from dataplane.sleeve.control import Peer
 from gossip.events import NameConflict, OwnerForgotten, PageChanged, PeerChanged, Settled
@@ -164,7 +164,7 @@ def test_with_a_secret_no_vxlan_device_is_wanted(host: Host) -> None:
     assert found.segment.vxlan_port is None
     assert [(each.destination, each.via) for each in (*found.peers, *found.endpoints)] == [(None, SLEEVE)] * 2
     assert here.router.paths[host.name] == Path(SLEEVE, "no-wireguard")
-    assert here.router.probed == frozenset()
+    assert not any(here.router.probed.values())
 
 
 def test_without_vxlan_no_device_is_wanted(here: Here, host: Host) -> None:
@@ -175,7 +175,7 @@ def test_without_vxlan_no_device_is_wanted(here: Here, host: Host) -> None:
     found = here.desired()
     assert found.segment.vxlan_port is None
     assert here.router.paths[host.name] == Path(SLEEVE, "no-vxlan")
-    assert here.router.probed == frozenset()
+    assert not any(here.router.probed.values())
 
 
 def test_a_peer_that_vxlan_does_not_reach_moves_to_the_sleeve_and_back(here: Here, host: Host) -> None:
@@ -190,7 +190,7 @@ def test_a_peer_that_vxlan_does_not_reach_moves_to_the_sleeve_and_back(here: Her
         assert objects[bridge_fdb] == port
         assert objects[Key(VXLAN_FDB, "weft-vx", host.endpoints[0].mac)] == ip_address("10.9.0.3").packed
         assert here.router.sleeve_peers[host.name].flood == (kind == SLEEVE)
-        assert here.router.probed == {host.name}
+        assert here.router.probed[4] == {host.name}
     assert len(here.told) == 3
 
 
@@ -203,7 +203,7 @@ def test_a_peer_out_of_reach_keeps_its_path_and_is_not_probed(here: Here, host: 
     here.node.replica.update_reach([], 2.0)
     here.desired(3.0)
     assert here.router.paths[host.name] == Path(SLEEVE, "unreachable", ip_address("10.9.0.3"))
-    assert (here.router.probed, set(here.router.sleeve_peers)) == (frozenset(), {host.name})
+    assert (here.router.probed[4], set(here.router.sleeve_peers)) == (frozenset(), {host.name})
     here.desired(2.0 + HOLD_S)
     assert here.router.sleeve_peers == {}
 
@@ -226,7 +226,7 @@ def test_the_worker_is_told_of_every_peer_whatever_its_path(here: Here, host: Ho
     here.hear(host)
     here.desired()
     assert len(here.router.sleeve_peers[host.name].macs) == 3
-    assert here.router.probed == {host.name}, "one without a sleeve could not answer, and has nowhere else to go"
+    assert here.router.probed[4] == {host.name}, "one without a sleeve could not answer, and has nowhere else to go"
 
 
 def test_peers_are_found_by_name_or_nickname(here: Here, host: Host) -> None:
@@ -239,6 +239,68 @@ def test_peers_are_found_by_name_or_nickname(here: Here, host: Host) -> None:
     assert here.router.find_peer(format_name(host.name).upper()) == [host.name]
     assert here.router.find_peer("h3") == sorted([host.name, other.name])
     assert here.router.find_peer("me") == here.router.find_peer("") == []
+
+
+# Two IP versions
+
+
+@pytest.fixture
+def dual(here: Here, host: Host) -> Host:
+    """A peer with an address of each, and so have we."""
+    here.local = replace(here.local, vxlan6=True, networks=(*here.local.networks, ip_network("fd00:9::/64")))
+    host.record = replace(host.record, addresses=("10.9.0.3:6783", "[fd00:9::3]:6783"))
+    here.hear(host)
+    here.reach(host)
+    return host
+
+
+def test_both_addresses_are_entered_and_probed_and_one_serves(here: Here, dual: Host) -> None:
+    """Until probes say something against it."""
+    mac, bridge = dual.endpoints[0].mac, bridge_mac(dual.name)
+    for faults, serving, spare, device in (
+        ({}, "10.9.0.3", "fd00:9::3", "weft-vx"), ({dual.name: "vxlan-silent"}, "fd00:9::3", "10.9.0.3", "weft-vx6"),
+    ):  # fmt: skip
+        here.vxlan_faults = faults
+        found = here.desired()
+        assert found.segment.vxlan6
+        assert found.peers == (RemotePeer(dual.name, bridge, ip_address(serving), VXLAN, ip_address(spare)),)
+        objects = expand(found).objects
+        assert objects[Key(BRIDGE_FDB, "weft", mac)] == objects[Key(BRIDGE_FDB, "weft", bridge)] == device
+        assert here.router.probed == {4: {dual.name}, 6: {dual.name}}
+        assert here.router.macs_over_ipv6 == {bridge} and here.router.lost == frozenset()
+
+
+def test_a_peer_out_of_reach_with_both_versions_may_be_asked_on(here: Here, dual: Host) -> None:
+    """One with a single address may not: it has nothing else to be heard by."""
+    single = Host(4)
+    here.hear(single)
+    here.reach(dual, single)
+    here.desired()
+    here.node.replica.update_reach([], 2.0)
+    here.desired(3.0)
+    assert (here.router.probed, here.router.lost) == ({4: frozenset(), 6: frozenset()}, {dual.name})
+
+
+def test_the_mtu_fits_ipv6_from_the_first_path_over_it(here: Here, dual: Host) -> None:
+    """At once, and told to others; before that, probes are of the size that it would have."""
+    here.router.own_mtu, here.router.own_mtu_over_ipv6 = 1450, 1430
+    assert here.desired().segment.mtu == 1450
+    assert (here.router.told_mtu, here.router.probe_bytes(4), here.router.probe_bytes(6)) == (1450, 1450, 1430)
+    here.vxlan_faults = {dual.name: "vxlan-silent"}
+    assert here.desired().segment.mtu == 1430
+    assert (here.router.told_mtu, here.router.probe_bytes(4), here.router.probe_bytes(6)) == (1430, 1430, 1430)
+    here.vxlan_faults = {}
+    here.desired()
+    assert here.router.told_mtu == 1430, "it might go there again at any moment"
+
+
+def test_the_sleeve_over_ipv6_costs_no_mtu(here: Here, dual: Host) -> None:
+    """It cuts to what fits by itself."""
+    here.router.own_mtu, here.router.own_mtu_over_ipv6 = 1450, 1430
+    dual.record = replace(dual.record, addresses=("[fd00:9::3]:6783",))
+    here.hear(dual)
+    here.vxlan6_faults = {dual.name: "vxlan-silent"}
+    assert here.desired().segment.mtu == 1450 and not here.router.is_over_ipv6
 
 
 # The MTU
@@ -330,10 +392,28 @@ def test_the_way_to_who_is_probed_is_known(here: Here) -> None:
     """Where VXLAN leads, what both underlays take, and which start of the daemon it is."""
     host = joins(here, 3, 1350)
     here.desired()
-    assert here.router.ways(8950) == {host.name: Way(ip_address("10.9.0.3"), 1350, bytes(16))}
+    assert here.router.ways(8950) == {4: {host.name: Way(ip_address("10.9.0.3"), 1350, bytes(16), 1350)}, 6: {}}
     here.reach()
     here.desired()
-    assert here.router.ways(8950) == {}
+    assert here.router.ways(8950) == {4: {}, 6: {}}
+
+
+def test_the_path_in_use_is_what_narrows_what_we_say_we_take(here: Here) -> None:
+    """Not one over the other IP version, nor one that VXLAN does not use any more; before anything is known of a peer,
+    what an earlier life found."""
+    host = joins(here, 3, 8950)
+    here.router.path_mtus = {4: {host.name: 4000}, 6: {host.name: 3000}}
+    assert here.router.told_mtu == 4000
+    here.desired()
+    assert (here.router.told_mtu, here.router.path_mtu(host.name)) == (4000, 4000)
+    here.router.path_mtus = {4: {}, 6: {host.name: 3000}}
+    assert (here.router.told_mtu, here.router.path_mtu(host.name)) == (8950, None)
+    here.router.path_mtus = {4: {host.name: 1000}, 6: {}}
+    assert (here.router.told_mtu, here.router.path_mtu(host.name)) == (8950, 1000)
+    here.router.path_mtus = {4: {host.name: 4000}, 6: {}}
+    here.local = replace(here.local, vxlan=False)
+    here.desired()
+    assert here.router.told_mtu == 8950
 
 
 def test_it_is_settled_when_the_node_says_so_or_after_the_limit(here: Here) -> None:

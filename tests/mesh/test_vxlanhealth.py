@@ -346,6 +346,22 @@ def test_who_is_talked_to_no_more_is_asked_seldom_again() -> None:
     assert len([ask for _, ask in world.asked[before:] if ask.peer == P]) <= 2
 
 
+def test_who_begins_to_miss_questions_is_told_once_and_whoever_may_be_needed_is_asked() -> None:
+    """Before there is a verdict."""
+    world = World(peers=1000)
+    world.talk(P)
+    world.run(30.0)
+    other = world.peers[500]
+    world.health.doubted()
+    world.wire = lambda ask, now: ask.peer != P
+    assert world.run(10.0, until=lambda: P in world.health._doubted) <= INTERVAL_S * (1 + JITTER) + ANSWER_TIMEOUT_S
+    assert world.health.doubted() == {P} and world.health.doubted() == frozenset() and world.verdict is None
+    before = len(world.asked)
+    world.health.check([other], world.now)
+    world.run(0.01)
+    assert other in {ask.peer for _, ask in world.asked[before:]}
+
+
 def test_a_new_full_size_is_asked_at_once_of_who_was_too_narrow_for_the_old_one() -> None:
     """The network has shrunk to what passes there."""
     world = World()
