@@ -140,7 +140,8 @@ class PathSearch:
     def _ask(self, now: float) -> list[tuple[bytes, int]]:
         """The open sizes, and beside them the smallest: without an answer to that, silence says nothing."""
         copies = (VERIFY_COPIES if self._is_verifying else COPIES)[min(self._tries, TRIES - 1)]
-        questions = [(self._rng.randbytes(8), size) for size in (0, *self._open()) for _ in range(copies)]
+        sizes = [0] * max(copies, self._blank) + [size for size in self._open() for _ in range(copies)]
+        questions = [(self._rng.randbytes(8), size) for size in sizes]
         self._asked.update((nonce, (size, now)) for nonce, size in questions)
         self._is_heard = False
         self._tries += 1

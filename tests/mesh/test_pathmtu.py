@@ -115,7 +115,7 @@ def test_a_narrow_path_is_found_in_spite_of_loss(path_bytes: int, seed: int) -> 
     chance = Random(seed)
     world = World(path_bytes, seed=seed)
     world.passes = lambda measure: measure.packet_bytes <= path_bytes and chance.random() < 0.8
-    world.run(20.0, until=lambda: world.found is not None)
+    world.run(60.0, until=lambda: world.found is not None)
     assert world.found is not None and path_bytes - 40 <= world.found <= path_bytes
 
 
