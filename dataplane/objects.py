@@ -248,6 +248,8 @@ rule there."""
 
 GUARD_RULES: Final = ("weft unanswered arp", "weft local nd", "weft unanswered nd")
 """Comments of the rules of a guard, which are also how it is recognised. A changed rule needs a changed comment."""
+ACTIVE_RULE: Final = "weft active macs"
+"""On a VXLAN device one rule more, which keeps in a set the MACs that frames went to lately."""
 
 
 UNHOOKED: Final = Guard(())
@@ -302,6 +304,11 @@ def vxlan6_name(bridge: str) -> str:
 
 def tap_name(bridge: str) -> str:
     return f"{bridge}-tap"
+
+
+def active_set_name(device: str) -> str:
+    """The nftables set of the MACs that frames went to through this VXLAN device."""
+    return f"active-{device}"
 
 
 def address_item(interface: Interface) -> bytes:
@@ -478,6 +485,7 @@ def _segment_rows(segment: Segment) -> dict[Key, Value]:
             rows[Key(LINK, name)] = Vxlan(segment.vni, segment.vxlan_port, segment.mtu, ipv6=ipv6)
             rows[Key(OFFLOADS, name)] = Offloads(segment.offloads_off)
             rows.update(_overlay_port_rows(bridge, name))
+            rows[Key(GUARD, name)] = Guard((*GUARD_RULES, ACTIVE_RULE))
     if segment.tap:
         name = tap_name(bridge)
         rows[Key(LINK, name)] = Tap(mtu=segment.mtu)

@@ -3,7 +3,9 @@
 Sent on the bridge to the peer's bridge MAC, so it takes the path the forwarding table holds for that peer; received
 beside the bridge there, and sent back by whoever serves the socket. Padded, so that it also proves that frames of a
 given size get through. A probe of one path is sent on that path's own device instead, past the forwarding table, and
-answered there: it has kinds of its own, since on its way it is seen on the bridge too. This module lays out bytes and
+answered there: it has kinds of its own, since on its way it is seen on the bridge too. A probe that measures a path is
+put into VXLAN by hand, since it may be larger than any of our devices takes and must not be cut on the way; it arrives
+like every other. This module lays out bytes and
 knows nothing of sockets, peers or what a lost probe means.
 
       0               6              12      14  15  16              24      26
@@ -12,9 +14,10 @@ knows nothing of sockets, peers or what a lost probe means.
       |  bridge MAC   |  bridge MAC   |       |   |   |               |       |
       +---------------+---------------+-------+---+---+---------------+-------+----- - -
 
-V version (1), K kind (1 request, 2 reply; of one path: 3 request, 4 reply), nonce eight bytes chosen by the asker, size
-the length of the whole frame with its Ethernet header, so that a frame cut on the way is told from a short one. 88 B5
-is "local experimental ethertype 1" (IEEE Std 802, table of ethertypes reserved for private use).
+V version (1), K kind (1 request, 2 reply; of one path: 3 request, 4 reply; measuring: 5 request, 6 reply), nonce
+eight bytes chosen by the asker, size the length of the whole frame with its Ethernet header, so that a frame cut on
+the way is told from a short one. 88 B5 is "local experimental ethertype 1" (IEEE Std 802, table of ethertypes reserved
+for private use).
 """
 
 from __future__ import annotations
@@ -30,9 +33,14 @@ REQUEST: Final = 1
 REPLY: Final = 2
 PATH_REQUEST: Final = 3
 PATH_REPLY: Final = 4
+SIZE_REQUEST: Final = 5
+SIZE_REPLY: Final = 6
+KINDS: Final = frozenset({REQUEST, REPLY, PATH_REQUEST, PATH_REPLY, SIZE_REQUEST, SIZE_REPLY})
 NONCE_BYTES: Final = 8
 ETHERNET_HEADER_BYTES: Final = 14
 _LAYOUT: Final = struct.Struct("!6s6sHBB8sH")
+_VXLAN: Final = struct.Struct("!II")
+_VXLAN_HAS_VNI: Final = 0x08 << 24
 MIN_FRAME_BYTES: Final = _LAYOUT.size
 MAX_FRAME_BYTES: Final = 65_535
 
@@ -75,6 +83,11 @@ def reply(asked: Probe, source: bytes) -> Probe:
     return Probe(destination=asked.source, source=source, kind=asked.kind + 1, nonce=asked.nonce, size=asked.size)
 
 
+def encapsulate(frame: bytes, vni: int) -> bytes:
+    """The payload of a UDP datagram that a VXLAN device takes for this frame (RFC 7348, section 5: flags, VNI)."""
+    return _VXLAN.pack(_VXLAN_HAS_VNI, vni << 8) + frame
+
+
 def decode_untrusted(frame: bytes) -> Probe | Drop:
     """A received frame as a probe, or the reason why it is none. Never raises."""
     if len(frame) < MIN_FRAME_BYTES:
@@ -84,7 +97,7 @@ def decode_untrusted(frame: bytes) -> Probe | Drop:
         return Drop.FOREIGN  # answering a multicast source would send the answer to everybody
     if version != VERSION:
         return Drop.VERSION
-    if kind not in (REQUEST, REPLY, PATH_REQUEST, PATH_REPLY):
+    if kind not in KINDS:
         return Drop.KIND
     if size != len(frame):
         return Drop.CUT

@@ -14,7 +14,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 from random import SystemRandom
@@ -26,10 +26,10 @@ from dataplane.desired import Desired
 from dataplane.engine import Engine, Report
 from dataplane.kernel import Fault, Kernel, KernelError
 from dataplane.linux import open_kernel, teardown, underlay
-from dataplane.objects import tap_name, vxlan6_name, vxlan_name
+from dataplane.objects import tap_name
 from dataplane.sleeve.control import Configure
 from gossip.events import Event, NameConflict, PeerChanged, Settled
-from gossip.names import PeerName, format_name, parse_name
+from gossip.names import PeerName, format_name
 from gossip.node import Node, NodeConfig
 from gossip.pages import TablePager
 from gossip.peers import LIVE, PeerRecord
@@ -42,16 +42,25 @@ from mesh.docker import Docker
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
 from mesh.expose import Exposures
-from mesh.forwarding import MTU_MIN, VXLAN_OVERHEAD_V4_BYTES, VXLAN_OVERHEAD_V6_BYTES, Local, Path, host_of
+from mesh.forwarding import (
+    MTU_MIN,
+    UNDERLAY_MTU,
+    VXLAN_OVERHEAD_V4_BYTES,
+    VXLAN_OVERHEAD_V6_BYTES,
+    Local,
+    Path,
+    host_of,
+)
 from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
 from mesh.offloadguard import DOCUMENT as OFFLOADS
 from mesh.offloadguard import OffloadGuard
 from mesh.pinger import Pinger
-from mesh.prober import Faults, Probers
+from mesh.probes import DOCUMENT as PROBES
+from mesh.probes import Probes
 from mesh.returns import Returns
-from mesh.router import BRIDGE, Router, Seen
+from mesh.router import BRIDGE, VNI, Router, Seen
 from mesh.sleeve import Supervisor
 from mesh.store import Store, StoreError
 from mesh.targets import Targets
@@ -67,11 +76,6 @@ SURVEY_INTERVAL_S = 5.0
 SURVEY_PAUSE_S = 0.1
 ADDRESSES_ADVERTISED_MAX = 8
 IDENTITY = "identity"
-VXLAN_FAULTS = "vxlan"
-"""The document of the peers that VXLAN did not reach when it was last known: the next daemon does not trust it again
-before it was answered."""
-VXLAN_FAULTS_KEYS = {4: "faults", 6: "faults6"}
-VXLAN_FAULTS_SAVE_DELAY_S = 1.0
 
 log = EventLog("daemon")
 
@@ -176,13 +180,13 @@ class Daemon:
         self._returns = Returns(self._attachments, targets)
         own_mac = bridge_mac(identity.name)
         self._pinger = Pinger(BRIDGE, own_mac, lambda mac: mac in self._router.peer_macs)
-        self._saved_faults: Faults = _load_vxlan_faults(store)
-        self._probers = Probers(
-            {4: vxlan_name(BRIDGE), 6: vxlan6_name(BRIDGE)}, own_mac, SystemRandom(), self._saved_faults,
+        self._probes = Probes(
+            BRIDGE, VNI, config.port + 1, identity.name, store.read(PROBES), self._router.owner_of,
             lambda version, mac: mac in (self._router.peer_macs if version == 4 else self._router.macs_over_ipv6),
-            self._on_verdict,
+            self._write, self._spawn, self._refresh_soon,
         )  # fmt: skip
-        self._saving_faults: asyncio.Task[None] | None = None
+        self._router.path_mtus = self._path_mtus()
+        self._router.mtu = min(self._router.mtu, self._router.told_mtu)
         self._offloads = OffloadGuard(
             BRIDGE, own_mac, os.uname().release, store.read(OFFLOADS), config.offloads_off, SystemRandom(),
             lambda mac: mac in self._router.peer_macs, self._on_offloads,
@@ -270,7 +274,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pinger.close()
-        self._probers.close()
+        self._probes.close()
         self._offloads.close()
         if self._transport is not None:
             await self._transport.stop()
@@ -346,15 +350,16 @@ class Daemon:
         )
         ports = tuple(attachment.port for attachment in self._attachments.here())
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
+        self._router.path_mtus = self._path_mtus()
         desired = self._router.refresh(
             local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path,
             tuple(held.wanted for held in self._exposures.all()),
         )  # fmt: skip
         if self._router.told_mtu != self._told_mtu:
             self._describe()
-        sizes = {version: self._router.probe_bytes(version) for version in self._probers.each}
+        sizes = {version: self._router.probe_bytes(version) for version in self._router.probed}
         known = self._router.paths if settled else None
-        self._probers.watch(self._router.probed, self._router.lost, sizes, known)
+        self._probes.watch(self._router.ways(self._underlay_mtu()), self._router.lost, sizes, known)
         self._offloads.watch(self._router, self._sleeve.peers, self._survey)
         self._sleeve.tell(self._router.sleeve_peers, self._router.graph, settled)
         self._say_who_passes_udp()
@@ -364,11 +369,7 @@ class Daemon:
         return desired
 
     def _seen(self) -> Seen:
-        return Seen(
-            self._probers.verdicts,
-            lambda name, version: self._probers.rtt_s(name, version) is not None,
-            self._sleeve.peers,
-        )
+        return Seen(self._probes.verdicts, self._probes.has_answered, self._sleeve.peers)
 
     def _hand_over(self, desired: Desired) -> int:
         """To the engine; the generation that its report will bear."""
@@ -441,23 +442,21 @@ class Daemon:
     def _sleeve_view(self) -> status.SleeveView:
         paths = self._router.paths.items()
         serving = {name: path.destination.version for name, path in paths if path.destination is not None}
-        rtts_s = {name: self._probers.rtt_s(name, version) for name, version in serving.items()}
+        measured = {name: size for name in serving if (size := self._router.path_mtu(name)) is not None}
         return status.SleeveView(
             self._sleeve.peers, self._sleeve.status, self._sleeve.started, self._sleeve.trouble(time.monotonic()),
-            {name: rtt_s for name, rtt_s in rtts_s.items() if rtt_s is not None}, self._probers.counters,
-            self._offloads.view,
+            self._probes.rtts_s(serving), self._probes.counters, measured, self._offloads.view,
         )  # fmt: skip
 
     def _open_probe_sockets(self) -> None:
         self._pinger.open()
         if self._config.vxlan and not self._config.passwords:
-            self._probers.open()
+            self._probes.open()
         self._offloads.open()
 
-    def _on_verdict(self) -> None:
-        self._refresh_soon()
-        if self._saving_faults is None and not self._closed:
-            self._saving_faults = self._spawn(self._save_vxlan_faults())
+    def _path_mtus(self) -> Mapping[int, Mapping[PeerName, int]]:
+        """What was measured, where it matters."""
+        return self._probes.path_mtus if self._config.vxlan and not self._config.passwords else {}
 
     def _on_offloads(self) -> None:
         """What lies has changed: the kernel and the worker must do without other offloads than before."""
@@ -473,22 +472,6 @@ class Daemon:
             await self._write(OFFLOADS, self._offloads.document)
         except StoreError as error:
             log.warning("offloads-not-saved", error=error)
-
-    async def _save_vxlan_faults(self) -> None:
-        while (faults := self._probers.verdicts) != self._saved_faults:
-            await asyncio.sleep(VXLAN_FAULTS_SAVE_DELAY_S)  # many may come together
-            faults = self._probers.verdicts
-            rows = {
-                key: {format_name(name): reason for name, reason in sorted(faults[version].items())}
-                for version, key in VXLAN_FAULTS_KEYS.items()
-            }
-            try:
-                await self._write(VXLAN_FAULTS, rows)
-            except StoreError as error:
-                log.warning("vxlan-faults-not-saved", error=error)
-                break
-            self._saved_faults = faults
-        self._saving_faults = None
 
     # -- what we say of ourselves ------------------------------------------------------------------
 
@@ -516,6 +499,7 @@ class Daemon:
         addresses = tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
         attributes: dict[str, int | str | bool | bytes] = {
             "mtu": self._config.mtu or self._told_mtu,
+            UNDERLAY_MTU: self._underlay_mtu(),
             "vxlan": self._config.vxlan and not self._config.passwords,
             "vxlan_port": port + 1,
             "advertise": bool(advertised),
@@ -551,6 +535,10 @@ class Daemon:
             is_told = ":" not in self._config.host or not ip_address(self._config.host).is_link_local
             return [self._config.host] if is_told else []
         return [found.address for found in self._survey.addresses]
+
+    def _underlay_mtu(self) -> int:
+        """The largest overlay packet over IPv4, whether or not this host has that: others compare it with their own."""
+        return self._own_mtus()[1] + VXLAN_OVERHEAD_V6_BYTES - VXLAN_OVERHEAD_V4_BYTES
 
     def _own_mtus(self) -> tuple[int, int]:
         """The largest overlay packet that the underlay takes, given the smallest of the interfaces that carry it: as
@@ -647,14 +635,6 @@ def _load_identity(store: Store) -> tuple[Keys, int]:
     keys, epoch = keys_of(document, os.urandom), int(document["epoch"]) + 1 if document else 1
     store.write(IDENTITY, document_of(keys, epoch))
     return keys, epoch
-
-
-def _load_vxlan_faults(store: Store) -> Faults:
-    document = store.read(VXLAN_FAULTS) or {}
-    return {
-        version: {parse_name(name): str(reason) for name, reason in document.get(key, {}).items()}
-        for version, key in VXLAN_FAULTS_KEYS.items()
-    }
 
 
 def _load_targets(store: Store, config: LaunchConfig) -> list[str]:

@@ -29,6 +29,7 @@ from dataplane.desired import (
     Segment,
     Via,
 )
+from dataplane.objects import IPV6_MTU_MIN
 from dataplane.sleeve.control import SILENT, WRONG_SECRET, PeerStatus
 from gossip.names import PeerName
 from gossip.peers import AWAY, GONE, PeerRecord, split_address
@@ -42,6 +43,8 @@ VXLAN_OVERHEAD_V6_BYTES = 70
 HOLD_S = 600.0
 """How long the kernel paths to a host that nobody can reach stay: its containers most likely still run."""
 MTU_MIN = 576
+UNDERLAY_MTU = "underlay_mtu"
+"""Attribute of a peer: what its own underlay takes, as an overlay packet. `mtu` may be less, by a path or by order."""
 
 SLEEVE_ADDRESSES_MAX = 8
 """A worker tries so many of a peer's addresses."""
@@ -304,6 +307,20 @@ def network_mtu(own: int, members: Iterable[Remote], current: int | None) -> int
     if current is not None:
         told.append(current)
     return min(told)
+
+
+def own_mtu(underlay: int, path_mtus: Iterable[int | None]) -> int:
+    """What this host says that it takes: its underlay's, less where a path was found to be narrower. A path that takes
+    less than IPv6 needs does not make the whole network so slow: such a pair uses the sleeve, which splits."""
+    return min([underlay, *(found for found in path_mtus if found is not None and found >= IPV6_MTU_MIN)])
+
+
+def path_ceiling(underlay: int, peer: PeerRecord, destination: Address) -> int:
+    """The largest overlay packet that the underlays at both ends of a path take."""
+    told = [peer.attributes.get(name) for name in (UNDERLAY_MTU, "mtu")]
+    theirs = next((mtu for mtu in told if isinstance(mtu, int) and mtu >= MTU_MIN), underlay)
+    less = VXLAN_OVERHEAD_V6_BYTES - VXLAN_OVERHEAD_V4_BYTES if destination.version == 6 else 0
+    return min(underlay, theirs) - less
 
 
 Way = tuple[Address | None, Via]

@@ -1,9 +1,10 @@
 """Asks peers whether VXLAN reaches them, and answers those who ask, on the VXLAN devices themselves.
 
 What is sent here passes the forwarding table by, so a peer whose frames go by the sleeve is probed all the same. The
-shell around `VxlanHealth`: a socket, a clock and one timer for each device. A device sends to addresses of one IP
-version and an answer comes back on the device that asked, so each has a mind of its own, and what is found of a peer is
-found of its address of that version. Knows nothing of what a verdict is used for.
+shell around `VxlanHealth`: a socket, a clock, a timer and a look each second at whom frames go to, for each device. A
+device sends to addresses of one IP version and an answer comes back on the device that asked, so each has a mind of its
+own, and what is found of a peer is found of its address of that version. What arrives for whoever measures paths is
+handed on. Knows nothing of what a verdict is used for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from mesh.vxlanhealth import Ask, VxlanHealth
 FRAMES_AT_ONCE = 64
 """Frames read each time the socket is ready, so that a flood of probes never starves the loop."""
 REOPEN_INTERVAL_S = 1.0
+LOOK_INTERVAL_S = 1.0
+"""Between two looks at whom frames go to: a pair that begins to talk is asked so soon."""
 TIMER_SLACK_S = 0.005
 """Probes that are due so close together share one waking."""
 LINGER_S = 2.0
@@ -49,14 +52,18 @@ class Probers:
         silent: Faults,
         is_peer_mac: Callable[[int, bytes], bool],
         on_verdict: Callable[[], None],
+        talked_to: Callable[[int], frozenset[PeerName] | None],
+        on_size: Callable[[int, probe.Probe], None],
     ) -> None:
-        """`devices` by IP version. `is_peer_mac` says whether that device has an entry for a MAC."""
+        """`devices` by IP version. `is_peer_mac` says whether that device has an entry for a MAC; for the rest see
+        `Prober`."""
         self.each = {
             version: Prober(
-                device, own_mac, rng, silent.get(version, {}), partial(is_peer_mac, version), on_verdict, self._let_go
+                device, own_mac, rng, silent.get(version, {}), partial(is_peer_mac, version), on_verdict,
+                partial(talked_to, version), partial(on_size, version), self._let_go, partial(self._doubted, version),
             )
             for version, device in devices.items()
-        }
+        }  # fmt: skip
         self._probed: Mapping[int, Collection[PeerName]] = {}
         self._sizes: Mapping[int, int] = {}
         self._lingering: frozenset[PeerName] = frozenset()
@@ -110,6 +117,12 @@ class Probers:
             self._lingering = alive
             self._watch(None)
 
+    def _doubted(self, version: int, peers: frozenset[PeerName]) -> None:
+        """Who may be silent there is asked over the other version at once: that is where frames would go."""
+        for other, prober in self.each.items():
+            if other != version:
+                prober.check(peers)
+
 
 class Prober:
     """A socket on one VXLAN device, re-opened when that is made anew."""
@@ -122,17 +135,25 @@ class Prober:
         silent: Mapping[PeerName, str],
         is_peer_mac: Callable[[bytes], bool],
         on_verdict: Callable[[], None],
+        talked_to: Callable[[], frozenset[PeerName] | None],
+        on_size: Callable[[probe.Probe], None],
         before_turn: Callable[[], None] = lambda: None,
+        on_doubt: Callable[[frozenset[PeerName]], None] = lambda _: None,
     ) -> None:
         """`silent` are the verdicts of an earlier life; `on_verdict` is called when they have changed, `before_turn`
-        before answers are missed."""
+        before answers are missed, `on_doubt` when somebody has begun to miss questions. `talked_to` says whom frames
+        went to lately (None: nobody knows); `on_size` takes probes that measure a path."""
         self.counters: dict[str, int] = {}
         self._health = VxlanHealth(rng, silent)
         self._device = device
         self._own_mac = own_mac
         self._is_peer_mac = is_peer_mac
         self._on_verdict = on_verdict
+        self._talked_to = talked_to
+        self._on_size = on_size
+        self._look_timer: asyncio.TimerHandle | None = None
         self._before_turn = before_turn
+        self._on_doubt = on_doubt
         self._heard_s: dict[bytes, float] = {}
         self._peers: dict[bytes, PeerName] = {}
         self._packet_bytes = 0
@@ -149,6 +170,10 @@ class Prober:
     def rtt_s(self, peer: PeerName) -> float | None:
         return self._health.rtt_s(peer)
 
+    @property
+    def is_listening(self) -> bool:
+        return self._socket is not None
+
     def heard_s(self, peer: PeerName) -> float:
         """When the peer last asked or answered here."""
         return self._heard_s.get(bridge_mac(peer), float("-inf"))
@@ -162,19 +187,22 @@ class Prober:
         except OSError:
             return
         self._loop.add_reader(self._socket, self._readable)
-        self._set_timer()
+        self._look()
 
     def close(self) -> None:
         self._is_closed = True
         self._close_socket()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._look_timer = None
 
     def watch(self, peers: Collection[PeerName], packet_bytes: int, known: Collection[PeerName] | None) -> None:
         """Probe these, up to that size. `known`, once all are: what was found of any other peer is forgotten."""
         before = self._health.verdicts
         self._health.watch(peers, time.monotonic())
+        if packet_bytes != self._packet_bytes:
+            self._health.resize(time.monotonic())
         if known is not None:
             self._health.keep_only(known)
             macs = {*map(bridge_mac, known)}
@@ -185,6 +213,13 @@ class Prober:
         self._set_timer()
 
     # -- asking ------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._look_timer = self._loop.call_later(LOOK_INTERVAL_S, self._look)
+        self._health.talk(self._talked_to(), time.monotonic())
+        self._set_timer()
 
     def _set_timer(self) -> None:
         due_s = self._health.next_due()
@@ -202,6 +237,13 @@ class Prober:
         for ask in self._health.due(time.monotonic()):
             self._ask(ask)
         self._tell(before)
+        self._set_timer()
+        if doubted := self._health.doubted():
+            self._on_doubt(doubted)
+
+    def check(self, peers: Collection[PeerName]) -> None:
+        """Ask these now."""
+        self._health.check(peers, time.monotonic())
         self._set_timer()
 
     def _ask(self, ask: Ask) -> None:
@@ -245,7 +287,7 @@ class Prober:
     def _received(self, frame: probe.Probe | probe.Drop) -> None:
         if isinstance(frame, probe.Drop):
             self._count(frame.value)
-        elif frame.kind not in (probe.PATH_REQUEST, probe.PATH_REPLY):
+        elif frame.kind in (probe.REQUEST, probe.REPLY):
             return  # on its way to the bridge, where somebody waits for it
         elif frame.destination != self._own_mac or not self._is_peer_mac(frame.source):
             self._count("probe-stranger")
@@ -254,7 +296,9 @@ class Prober:
             self._heard(frame)
 
     def _heard(self, frame: probe.Probe) -> None:
-        if frame.kind == probe.PATH_REQUEST:
+        if frame.kind in (probe.SIZE_REQUEST, probe.SIZE_REPLY):
+            self._on_size(frame)
+        elif frame.kind == probe.PATH_REQUEST:
             self._send(probe.reply(frame, self._own_mac))
         elif (peer := self._peers.get(frame.source)) is not None:
             before = self._health.verdicts

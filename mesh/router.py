@@ -1,7 +1,8 @@
 """The router's mind: what the node hears and what is attached here becomes paths, an MTU and one desired kernel state.
 
 No sockets, no kernel, no disk: the daemon feeds it events and takes values out. All that it remembers beyond the node's
-documents is what must not flap: each peer's path and since when, and the network's MTU, which only shrinks.
+documents is what must not flap: each peer's path and since when, and the network's MTU, which grows only after a
+launch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from dataplane.desired import SLEEVE, VXLAN, Address, Desired, Exposed, Port, Segment
 from dataplane.sleeve.control import Graph, Peer, PeerStatus
@@ -29,10 +31,13 @@ from mesh.forwarding import (
     held_exposed,
     host_of,
     network_mtu,
+    own_mtu,
+    path_ceiling,
     sleeve_addresses,
     spare_destination,
 )
 from mesh.identity import sleeve_key_of
+from mesh.pathmtu import Way
 from mesh.roster import Entry
 from mesh.udpreach import UDP_TABLE, UdpReach
 
@@ -40,6 +45,9 @@ BRIDGE = "weft"
 VNI = 0x776566
 """The default network's VXLAN network identifier: the letters "wef"."""
 HISTORY_MAX = 256
+GROW_S = 10.0
+"""The network's MTU may grow for so long after a daemon was launched, here or elsewhere: time enough to measure the
+paths there. All hosts hear of the launch, so all grow alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,13 @@ class Router:
         """The bridges that probes over IPv6 can be answered to."""
         self._forwarding = Forwarding()
         self._started = started
-        self._was_settled = False
+        self.path_mtus: Mapping[int, Mapping[PeerName, int]] = {}
+        """By IP version, the largest overlay packet that the path to a peer takes in one piece, as measured."""
+        self._entered: Mapping[int, Mapping[PeerName, Address]] = {4: {}, 6: {}}
+        """By IP version, where VXLAN sends or would send."""
+        self._instances: dict[PeerName, bytes] = {}
+        """Each start of a daemon has another one."""
+        self._grows_until_s = float("-inf")
 
     def take(self, event: Event) -> bool:
         """One event of the node; whether the desired state may have changed."""
@@ -141,6 +155,23 @@ class Router:
             for endpoint in self.table.of(self.node.name)
             if self.table.is_contested(endpoint) and self.table.mac_holder(endpoint.mac, expired) is not endpoint
         ]
+
+    def owner_of(self, mac: bytes) -> PeerName | None:
+        """The other host behind which an endpoint's MAC is."""
+        holder = self.table.mac_holder(mac)
+        return holder.owner if holder is not None and holder.owner != self.node.name else None
+
+    def ways(self, underlay_mtu: int) -> dict[int, dict[PeerName, Way]]:
+        """By IP version, where VXLAN would send to those who are probed, and what the underlays at both ends take."""
+        ways: dict[int, dict[PeerName, Way]] = {}
+        for version, names in self.probed.items():
+            ways[version] = {}
+            for name in names:
+                destination, record = self._entered[version][name], self.node.replica.peers[name]
+                ceiling = path_ceiling(underlay_mtu, record, destination)
+                told = record.attributes.get("mtu")
+                ways[version][name] = Way(destination, ceiling, record.instance, told if isinstance(told, int) else 0)
+        return ways
 
     def find_peer(self, text: str) -> list[PeerName]:
         """Other peers that go by this name or nickname."""
@@ -191,9 +222,8 @@ class Router:
         self.paths = paths
         carrying = (path.destination for path in paths.values() if path.kind == VXLAN)
         self.is_over_ipv6 = self.is_over_ipv6 or any(each is not None and each.version == 6 for each in carrying)
-        # The first time that the mesh's state is in, the MTU may grow beyond what an earlier life had; then no more.
-        current = self.mtu if self._was_settled or not settled else None
-        self._was_settled = settled
+        self._mind_launches(remotes, now, settled)
+        current = None if settled and now < self._grows_until_s else self.mtu
         self.mtu = fixed_mtu or network_mtu(self.told_mtu, remotes.values(), current)
         vxlan_port = local.vxlan_port if local.vxlan and not local.has_secret else None
         segment = Segment(
@@ -210,10 +240,29 @@ class Router:
         self.graph = self.reach.graph(self.node.replica.reachable | {self.node.name})
         return desired
 
+    def _mind_launches(self, remotes: Mapping[PeerName, Remote], now: float, settled: bool) -> None:
+        """Not before the mesh's state is in: the narrow member may just not have been heard yet."""
+        if not settled:
+            return
+        before = self._instances
+        self._instances = {name: remote.record.instance for name, remote in remotes.items()}
+        self._instances[self.node.name] = self.node.replica.peers[self.node.name].instance
+        if any(before.get(name) != instance for name, instance in self._instances.items()):
+            self._grows_until_s = now + GROW_S
+
     @property
     def told_mtu(self) -> int:
-        """What this host tells others of its own underlay."""
-        return min(self.own_mtu, self.own_mtu_over_ipv6) if self.is_over_ipv6 else self.own_mtu
+        """What this host tells others that it takes: what its own underlay does, or less by a path that is in use."""
+        underlay = min(self.own_mtu, self.own_mtu_over_ipv6) if self.is_over_ipv6 else self.own_mtu
+        return own_mtu(underlay, (self.path_mtu(name) for name in {*chain(*self.path_mtus.values())}))
+
+    def path_mtu(self, peer: PeerName) -> int | None:
+        """What was measured of the path in use; before that is known, of the one over IPv4."""
+        found = {version: sizes[peer] for version, sizes in self.path_mtus.items() if peer in sizes}
+        path = self.paths.get(peer)
+        if path is not None:
+            return found.get(path.destination.version) if path.destination is not None else None
+        return found.get(4, found.get(6))
 
     def probe_bytes(self, version: int) -> int:
         """How large a packet must get through by VXLAN over that IP version. While nothing goes over IPv6 that is what
@@ -243,12 +292,13 @@ class Router:
 
     def _describe_probes(self, remotes: Mapping[PeerName, Remote], spares: Mapping[PeerName, Address]) -> None:
         """Who is asked, and answered, by VXLAN over which IP version. Who has no sleeve has nothing to fall back to."""
-        entered: dict[int, set[PeerName]] = {4: set(), 6: set()}
+        entered: dict[int, dict[PeerName, Address]] = {4: {}, 6: {}}
         for name, path in self.paths.items():
             for address in (path.destination, spares.get(name)):
                 if address is not None:
-                    entered[address.version].add(name)
+                    entered[address.version][name] = address
+        self._entered = entered
         asked = {name for name in self.sleeve_peers if remotes[name].reachable}
-        self.probed = {version: frozenset(names & asked) for version, names in entered.items()}
-        self.lost = frozenset((entered[4] & entered[6] & self.sleeve_peers.keys()) - asked)
+        self.probed = {version: frozenset(names.keys() & asked) for version, names in entered.items()}
+        self.lost = frozenset((entered[4].keys() & entered[6].keys() & self.sleeve_peers.keys()) - asked)
         self.macs_over_ipv6 = frozenset(map(bridge_mac, entered[6]))

@@ -42,6 +42,8 @@ class SleeveView:
     vxlan_rtts_s: Mapping[PeerName, float] = field(default_factory=dict)
     vxlan_probes: Mapping[str, int] = field(default_factory=dict)
     """Counters of the probes on the VXLAN device."""
+    path_mtus: Mapping[PeerName, int] = field(default_factory=dict)
+    """The largest overlay packet that the path to a peer takes in one piece, as measured."""
     offloads: OffloadView = field(default_factory=OffloadView)
 
 
@@ -80,6 +82,7 @@ def connections(router: Router, encrypted: bool, view: SleeveView) -> list[Row]:
                 "reason": path.reason,
                 "encrypted": encrypted and path.kind in (SLEEVE, RELAY),
                 "mtu": router.mtu,
+                "path_mtu": view.path_mtus.get(name),
                 "rtt_ms": rtt_ms,
                 "since": router.since[name],
                 "address": frames_go_to(path, sleeve),
@@ -120,6 +123,7 @@ def _sleeve(peer: PeerStatus | None) -> Row | None:
         "datagrams": peer.datagrams,
         "parity": peer.parity,
         "offloads_off": list(peer.offloads_off),
+        "datagram_bytes": peer.datagram_bytes or None,
     }
 
 

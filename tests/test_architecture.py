@@ -58,6 +58,8 @@ SHELLS = {
     "mesh.returns": "waits for what comes back",
     "mesh.offloadprober": "the same with work left to devices",
     "mesh.offloadguard": "composes it with what devices this host has",
+    "mesh.measurer": "the same in VXLAN made by hand",
+    "mesh.probes": "wires the two, and keeps what they found on disk",
     "mesh.sleeve": "starts and watches the sleeve worker's process",
     "mesh.shutdown": "ends the daemon's process",
     "mesh.targets": "finds namespaces, asks Docker",

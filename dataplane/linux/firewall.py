@@ -12,10 +12,15 @@ questions (ARP, neighbour solicitation) that nobody on this host could answer, w
 Link-local targets pass: nobody enters those as neighbours, so they are resolved the classic way. A chain is recognised
 by the comments of its rules; the first also says which device (ifindex) it was hooked to, because a chain outlives its
 device.
+
+On a VXLAN device one rule more writes down to which MACs frames go, in a set whose elements die by themselves: whoever
+wants to know which peers are in use reads that (`activity`), and no frame is seen by anybody but the kernel. What goes
+to groups would name every peer, and our own probes would keep themselves alive, so neither counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import subprocess
@@ -30,6 +35,7 @@ from dataplane.linux.netlink import attributes, messages
 from dataplane.linux.verdicts import FIREWALLD, is_in, judge_forward, judge_input, judge_legacy, place, triple
 from dataplane.objects import (
     ACCEPT,
+    ACTIVE_RULE,
     BETWEEN,
     GATEWAY,
     GUARD,
@@ -42,7 +48,9 @@ from dataplane.objects import (
     Key,
     Unavailable,
     Value,
+    active_set_name,
 )
+from dataplane.probe import ETHERTYPE
 
 Json = dict[str, Any]
 
@@ -50,6 +58,9 @@ TABLE: Final = "weft"
 MARK: Final = "weft"
 """Comment of the accept rules."""
 NFT_TIMEOUT_S: Final = 10.0
+ACTIVE_S: Final = 10
+"""A MAC stays in the set so long after the last frame to it."""
+ACTIVE_MAX: Final = 65_536
 NFT_GROUP: Final = 7
 """NFNLGRP_NFTABLES of linux/netfilter/nfnetlink.h."""
 _CUSTOMARY: Final = {b"ip": ("ip", "filter", "FORWARD"), b"ip6": ("ip6", "filter", "FORWARD")}
@@ -176,7 +187,8 @@ class Firewall:
             if key.kind == GUARD and operation.verb == DELETE:
                 self._remove_guard(key.device)
             elif key.kind == GUARD:
-                self._run(_commands(*guard(key.device, ifindex)))
+                assert isinstance(operation.value, Guard)
+                self._put_guard(key.device, ifindex, operation.value)
             elif operation.verb == DELETE:
                 self._remove_accept(key)
             else:
@@ -206,18 +218,34 @@ class Firewall:
                 raise KernelError(errno.EIO, operation, str(error)) from None
 
     def _rules_of(self, chains: Sequence[Json]) -> list[Json]:
-        """One question each, but for tables that are wanted whole: nft 1.0.6 fails on several chains in one go."""
-        whole = {_table(chain) for chain in chains if _is_ours(chain) or triple(chain) == FIREWALLD}
+        """One question each, but for tables that are wanted whole: nft 1.0.6 fails on several chains in one go, and the
+        table of the guards is not listed whole because of the sets in it, which may be large."""
+        whole = {_table(chain) for chain in chains if _table(chain) == ("inet", TABLE) or triple(chain) == FIREWALLD}
         questions: list[Json] = [{"chain": _name(chain)} for chain in chains if _table(chain) not in whole]
         questions += [{"table": {"family": family, "name": name}} for family, name in sorted(whole)]
         return [rule for each in questions for rule in _items("rule", self._run(_commands({"list": each})))]
+
+    def _put_guard(self, device: str, ifindex: int, wanted: Guard) -> None:
+        """A set that is in use is not what it was made as (it has become dynamic, which nft 1.0.6 cannot say in JSON),
+        so making it again is refused, and what is there is taken."""
+        try:
+            self._run(_commands(*guard(device, ifindex, wanted)))
+        except NftError as error:
+            if ACTIVE_RULE not in wanted.rules or "File exists" not in str(error):
+                raise
+            self._run(_commands(*guard(device, ifindex, wanted, has_set=True)))
 
     def _remove_guard(self, device: str) -> None:
         """With the last guard the table goes too."""
         chains = _items("chain", self._run(_commands({"list": {"chains": {}}})))
         names = {str(chain["name"]) for chain in chains if _table(chain) == ("netdev", TABLE)}
         is_last = names <= {_guard_name(device)}
-        self._run(_commands(remove_table() if is_last else remove_guard(device)))
+        if is_last:
+            self._run(_commands(remove_table()))
+            return
+        self._run(_commands(remove_guard(device)))
+        with contextlib.suppress(NftError):  # not every guard has one
+            self._run(_commands({"delete": _active_set(device)}))
 
     def _remove_accept(self, key: Key) -> None:
         which, way = _split(key.item)
@@ -265,8 +293,9 @@ class Firewall:
 # What we ask nft to do.
 
 
-def guard(device: str, ifindex: int) -> list[Json]:
-    """Commands that put the guard of a device in place, whatever was there, in one transaction."""
+def guard(device: str, ifindex: int, wanted: Guard, has_set: bool = False) -> list[Json]:
+    """Commands that put the guard of a device in place, whatever was there, in one transaction. `has_set`: the set of
+    active MACs is there."""
     table = {"family": "netdev", "name": TABLE}
     chain = {"family": "netdev", "table": TABLE, "name": _guard_name(device)}
     hooked = {**chain, "type": "filter", "hook": "egress", "dev": device, "prio": 0, "policy": "accept"}
@@ -276,15 +305,22 @@ def guard(device: str, ifindex: int) -> list[Json]:
     # The target of a solicitation begins eight bytes into ICMPv6; ten bits tell fe80::/10.
     target_is_local = _match({"payload": {"base": "th", "offset": 64, "len": 10}}, 0xFE80 >> 6)
     drop: list[Json] = [{"counter": None}, {"drop": None}]
-    rules = (
+    to_one = _match({"&": [_payload("ether", "daddr"), "01:00:00:00:00:00"]}, "00:00:00:00:00:00")
+    no_probe = {"match": {"op": "!=", "left": _payload("ether", "type"), "right": ETHERTYPE}}
+    noted = {"elem": {"val": _payload("ether", "daddr"), "timeout": ACTIVE_S}}
+    note = {"set": {"op": "update", "elem": noted, "set": f"@{active_set_name(device)}"}}
+    rules: list[tuple[str, list[Json]]] = [
         (f"{arp} #{ifindex}", [_match(_payload("ether", "daddr"), "ff:ff:ff:ff:ff:ff"), _arp_request(), *drop]),
         (local, [solicitation, target_is_local, {"accept": None}]),
         (nd, [to_group, solicitation, *drop]),
-    )
+    ]
+    if notes := ACTIVE_RULE in wanted.rules:
+        rules.append((ACTIVE_RULE, [to_one, no_probe, note]))
     return [
         {"add": {"table": table}},
         {"add": {"chain": hooked}},
         {"delete": {"chain": chain}},
+        *([{"add": _active_set(device)}] if notes and not has_set else []),
         {"add": {"chain": hooked}},
         *({"add": {"rule": {**place(chain), "comment": comment, "expr": expr}}} for comment, expr in rules),
     ]
@@ -292,6 +328,11 @@ def guard(device: str, ifindex: int) -> list[Json]:
 
 def remove_guard(device: str) -> Json:
     return {"delete": {"chain": {"family": "netdev", "table": TABLE, "name": _guard_name(device)}}}
+
+
+def _active_set(device: str) -> Json:
+    place = {"family": "netdev", "table": TABLE, "name": active_set_name(device)}
+    return {"set": {**place, "type": "ether_addr", "flags": ["timeout"], "timeout": ACTIVE_S, "size": ACTIVE_MAX}}
 
 
 def remove_table() -> Json:

@@ -30,6 +30,9 @@ PROBE_BUFFER_BYTES: Final = 1 << 20
 """Receive buffer of the probe socket: probes of several hundred peers at full size may arrive together."""
 
 
+_IP_MTU_DISCOVER: Final = 10
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_PROBE: Final = 3
 _ETH_ALL: Final = 0x0003
 _SOL_PACKET: Final = 263
 _PACKET_VNET_HDR: Final = 15
@@ -92,6 +95,23 @@ def _open(device: str, accepted: tuple[Instruction, ...], with_virtio_header: bo
         attach_filter(opened, accepted)
         opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         opened.bind((device, _ETH_ALL))
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def open_outer_socket(ipv6: bool) -> socket.socket:
+    """A non-blocking UDP socket whose datagrams are cut nowhere: what does not fit is refused here (EMSGSIZE) or lost
+    on the way. What the kernel learned of a path's MTU is not believed, since that is what is to be found out. Receives
+    nothing that matters. Raises OSError."""
+    opened = socket.socket(
+        socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    )
+    try:
+        level, option = (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER) if ipv6 else (socket.IPPROTO_IP, _IP_MTU_DISCOVER)
+        opened.setsockopt(level, option, _PMTUDISC_PROBE)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PROBE_BUFFER_BYTES)
     except OSError:
         opened.close()
         raise

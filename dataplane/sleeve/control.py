@@ -146,6 +146,8 @@ class PeerStatus:
     """The hosts that pass its records on, the nearest first; none where they go straight."""
     is_translated: bool = False
     """It is reached at an address that it did not tell: something between changes addresses."""
+    datagram_bytes: int = 0
+    """UDP payload of a full datagram to it, as found on its path; 0 before anything is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -566,6 +566,7 @@ class Sleeve:
             offloads_off=tuple(off),
             via=route.between if (route := partner.where.route) is not None else (),
             is_translated=state == control.UP and self.paths.is_translated(partner),
+            datagram_bytes=partner.datagram_bytes if partner.trial is not None else 0,
         )
 
 

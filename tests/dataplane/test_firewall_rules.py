@@ -24,6 +24,7 @@ from dataplane.linux.netlink import text
 from dataplane.linux.verdicts import judge_forward, judge_input
 from dataplane.objects import (
     ACCEPT,
+    ACTIVE_RULE,
     BETWEEN,
     GATEWAY,
     GUARD,
@@ -160,8 +161,14 @@ def test_an_input_chain_is_hinted_at_only_where_nothing_lets_vxlan_in(
 
 
 def test_a_guard_is_known_by_its_comments_and_by_the_device_it_is_hooked_to() -> None:
-    """A chain outlives its device; one for the device before is none."""
-    rules = [command["add"]["rule"] for command in guard("weft-vx", 7) if "rule" in command.get("add", {})]
+    """A chain outlives its device; one for the device before is none. That of a VXLAN device has one rule more."""
+
+    def rules_of(wanted: Guard) -> list[Any]:
+        return [each["add"]["rule"] for each in guard("weft-vx", 7, wanted) if "rule" in each.get("add", {})]
+
+    noting = Guard((*GUARD_RULES, ACTIVE_RULE))
+    assert guard_of("weft-vx", 7, rules_of(noting)) == noting
+    rules = rules_of(Guard(GUARD_RULES))
     assert guard_of("weft-vx", 7, rules) == Guard(GUARD_RULES)
     assert guard_of("weft-vx", 8, rules) == guard_of("weft-vx", 7, []) == UNHOOKED
     assert guard_of("weft-vx", 7, rules[1:]) == UNHOOKED
@@ -197,7 +204,7 @@ class Nft:
         for command in asked:
             if "chains" in command.get("list", {}):
                 answers.append(json.dumps({"nftables": [{"chain": each} for each in self.chains]}))
-            elif "list" in command:
+            elif "chain" in command.get("list", {}):
                 family, name = command["list"]["chain"]["family"], command["list"]["chain"]["name"]
                 mine = [each for each in self.rules if (each["family"], each["chain"]) == (family, name)]
                 answers.append(json.dumps({"nftables": [{"metainfo": {}}, *({"rule": each} for each in mine)]}))
@@ -222,7 +229,8 @@ def test_a_guard_goes_alone_and_the_last_one_takes_the_table_along() -> None:
     ):
         nft = Nft(left, [])
         Firewall(nft).apply(Operation(DELETE, Key(GUARD, "weft-tap"), None, Guard(GUARD_RULES)), 0)
-        (what,) = [command["delete"] for command in nft.commands if "delete" in command]
+        what, *rest = [command["delete"] for command in nft.commands if "delete" in command]
+        assert [list(each) for each in rest] == ([["set"]] if deleted == "chain" else [])
         assert list(what) == [deleted] and (deleted == "table" or what["chain"]["name"] == "guard-weft-tap")
 
 

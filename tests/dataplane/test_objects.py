@@ -19,9 +19,11 @@ from dataplane.desired import (
 )
 from dataplane.objects import (
     ACCEPT,
+    ACTIVE_RULE,
     BRIDGE_FDB,
     FLOOD,
     GUARD,
+    GUARD_RULES,
     GUEST,
     GUEST_ADDRESS,
     LINK,
@@ -31,6 +33,7 @@ from dataplane.objects import (
     PORT,
     UP,
     VXLAN_FDB,
+    Guard,
     Guest,
     GuestAddress,
     Key,
@@ -118,11 +121,14 @@ def test_an_endpoint_without_a_path_is_sent_nowhere_but_answered_for() -> None:
 
 
 def test_the_tap_is_a_port_like_the_vxlan_device() -> None:
-    """The same flags and the same guard, so that it does not matter behind which of the two a peer is."""
+    """The same flags and the same guard, so that it does not matter behind which of the two a peer is; but who is
+    talked to is noted where probes depend on it."""
     objects = expand(Desired(SEGMENT)).objects
     assert objects[Key(LINK, "weft-tap")] == Tap(mtu=1450)
-    for kind in (PORT, GUARD, UP):
+    for kind in (PORT, UP):
         assert objects[Key(kind, "weft-tap")] == objects[Key(kind, "weft-vx")]
+    assert objects[Key(GUARD, "weft-tap")] == Guard(GUARD_RULES)
+    assert objects[Key(GUARD, "weft-vx")] == Guard((*GUARD_RULES, ACTIVE_RULE))
     assert not [key for key in expand(Desired(replace(SEGMENT, tap=False))).objects if key.device == "weft-tap"]
 
 

@@ -59,7 +59,7 @@ def test_a_probe_of_one_path_is_answered_as_one() -> None:
         (lambda frame: frame[:12] + b"\x08\x00" + frame[14:], Drop.FOREIGN),
         (lambda frame: frame[:6] + b"\xff" * 6 + frame[12:], Drop.FOREIGN),
         (lambda frame: frame[:14] + b"\2" + frame[15:], Drop.VERSION),
-        (lambda frame: frame[:15] + b"\5" + frame[16:], Drop.KIND),
+        (lambda frame: frame[:15] + b"\7" + frame[16:], Drop.KIND),
         (lambda frame: frame[:-1], Drop.CUT),
         (lambda frame: frame + b"\0", Drop.CUT),
     ],

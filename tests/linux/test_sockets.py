@@ -13,6 +13,7 @@ from dataplane import probe
 from dataplane.desired import SLEEVE
 from dataplane.linux import find_namespace, open_probe_socket, underlay
 from dataplane.linux.netns import open_namespace, run_inside
+from dataplane.linux.packet import open_outer_socket
 from tests.linux.hosts import Lab, Pair, bridge_mac, until
 
 pytestmark = pytest.mark.root
@@ -54,6 +55,40 @@ def test_a_probe_socket_on_an_overlay_port_hears_that_path_alone_and_sends_past_
         assert select.select([mine], [], [], 2.0)[0] and select.select([beside], [], [], 2.0)[0]
         assert mine.recv(65535) == beside.recv(65535)
         assert select.select([mine, theirs, beside], [], [], 0.2)[0] == []
+
+
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_a_frame_put_into_vxlan_by_hand_arrives_whole_or_not_at_all(lab: Lab, ipv6: bool) -> None:
+    """Larger than any of our devices takes; never cut, whatever the kernel knows of the path; not above the interface's
+    MTU."""
+    pair = Pair(lab)
+    for host in (pair.a, pair.b):
+        host.run("ip", "link", "set", "eth0", "mtu", "3000")
+        assert lab.hub is not None
+        lab.hub.run("ip", "link", "set", f"h{host.number}", "mtu", "3000")
+    pair.desired_a, pair.desired_b = (
+        replace(each, segment=replace(each.segment, vxlan6=True)) for each in (pair.desired_a, pair.desired_b)
+    )
+    pair.start()
+    theirs = pair.b.inside(lambda: open_probe_socket("weft-vx6" if ipv6 else "weft-vx"))
+    mine = pair.a.inside(lambda: open_outer_socket(ipv6))
+    destination = ("fd00:9::2" if ipv6 else "10.9.0.2", 6784)
+    largest = 3000 - (70 if ipv6 else 50)
+    # A route's MTU stands for what a router said of the path.
+    pair.a.run("ip", "route", "change", "10.9.0.0/24", "dev", "eth0", "src", "10.9.0.1", "mtu", "1400")
+    with mine, theirs:
+
+        def send(packet_bytes: int) -> None:
+            asked = probe.request(bridge_mac(1), bridge_mac(2), b"12345678", packet_bytes, probe.SIZE_REQUEST)
+            mine.sendto(probe.encapsulate(probe.encode(asked), 7), destination)
+
+        for size in (1450, largest):
+            send(size)
+            assert select.select([theirs], [], [], 2.0)[0], size
+            heard = probe.decode_untrusted(theirs.recv(65535))
+            assert isinstance(heard, probe.Probe) and heard.size == size + 14
+        with pytest.raises(OSError, match="too long"):
+            send(largest + 1)
 
 
 def test_a_probe_socket_needs_a_device(lab: Lab) -> None:

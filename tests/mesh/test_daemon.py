@@ -541,7 +541,7 @@ def test_with_a_password_the_kernel_gets_no_vxlan_device_and_no_destination(stag
             assert second.kernel.objects[Key(BRIDGE_FDB, "weft", mac)] == "weft-tap"
             assert second.sleeves[0].told[a.node.name].whole().macs == (bridge_mac(a.node.name), mac)
             assert len(second.sleeves[0].settings.psks) == 1
-            assert not any((*b._probers.verdicts.values(), *b._router.probed.values()))
+            assert not any((*b._probes.verdicts.values(), *b._router.probed.values()))
 
     run(scenario())
 

@@ -14,6 +14,7 @@ from dataplane.linux.underlay import Survey, UnderlayAddress
 from dataplane.objects import LINK, Key
 from gossip.names import format_name
 from mesh import daemon as daemon_module
+from mesh import probes as probes_module
 from mesh.daemon import Daemon
 from tests.mesh.daemons import Stage, document, joined, read, run, until
 
@@ -101,7 +102,7 @@ def test_the_mtu_told_shrinks_with_the_first_path_over_ipv6_and_the_verdict_is_r
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of each version for itself."""
-    monkeypatch.setattr(daemon_module, "VXLAN_FAULTS_SAVE_DELAY_S", 0.01)
+    monkeypatch.setattr(probes_module, "SAVE_DELAY_S", 0.01)
     first, second = stage.host("h1"), stage.host("h2")
     for number, host in enumerate((first, second), start=1):
         own = (
@@ -111,20 +112,23 @@ def test_the_mtu_told_shrinks_with_the_first_path_over_ipv6_and_the_verdict_is_r
         host.survey = Survey(own, None)
         host.config = replace(host.config, advertise=tuple(str(each.address) for each in own))
 
+    def saved() -> dict[str, Any]:
+        return {"faults": None, "faults6": None, **(document(stage, "h2", "vxlan") or {})}
+
     async def scenario() -> None:
         async with first.launched() as a:
             async with second.launched(peers=(first.address,)) as b:
                 await joined(a, b)
                 name = a.node.name
                 assert (await read(b, "connections"))[0]["address"] == "192.0.2.1" and told_mtu(b) == 1450
-                b._probers.each[4]._health.verdicts = {name: "vxlan-silent"}
-                b._on_verdict()
+                b._probes._probers.each[4]._health.verdicts = {name: "vxlan-silent"}
+                b._probes._judged()
                 await until(lambda: told_mtu(b) == 1430, "others are told")
                 row = (await read(b, "connections"))[0]
                 assert (row["path"], row["reason"], row["address"]) == ("vxlan", "best", "2001:db8::1")
                 await until(lambda: a._router.mtu == 1430, "the whole network has shrunk")
-                wanted = {"faults": {format_name(name): "vxlan-silent"}, "faults6": {}}
-                await until(lambda: document(stage, "h2", "vxlan") == wanted, "it is on disk")
+                wanted = ({format_name(name): "vxlan-silent"}, {})
+                await until(lambda: (saved()["faults"], saved()["faults6"]) == wanted, "it is on disk")
             async with second.launched() as b:
                 await joined(a, b)
                 assert (await read(b, "connections"))[0]["address"] == "2001:db8::1"

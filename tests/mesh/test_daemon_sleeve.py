@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from dataplane.desired import SLEEVE, VXLAN
 from dataplane.objects import OFFLOADS, Key, Offloads
 from dataplane.offloadprobe import IPV4, IPV6
 from dataplane.sleeve.control import SILENT, PeerStatus
-from mesh import daemon as daemon_module
+from gossip.names import PeerName, format_name
+from mesh import probes as probes_module
 from mesh import requests
+from mesh.daemon import Daemon
 from mesh.errors import UserError
 from mesh.offloadprober import Subject
 from mesh.offloads import Fault
@@ -110,11 +113,44 @@ def test_an_identity_from_before_the_sleeve_gets_its_key(stage: Stage) -> None:
     run(scenario())
 
 
+def test_a_narrow_path_narrows_the_network_and_is_remembered(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both hosts', from what one of them found; the next daemon begins with it. One below IPv6's minimum does not."""
+    monkeypatch.setattr(probes_module, "SAVE_DELAY_S", 0.01)
+    first, second = stage.host("h1"), stage.host("h2")
+
+    def finds(b: Daemon, name: PeerName, size: int) -> None:
+        b._probes._measurers[4]._mtus.found = {name: size}
+        b._probes._found()
+
+    async def scenario() -> None:
+        async with first.launched() as a:
+            async with second.launched(peers=(first.address,)) as b:
+                await joined(a, b)
+                name = a.node.name
+                finds(b, name, 1000)
+                await asyncio.sleep(0.1)
+                assert (await read(b, "connections"))[0]["path_mtu"] == 1000
+                assert a._router.mtu == b._router.mtu == 1450
+                finds(b, name, 1350)
+                await until(lambda: a._router.mtu == b._router.mtu == 1350, "both have shrunk")
+                saved = {"faults": {}, "path_mtus": {format_name(name): 1350}, "faults6": {}, "path_mtus6": {}}
+                await until(lambda: document(stage, "h2", "vxlan") == saved, "it is on disk")
+            async with second.made() as b:
+                assert b._router.mtu == b._router.told_mtu == 1350
+            async with second.made(vxlan=False) as b:
+                assert b._router.told_mtu == 1450
+            async with second.made(mtu=1400) as b:
+                b._describe()
+                assert b.node.replica.peers[b.node.name].attributes["mtu"] == 1400
+
+    run(scenario())
+
+
 def test_a_peer_that_vxlan_does_not_reach_moves_and_is_remembered(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next daemon begins with the sleeve, not with some seconds of silence."""
-    monkeypatch.setattr(daemon_module, "VXLAN_FAULTS_SAVE_DELAY_S", 0.01)
+    monkeypatch.setattr(probes_module, "SAVE_DELAY_S", 0.01)
     first, second = stage.host("h1"), stage.host("h2")
 
     async def scenario() -> None:
@@ -124,12 +160,14 @@ def test_a_peer_that_vxlan_does_not_reach_moves_and_is_remembered(
                 name = a.node.name
                 assert [(row["path"], row["reason"]) for row in await read(b, "connections")] == [("vxlan", "best")]
                 await until(lambda: second.sleeves[0].told[name].peer.flood is False, "the worker knows it")
-                b._probers.each[4]._health.verdicts = {name: "vxlan-silent"}
-                b._on_verdict()
+                b._probes._probers.each[4]._health.verdicts = {name: "vxlan-silent"}
+                b._probes._judged()
                 await until(lambda: second.sleeves[0].told[name].peer.flood, "broadcasts go by the sleeve")
                 rows = await read(b, "connections")
                 assert [(row["path"], row["reason"]) for row in rows] == [("sleeve", "vxlan-silent")]
-                faults = {"faults": {rows[0]["peer"]: "vxlan-silent"}, "faults6": {}}
+                faults = {
+                    "faults": {rows[0]["peer"]: "vxlan-silent"}, "path_mtus": {}, "faults6": {}, "path_mtus6": {},
+                }  # fmt: skip
                 await until(lambda: document(stage, "h2", "vxlan") == faults, "it is on disk")
             async with second.launched() as b:
                 await joined(a, b)

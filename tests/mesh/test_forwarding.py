@@ -36,6 +36,8 @@ from mesh.forwarding import (
     choose_path,
     held_exposed,
     network_mtu,
+    own_mtu,
+    path_ceiling,
     sleeve_addresses,
 )
 
@@ -601,3 +603,30 @@ def test_an_exposed_address_that_another_host_holds_is_not_set_here() -> None:
     assert held_exposed(wanted, table, ME, NOBODY) == wanted[1:]
     assert held_exposed(wanted, table, ME, frozenset({P})) == wanted
     assert held_exposed(wanted, table_of(mine), ME, NOBODY) is wanted
+# What a host says that it takes
+
+
+def test_a_narrow_path_lessens_what_a_host_says_it_takes() -> None:
+    """But for one that is below what IPv6 needs: one bad pair does not make all slow."""
+    assert own_mtu(1450, []) == 1450
+    assert own_mtu(1450, [8950, 1350, 1400]) == 1350
+    assert own_mtu(1450, [1280, 1279, 600]) == 1280
+    assert own_mtu(1000, [1350]) == 1000
+
+
+@pytest.mark.parametrize(
+    ("attributes", "destination", "ceiling"),
+    [
+        ({"mtu": 1350, "underlay_mtu": 1450}, "10.9.0.2", 1450),
+        ({"mtu": 1350, "underlay_mtu": 8950}, "10.9.0.2", 8900),
+        ({"mtu": 1350}, "10.9.0.2", 1350),
+        ({"mtu": "x", "underlay_mtu": -5}, "10.9.0.2", 8900),
+        ({"underlay_mtu": 1450}, "fd00::2", 1430),
+    ],
+)
+def test_a_path_is_measured_up_to_what_both_underlays_take(
+    attributes: dict[str, Any], destination: str, ceiling: int
+) -> None:
+    """Not up to what their network has, which may be less because of another path."""
+    record = PeerRecord("h2", bytes(16), LIVE, "0", (), attributes)
+    assert path_ceiling(8900, record, ip_address(destination)) == ceiling

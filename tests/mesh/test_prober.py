@@ -20,7 +20,7 @@ from mesh import prober as prober_module
 from mesh import vxlanhealth
 from mesh.endpoints import bridge_mac
 from mesh.prober import FRAMES_AT_ONCE, Prober, Probers
-from mesh.vxlanhealth import SILENT
+from mesh.vxlanhealth import SILENT, TOO_NARROW
 
 OWN = bytes.fromhex("02aa00000001")
 P, STRANGER = PeerName(b"\x03" * 8), PeerName(b"\x09" * 8)
@@ -38,6 +38,9 @@ class Device:
         self.opened = 0
         self.is_there = True
         self.send_error = 0
+        self.talked_to: frozenset[PeerName] | None = None
+        self.sizes: list[probe.Probe] = []
+        """What was handed on."""
 
     def open(self, device: str) -> Any:
         assert device == self.name
@@ -109,6 +112,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     device = Device()
     monkeypatch.setattr(prober_module, "open_probe_socket", device.open)
     monkeypatch.setattr(prober_module, "REOPEN_INTERVAL_S", 0.1)
+    monkeypatch.setattr(prober_module, "LOOK_INTERVAL_S", 0.1)
     for name in ("INTERVAL_S", "ANSWER_TIMEOUT_S", "CONFIRM_DELAY_S"):
         monkeypatch.setattr(vxlanhealth, name, getattr(vxlanhealth, name) / 10)
 
@@ -116,8 +120,9 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         async def begin() -> None:
             verdicts: list[None] = []
             prober = Prober(
-                "weft-vx", OWN, Random(1), silent or {}, lambda mac: mac == PEER, lambda: verdicts.append(None)
-            )
+                "weft-vx", OWN, Random(1), silent or {}, lambda mac: mac == PEER, lambda: verdicts.append(None),
+                lambda: device.talked_to, device.sizes.append,
+            )  # fmt: skip
             prober.open()
             try:
                 await scenario(prober, device, verdicts)
@@ -210,6 +215,62 @@ def test_the_verdicts_of_an_earlier_life_are_there_from_the_start(on_device: Cal
         assert (prober.verdicts, len(verdicts)) == ({}, 1)
 
     on_device(scenario, {P: SILENT})
+
+
+def test_whom_frames_go_to_is_looked_at_and_asked_in_full_size(on_device: Callable[..., None]) -> None:
+    """Who begins to talk is asked with the next look."""
+
+    async def scenario(prober: Prober, device: Device, verdicts: list[None]) -> None:
+        device.talked_to = frozenset()
+        prober.watch([P], 1450, None)
+        await until(lambda: [frame.size for frame in answer(device)] == [probe.MIN_FRAME_BYTES], "it asked a small one")
+        device.talked_to = frozenset({P})
+        sizes: list[int] = []
+
+        def large() -> bool:
+            sizes.extend(frame.size for frame in answer(device))
+            return sizes[-4:] == [1464] * 4
+
+        await until(large, "it asks in full size")
+
+    on_device(scenario)
+
+
+def test_another_full_size_is_what_is_asked_from_then_on(on_device: Callable[..., None]) -> None:
+    """The network has shrunk: who was too narrow is asked anew, at once."""
+
+    async def scenario(prober: Prober, device: Device, verdicts: list[None]) -> None:
+        assert prober.verdicts == {P: TOO_NARROW}
+        prober.watch([P], 1450, None)
+
+        def only_up_to(size: int) -> None:
+            for frame in device.received():
+                if frame.size <= size:
+                    device.send(probe.reply(frame, PEER))
+
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline:
+            only_up_to(1364)
+            await asyncio.sleep(0.005)
+        assert prober.verdicts == {P: TOO_NARROW}
+        prober.watch([P], 1350, None)
+        await until(lambda: only_up_to(1364) or not prober.verdicts, "it is used again")
+
+    on_device(scenario, {P: TOO_NARROW})
+
+
+@pytest.mark.parametrize("kind", [probe.SIZE_REQUEST, probe.SIZE_REPLY])
+def test_probes_that_measure_are_handed_on(on_device: Callable[..., None], kind: int) -> None:
+    """Those of known peers only."""
+
+    async def scenario(prober: Prober, device: Device, verdicts: list[None]) -> None:
+        device.send(request(kind=kind, source=bridge_mac(STRANGER)))
+        device.send(request(kind=kind))
+        await until(lambda: device.sizes, "it was handed on")
+        assert device.sizes == [request(kind=kind)]
+        assert prober.counters == {"probe-stranger": 1}
+
+    on_device(scenario)
 
 
 # Answering
@@ -345,7 +406,10 @@ def on_devices(monkeypatch: pytest.MonkeyPatch, on_device: Callable[..., None]) 
     def run(scenario: TwoScenario) -> None:
         async def begin() -> None:
             macs = {4: {PEER, bridge_mac(STRANGER)}, 6: {PEER}}
-            probers = Probers(VERSIONS, OWN, Random(1), {}, lambda version, mac: mac in macs[version], lambda: None)
+            probers = Probers(
+                VERSIONS, OWN, Random(1), {}, lambda version, mac: mac in macs[version], lambda: None,
+                lambda version: None, lambda version, frame: None,
+            )  # fmt: skip
             probers.open()
             try:
                 await scenario(probers, devices)
@@ -374,6 +438,21 @@ def test_a_verdict_is_of_the_device_that_was_silent(on_devices: Callable[[TwoSce
         await until(silent_over_ipv4, "one version was silent")
         assert sizes == {probe.MIN_FRAME_BYTES, 1430 + probe.ETHERNET_HEADER_BYTES}
         assert probers.rtt_s(P, 6) is not None and probers.rtt_s(P, 4) is None
+
+    on_devices(scenario)
+
+
+def test_who_begins_to_be_silent_is_asked_over_the_other_version_at_once(
+    on_devices: Callable[[TwoScenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large mesh that one is asked once in a minute, and it is where frames would go next."""
+    monkeypatch.setattr(vxlanhealth, "IDLE_PER_S", 0.01)
+
+    async def scenario(probers: Probers, devices: dict[int, Device]) -> None:
+        probers.watch({4: [P], 6: [P]}, [], SIZES, None)
+        await until(lambda: [*answer(devices[4]), *answer(devices[6])] and probers.rtt_s(P, 6), "both answered")
+        probers.each[4].check([P])
+        await until(lambda: answer(devices[6]), "the other one was asked")
 
     on_devices(scenario)
 

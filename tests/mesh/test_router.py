@@ -16,7 +16,8 @@ from gossip.pages import TablePager
 from gossip.peers import AWAY, GONE, PEER_TABLE
 from mesh.endpoints import ENDPOINTS_TABLE, Binding, Endpoint, bridge_mac, derive_mac, encode_row
 from mesh.forwarding import HOLD_S, NONE, Path
-from mesh.router import BRIDGE, HISTORY_MAX, VNI
+from mesh.pathmtu import Way
+from mesh.router import BRIDGE, GROW_S, HISTORY_MAX, VNI
 from tests.mesh.hosts import ATTRIBUTES, OWN, Here, Host, X, attached
 
 
@@ -320,11 +321,11 @@ def test_the_mtu_shrinks_at_once_and_stays_until_launch(here: Here) -> None:
     assert here.desired().segment.mtu == 1450
     host.record = replace(host.record, state=GONE)
     here.hear(host)
-    assert here.desired().segment.mtu == 1450
+    assert here.desired(now=1.0 + GROW_S).segment.mtu == 1450
     here.router.own_mtu = 1400
-    assert here.desired().segment.mtu == 1400
+    assert here.desired(now=1.0 + GROW_S).segment.mtu == 1400
     here.router.own_mtu = 8950
-    assert here.desired().segment.mtu == 1400
+    assert here.desired(now=1.0 + GROW_S).segment.mtu == 1400
 
 
 def test_an_adopted_mtu_is_not_exceeded_until_the_mesh_is_known() -> None:
@@ -336,7 +337,25 @@ def test_an_adopted_mtu_is_not_exceeded_until_the_mesh_is_known() -> None:
     assert here.desired(settled=False).segment.mtu == 1450
     assert here.desired(settled=True).segment.mtu == 4000
     joins(here, 3, 8950)
-    assert here.desired(settled=True).segment.mtu == 4000
+    assert here.desired(now=1.0 + GROW_S, settled=True).segment.mtu == 4000
+
+
+def test_the_mtu_may_grow_after_any_hosts_launch(here: Here) -> None:
+    """All hear of it and all grow alike; what a path is found to take in its first seconds counts still."""
+    host = joins(here, 3, 1450)
+    assert here.desired().segment.mtu == 1450
+    host.record = replace(host.record, attributes={**ATTRIBUTES, "mtu": 4000})
+    here.hear(host)
+    assert here.desired(now=100.0).segment.mtu == 1450
+    host.record = replace(host.record, instance=b"\x01" * 16)
+    here.hear(host)
+    assert here.desired(now=100.0).segment.mtu == 4000
+    host.record = replace(host.record, attributes={**ATTRIBUTES, "mtu": 8000})
+    here.hear(host)
+    assert here.desired(now=99.0 + GROW_S).segment.mtu == 8000
+    host.record = replace(host.record, attributes={**ATTRIBUTES, "mtu": 8500})
+    here.hear(host)
+    assert here.desired(now=100.0 + GROW_S).segment.mtu == 8000
 
 
 def test_an_adopted_mtu_beyond_the_underlay_is_not_kept() -> None:
@@ -351,6 +370,50 @@ def test_the_users_mtu_overrides(here: Here) -> None:
     assert here.desired().segment.mtu == 1280
     here.fixed_mtu = 9000
     assert here.desired().segment.mtu == here.router.mtu == 9000
+
+
+# Whom probes ask
+
+
+def test_a_mac_leads_to_the_other_host_that_has_it(here: Here) -> None:
+    """Ours and unknown ones to nobody."""
+    host = Host(3)
+    host.endpoints = [attached(host)]
+    here.hear(host)
+    mine = Endpoint(OWN.name, "c2", b"\x02" * 6, ())
+    pager = TablePager()
+    pager.put("c2", encode_row(mine))
+    here.router.table.replace_page(OWN.name, 0, pager.body(0))
+    assert here.router.owner_of(host.endpoints[0].mac) == host.name
+    assert here.router.owner_of(mine.mac) is None and here.router.owner_of(b"\x04" * 6) is None
+
+
+def test_the_way_to_who_is_probed_is_known(here: Here) -> None:
+    """Where VXLAN leads, what both underlays take, and which start of the daemon it is."""
+    host = joins(here, 3, 1350)
+    here.desired()
+    assert here.router.ways(8950) == {4: {host.name: Way(ip_address("10.9.0.3"), 1350, bytes(16), 1350)}, 6: {}}
+    here.reach()
+    here.desired()
+    assert here.router.ways(8950) == {4: {}, 6: {}}
+
+
+def test_the_path_in_use_is_what_narrows_what_we_say_we_take(here: Here) -> None:
+    """Not one over the other IP version, nor one that VXLAN does not use any more; before anything is known of a peer,
+    what an earlier life found."""
+    host = joins(here, 3, 8950)
+    here.router.path_mtus = {4: {host.name: 4000}, 6: {host.name: 3000}}
+    assert here.router.told_mtu == 4000
+    here.desired()
+    assert (here.router.told_mtu, here.router.path_mtu(host.name)) == (4000, 4000)
+    here.router.path_mtus = {4: {}, 6: {host.name: 3000}}
+    assert (here.router.told_mtu, here.router.path_mtu(host.name)) == (8950, None)
+    here.router.path_mtus = {4: {host.name: 1000}, 6: {}}
+    assert (here.router.told_mtu, here.router.path_mtu(host.name)) == (8950, 1000)
+    here.router.path_mtus = {4: {host.name: 4000}, 6: {}}
+    here.local = replace(here.local, vxlan=False)
+    here.desired()
+    assert here.router.told_mtu == 8950
 
 
 def test_it_is_settled_when_the_node_says_so_or_after_the_limit(here: Here) -> None:

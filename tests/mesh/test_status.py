@@ -94,7 +94,8 @@ def name_of(here: Here, nickname: str) -> PeerName:
 
 def sleeve(name: PeerName, state: str = control.UP, encrypted: bool = True) -> PeerStatus:
     return PeerStatus(
-        name, state, "10.9.0.3:6783", encrypted, "aes-256-gcm", 5.0, 0.25, 0.0123456789, 40, 1, ("udp-gro",)
+        name, state, "10.9.0.3:6783", encrypted, "aes-256-gcm", 5.0, 0.25, 0.0123456789, 40, 1, ("udp-gro",),
+        datagram_bytes=1444,
     )  # fmt: skip
 
 
@@ -165,6 +166,13 @@ def test_one_connection_for_every_other_peer(here: Here, monkeypatch: pytest.Mon
     assert all(row["encrypted"] is False and row["mtu"] == 1450 and row["since"] == 1001.0 for row in rows.values())
 
 
+def test_a_connection_says_how_large_a_packet_its_path_takes(here: Here) -> None:
+    """As measured, which may be more than the network's MTU; null where nothing was."""
+    found = SleeveView(path_mtus={name_of(here, "h3"): 1480})
+    rows = {row["nickname"]: row for row in status.connections(here.router, False, found)}
+    assert [(rows[name]["path_mtu"], rows[name]["mtu"]) for name in ("h3", "h4")] == [(1480, 1450), (None, 1450)]
+
+
 def test_a_connection_by_the_sleeve_says_how_it_does(here: Here) -> None:
     """Encrypted with a secret, and only by the sleeve; what the worker measured; its round trip is second best."""
     here.local = replace(here.local, has_secret=True)
@@ -176,6 +184,7 @@ def test_a_connection_by_the_sleeve_says_how_it_does(here: Here) -> None:
     assert rows["h3"]["sleeve"] == {
         "state": "up", "address": "10.9.0.3:6783", "encrypted": True, "cipher": "aes-256-gcm", "rtt_ms": 0.25,
         "loss": 0.012346, "datagrams": 40, "parity": 1, "offloads_off": ["udp-gro"],
+        "datagram_bytes": 1444,
     }  # fmt: skip
     assert (rows["h4"]["path"], rows["h4"]["sleeve"], rows["h4"]["address"]) == ("sleeve", None, None)
 

@@ -2,8 +2,35 @@
 
 from __future__ import annotations
 
-from dataplane.sleeve.trial import AGAIN_S, DATAGRAM_BYTES, DATAGRAMS, DOUBT_S, TRIES, Trial, Way
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataplane.sleeve.trial import (
+    AGAIN_S,
+    DATAGRAM_BYTES,
+    DATAGRAMS,
+    DOUBT_S,
+    FINE_BYTES,
+    FINE_NUMBER,
+    FINE_TRIES,
+    TRIES,
+    Trial,
+    Way,
+)
 from dataplane.sleeve.wire import SEND_MAX_BYTES
+
+
+def carry(trial: Trial, start: float, end: float, path_bytes: int) -> list[Way]:
+    """The same; questions are answered whose datagrams are not larger than the path takes."""
+    asked = []
+    now = start
+    while now < end:
+        if (question := trial.due(now)) is not None:
+            asked.append(question[0])
+            if question[0].datagram_bytes <= path_bytes:
+                trial.answered(question[1], now)
+        now += 0.01
+    return asked
 
 
 def run(trial: Trial, start: float, end: float, answers: set[Way]) -> list[Way]:
@@ -34,7 +61,7 @@ def test_the_best_way_is_asked_first_and_its_answer_ends_all_questions() -> None
 def test_each_way_is_tried_some_times_and_then_the_next() -> None:
     trial = Trial(1472, may_segment=True)
     works = Way(1252, False)
-    asked = run(trial, 0.0, 20.0, {works})
+    asked = [way for way in run(trial, 0.0, 20.0, {works}) if way in trial.ways]
     assert asked == [
         Way(size, segmented) for size in (1472, 1372) for segmented in (True, False) for _ in range(TRIES)
     ] + [Way(1252, True)] * TRIES + [works]
@@ -120,3 +147,89 @@ def test_doubts_cost_one_question_in_some_seconds() -> None:
             asked += 1
             trial.answered(question[1], now)
     assert asked == 20 // DOUBT_S
+
+
+# Between two steps of the ladder
+
+
+@given(st.integers(548, 8972), st.sampled_from([1472, 1300, 8972]), st.booleans())
+def test_what_lies_between_two_steps_is_found(path_bytes: int, underlay_bytes: int, may_segment: bool) -> None:
+    """Whatever the path takes, to a few bytes, with few questions."""
+    trial = Trial(underlay_bytes, may_segment)
+    asked = carry(trial, 0.0, AGAIN_S, path_bytes)
+    best = min(path_bytes, trial.ways[0].datagram_bytes)
+    assert best - FINE_BYTES <= trial.way.datagram_bytes <= best
+    assert trial.way.segmented is may_segment
+    finer = [way for way in asked if way not in trial.ways]
+    assert len(finer) <= 9 * FINE_TRIES
+
+
+def test_a_path_of_700_bytes_is_used_to_the_full_soon() -> None:
+    """Large datagrams are swallowed without a word."""
+    trial = Trial(1472, may_segment=True)
+    carry(trial, 0.0, 15.0, 692)
+    assert 692 - FINE_BYTES <= trial.way.datagram_bytes <= 692
+
+
+def test_a_found_size_is_asked_about_again_with_few_questions() -> None:
+    """One step up; a path that takes more is found out within a minute or two."""
+    trial = Trial(1472, may_segment=True)
+    carry(trial, 0.0, 20.0, 700)
+    found = trial.way
+    asked = [way for way in carry(trial, 20.0, 20.0 + 3 * AGAIN_S, 700) if way not in trial.ways]
+    assert trial.way == found and len(asked) <= 3 * FINE_TRIES
+    carry(trial, 300.0, 300.0 + 2 * AGAIN_S, 1000)
+    assert 1000 - FINE_BYTES <= trial.way.datagram_bytes <= 1000
+    carry(trial, 500.0, 500.0 + 2 * AGAIN_S, 1472)
+    assert trial.way == Way(1472, True)
+
+
+def test_a_found_size_that_no_longer_passes_is_given_up_and_found_anew() -> None:
+    """Lost datagrams raise the doubt."""
+    trial = Trial(1472, may_segment=True)
+    carry(trial, 0.0, 20.0, 1000)
+    trial.doubt(20.0)
+    carry(trial, 20.0, 50.0, 700)
+    assert 700 - FINE_BYTES <= trial.way.datagram_bytes <= 700
+
+
+def test_doubts_that_questions_themselves_raise_do_not_go_round() -> None:
+    """A question that is too large is lost, and lost datagrams are what doubts come from."""
+    trial = Trial(1472, may_segment=True)
+    now, finer = 0.0, 0
+    while now < AGAIN_S:
+        if (question := trial.due(now)) is not None:
+            way, body = question
+            finer += way not in trial.ways
+            if way.datagram_bytes <= 1000:
+                trial.answered(body, now)
+            else:
+                trial.doubt(now)
+        now += 0.01
+    assert 1000 - FINE_BYTES <= trial.way.datagram_bytes <= 1000
+    assert finer <= 9 * FINE_TRIES + AGAIN_S / DOUBT_S
+
+
+def test_a_refused_size_is_left_for_the_step_below() -> None:
+    trial = Trial(1472, may_segment=True)
+    carry(trial, 0.0, 20.0, 1000)
+    trial.refused(20.0)
+    assert trial.way == Way(548, True)
+
+
+def test_late_answers_about_a_size_of_before_change_nothing() -> None:
+    """Only the size in question can be answered."""
+    trial = Trial(1472, may_segment=False)
+    bodies = []
+    now = 0.0
+    while len(bodies) < 20:
+        if (question := trial.due(now)) is not None:
+            bodies.append(question)
+            if question[0].datagram_bytes <= 600:
+                trial.answered(question[1], now)
+        now += 0.01
+    found = trial.way
+    for way, body in bodies:
+        if way.datagram_bytes > 700 and body[0] == FINE_NUMBER:
+            trial.answered(body, now)
+    assert trial.way == found
