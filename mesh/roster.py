@@ -36,7 +36,7 @@ class Roster:
     def __init__(self) -> None:
         self._wanted: Mapping[PeerName, Entry] = {}
         self._graph = Graph(())
-        self._told_graph = Graph(())
+        self._told_graph: Graph | None = Graph(())
         self._told: dict[PeerName, Entry] = {}
         self._is_settled = False
         self._is_complete = False
@@ -52,7 +52,7 @@ class Roster:
     def begin(self, *, adopted: bool) -> None:
         """Another worker listens: one that knows nothing, or one that knows what an earlier life told it."""
         self._told = {}
-        self._told_graph = Graph(())
+        self._told_graph = None if adopted else Graph(())
         self._is_complete = False
         self._is_adopted = adopted
 

@@ -75,6 +75,7 @@ class Partner:
         "limit",
         "macs",
         "marks",
+        "met_s",
         "meter",
         "metered_s",
         "network_bytes",
@@ -154,6 +155,8 @@ class Partner:
         self.unanswered_s: float | None = None
         """Since when frames go there and none of them is known to have arrived."""
         self.heard_s: float | None = None
+        self.met_s = float("-inf")
+        """When a record came that holds more than a probe or a proof: it is in use."""
         self.renewed_s = 0.0
         self.asked_s = 0.0
         self.used_s = 0.0

@@ -12,8 +12,8 @@ from typing import Final
 
 from dataplane.sleeve.keys import Keyring
 from dataplane.sleeve.partner import Partner
-from dataplane.sleeve.routes import Edges, Graph, Route, both_ways, find_routes
-from dataplane.sleeve.whereabouts import HUNT_AFTER_S, ROUTES_MAX, Address
+from dataplane.sleeve.routes import Edges, Graph, Route, agreed, find_routes
+from dataplane.sleeve.whereabouts import ROUTES_MAX, Address
 from dataplane.sleeve.wire import NOTE_CALL, NOTE_PROBE, NOTE_PROOF, encode_note
 from gossip.names import PeerName
 
@@ -60,7 +60,7 @@ class Paths:
         """Where others see us, packed, the newest last."""
 
     def set_graph(self, graph: Graph) -> None:
-        self._edges = both_ways(graph)
+        self._edges = agreed(graph)
         for partner in self._partners.values():
             partner.routes_s = float("-inf")
 
@@ -99,7 +99,7 @@ class Paths:
             and not partner.is_relayed
             and partner.heard_s is not None
             and now - partner.heard_s < STRAIGHT_S
-            and partner.unanswered(now) < HUNT_AFTER_S
+            and partner.unanswered(now) < partner.where.patience_s
             and self._keyring.current(partner.peer.name) is not None
         )
 
@@ -130,6 +130,7 @@ class Paths:
         better = question.address != where.address and where.is_better(question.address, partner.unanswered(now))
         if better or question.address == where.address:
             where.proven_s = now
+            where.took(now - question.asked_s)
             partner.rtt_ms = (now - question.asked_s) * 1000
             partner.unanswered_s = None
         return question.address if better else None
@@ -167,7 +168,9 @@ class Paths:
         address = partner.address
         if address is None or isinstance(address, Route):
             return False
-        elsewhere = bool(partner.sees) and partner.sees != self._own_address(address)
+        if not partner.own:
+            partner.own = self._own_address(address)
+        elsewhere = bool(partner.sees) and partner.sees != partner.own
         return elsewhere or address not in partner.where.told
 
     def has_moved(self, partner: Partner, now: float) -> bool:

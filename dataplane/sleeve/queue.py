@@ -111,6 +111,11 @@ class FairQueue(Generic[Item]):
             self._rank(flow)
         return item
 
+    def held_by(self, flow: Hashable) -> int:
+        """Bytes that wait in it."""
+        found = self._flows.get(flow)
+        return 0 if found is None else found.held
+
     def _begin(self, key: Hashable) -> _Flow[Item]:
         if len(self._flows) >= FLOWS_MAX:
             # Such a flow may overtake itself when it gets a queue of its own; only a flood brings anybody here.

@@ -313,7 +313,10 @@ class Receiver:
         else:
             address = partner.address or address  # late: it tells nothing of where the peer is now
         if address != partner.address or not session.confirmed or now - (partner.heard_s or 0.0) > HEARD_S:
-            moves = address != partner.address and (partner.address is None or not is_probe(data[:end]))
+            tries = is_probe(data[:end])
+            if not tries:
+                partner.met_s = now
+            moves = address != partner.address and (partner.address is None or not tries)
             self._authenticated(session, partner, address if moves else None, now)
         return self._entries(data[:end], partner, source, now)
 

@@ -11,7 +11,7 @@ it is fair and where what it drops is not taken for loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 from dataplane.sleeve.partner import Partner
 from dataplane.sleeve.receiver import Frames
@@ -19,6 +19,11 @@ from dataplane.sleeve.routes import Route, is_sound
 from dataplane.sleeve.sender import Send, Sender
 from dataplane.sleeve.wire import RELAYED_MAX_BYTES, Relayed, encode_relayed
 from gossip.names import PeerName
+
+
+def own_flow(names: tuple[PeerName, ...]) -> Hashable:
+    """What our own datagrams on a route are to the queue of its first hop."""
+    return True, names[-1]
 
 
 class Relay:
@@ -48,10 +53,10 @@ class Relay:
             self._count("relayed-astray")
             return []
         if at == len(names) - 1:
-            origin = self._partners.get(names[0])
-            if origin is not None:
+            origin, route = self._partners.get(names[0]), Route(names).back()
+            if origin is not None and origin.address == route:
                 origin.waits_bytes = waits_kib << 10
-            return self._arrived(datagram, Route(names).back(), now)
+            return self._arrived(datagram, route, now)
         self._give(names, at + 1, waits_kib, (datagram,))
         return []
 
@@ -71,7 +76,9 @@ class Relay:
             return
         if at > 1:
             waits_kib += hop.queue.held_bytes >> 10
-        self._sender.pass_on(hop, encode_relayed(names, at, waits_kib, size), parts, (names[0], names[-1]))
+        # What is passed on shares by whom it came from: names at the ends of a route are as many as anybody makes up.
+        flow = own_flow(names) if at == 1 else (False, names[at - 1])
+        self._sender.pass_on(hop, encode_relayed(names, at, waits_kib, size), parts, flow)
         self.has_given = True
         self._count("relayed-datagrams")
 

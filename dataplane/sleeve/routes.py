@@ -18,7 +18,7 @@ ROUTE_NAMES_MAX: Final = 6
 Graph = Mapping[PeerName, Collection[PeerName]]
 """Of each host, whom it says to exchange UDP with directly."""
 Edges = Mapping[PeerName, Sequence[PeerName]]
-"""The same, told by either side."""
+"""The same, as far as both sides say it."""
 
 
 class Route(tuple[PeerName, ...]):
@@ -41,14 +41,13 @@ def is_sound(names: tuple[PeerName, ...]) -> bool:
     return 3 <= len(names) <= ROUTE_NAMES_MAX and len(set(names)) == len(names)
 
 
-def both_ways(graph: Graph) -> Edges:
-    """What either side says, as neighbours of both."""
-    edges: dict[PeerName, set[PeerName]] = {}
-    for name, others in graph.items():
-        for other in others:
-            edges.setdefault(name, set()).add(other)
-            edges.setdefault(other, set()).add(name)
-    return {name: tuple(sorted(others)) for name, others in edges.items()}
+def agreed(graph: Graph) -> Edges:
+    """Of what hosts say, that which both sides say: so nobody makes himself everybody's neighbour."""
+    said = {name: frozenset(others) for name, others in graph.items()}
+    return {
+        name: tuple(sorted(other for other in others if other != name and name in said.get(other, ())))
+        for name, others in said.items()
+    }
 
 
 def find_routes(

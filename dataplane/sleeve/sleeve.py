@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from dataplane.sleeve import control, handshake
+from dataplane.sleeve.bucket import Bucket
 from dataplane.sleeve.buffers import Buffer
 from dataplane.sleeve.keys import Keyring
 from dataplane.sleeve.loss import LossMeter
 from dataplane.sleeve.partner import REPORT_BYTES, Partner
-from dataplane.sleeve.paths import Paths
+from dataplane.sleeve.paths import SALT_BYTES, Paths
 from dataplane.sleeve.receiver import Frames, Receiver
-from dataplane.sleeve.relay import Relay
+from dataplane.sleeve.relay import Relay, own_flow
 from dataplane.sleeve.routes import Graph, Route
 from dataplane.sleeve.sender import Send, Sender
 from dataplane.sleeve.session import Session
 from dataplane.sleeve.trial import DATAGRAM_BYTES, DATAGRAMS, Trial, Way
-from dataplane.sleeve.whereabouts import HUNT_AFTER_S, Address
+from dataplane.sleeve.whereabouts import Address
 from dataplane.sleeve.wire import (
     HEADER_BYTES,
     NOTE_ANSWER,
@@ -54,6 +55,8 @@ INTEREST_S: Final = 10.0
 HOP_QUEUE_BYTES: Final = 256 * 1024
 """What waits at the first hop of a route at most before more is put there: the queue stands where it is fair."""
 PROOFS_MAX: Final = 256
+HUNTS_PER_S: Final = 400.0
+HUNTS_BURST: Final = 200
 RELAYED_BYTES: Final = (21_800, 10_900, 1_100)
 """A third of a record by a route: the largest that fits with its names; what fits a hop of small datagrams; safe."""
 BLOCKED_S: Final = 0.01
@@ -110,7 +113,9 @@ class Sleeve:
         self._outbox: deque[Send] = deque()
         self._by_address: dict[Address, Partner] = {}
         self._answering: dict[Partner, None] = {}
-        self._proofs: deque[tuple[Partner, Address, bytes]] = deque()
+        self._proofs: dict[tuple[Partner, Address], bytes] = {}
+        """Answers to probes, by where they came from."""
+        self._hunts: Bucket | None = None
         self._active: dict[Partner, None] = {}
         """Those that were heard lately, or that must go on hearing us."""
         self._questioned: Partner | None = None
@@ -219,7 +224,7 @@ class Sleeve:
         is_turn = where.move(address, now)
         if before is not None:
             self._count(("relayed" if where.route else "returned") if is_turn else "roamed")
-            if not where.is_known(before) and self._by_address.get(before) is partner:
+            if before not in where.told and self._by_address.get(before) is partner:
                 del self._by_address[before]
         self.is_news = self.is_news or (is_turn and (before is not None or where.route is not None))
         if where.route is None:
@@ -251,16 +256,16 @@ class Sleeve:
             partner.trial.answered(body, now)
         elif kind == NOTE_PROBE:
             source = self.receiver.source
-            if len(self._proofs) < PROOFS_MAX:
-                self._proofs.append((partner, source, self.paths.take_probe(partner, source, body)))
-            self._timers_s = now
+            if len(body) == SALT_BYTES and len(self._proofs) < PROOFS_MAX:  # the last of many is answered
+                self._proofs[partner, source] = self.paths.take_probe(partner, source, body)
+            self._look_soon(partner, now)
         elif kind == NOTE_PROOF:
             better = self.paths.take_proof(partner, self.receiver.source, body, now)
             if better is not None:
                 self._move(partner, better, now)
         elif kind == NOTE_CALL:
             self.paths.take_call(partner, body)
-            self._timers_s = now
+            self._look_soon(partner, now)
 
     def _handshake(self, datagram: bytes, address: Address, now: float) -> None:
         try:
@@ -294,7 +299,7 @@ class Sleeve:
     def _stray(self, address: Address, many: int) -> None:
         """The rest of a burst whose beginning was lost: for its sender, it did arrive."""
         partner = self._partner_at(address)
-        if partner is not None:
+        if partner is not None and partner.where.is_known(address):
             partner.tally.received += max(0, min(many, partner.tally.seen - partner.tally.received))
 
     def _partner_at(self, address: Address) -> Partner | None:
@@ -319,7 +324,7 @@ class Sleeve:
                 if session is None:
                     self._wait(partner, now)
                     continue
-                yield from self._deliver(partner, sender.flush(partner, session, now))
+                yield from self.relay.by_route(sender.flush(partner, session, now))
                 partner.direct = not self._is_blocked(partner, now)
         if sender.backlog:
             for partner in list(sender.backlog):
@@ -332,14 +337,14 @@ class Sleeve:
                     self._look_again_s = now + BLOCKED_S
                     continue
                 partner.direct = True
-                yield from self._deliver(partner, sender.serve(partner, session, now))
+                yield from self.relay.by_route(sender.serve(partner, session, now))
                 self.is_busy = self.is_busy or partner in sender.backlog
         if self._answering:
             answering, self._answering = self._answering, {}
             for partner in answering:
                 session = self._session(partner, now)
                 if session is not None:
-                    yield from self._deliver(partner, sender.flush(partner, session, now))
+                    yield from self.relay.by_route(sender.flush(partner, session, now))
         if self.receiver.reporting:
             yield from self._report(now)
         self.is_busy, self.relay.has_given = self.is_busy or self.relay.has_given, False
@@ -352,7 +357,9 @@ class Sleeve:
         """Whether enough is under way to it, or waits at the first hop to it."""
         route = partner.where.route
         hop = self.partners.get(route[1]) if route is not None else None
-        return partner.is_blocked(now) or (hop is not None and hop.queue.held_bytes > HOP_QUEUE_BYTES)
+        if route is None or hop is None:
+            return partner.is_blocked(now)
+        return partner.is_blocked(now) or hop.queue.held_by(own_flow(route)) > HOP_QUEUE_BYTES
 
     def _wait(self, partner: Partner, now: float) -> None:
         """Frames wait for keys, but not for ever."""
@@ -375,9 +382,9 @@ class Sleeve:
             if partner.trial is None:
                 self._begin_trial(partner)
         partner.used_s = now
-        if partner.unanswered(now) > HUNT_AFTER_S and partner not in self._active:
+        if partner not in self._active:
             self._active[partner] = None
-            self._timers_s = now
+            self._timers_s = min(self._timers_s, now + BUSY_S)
         return session
 
     def _report(self, now: float) -> Iterator[Send]:
@@ -390,10 +397,7 @@ class Sleeve:
                 session = self._session(partner, now)
                 if session is not None:
                     partner.notes.append(encode_report(partner.make_report(self.sender.backlog_bytes())))
-                    yield from self._deliver(partner, self.sender.flush(partner, session, now))
-
-    def _deliver(self, partner: Partner, sends: Iterator[Send]) -> Iterator[Send]:
-        return self.relay.by_route(sends) if partner.is_relayed else sends
+                    yield from self.relay.by_route(self.sender.flush(partner, session, now))
 
     def _timers(self, now: float) -> Iterator[Send]:
         """Handshakes, probes, trials and what else is due. A peer may be forgotten while the socket takes no more."""
@@ -429,14 +433,16 @@ class Sleeve:
             self._doubt(partner, now)
         if where.is_returning(now):
             yield from self._say(partner, session, self.paths.call(partner), where.address)
-        routes = self.paths.routes(partner, now) if unanswered_s > HUNT_AFTER_S else ()
+        routes = self.paths.routes(partner, now) if unanswered_s > where.patience_s else ()
         for address in where.due(routes, unanswered_s, now):
-            yield from self._probe(partner, session, address, now)
-        is_used = partner.heard_s is not None and now - partner.heard_s < USED_S
+            if self._may_hunt(now):
+                yield from self._probe(partner, session, address, now)
+        is_used = now - partner.met_s < USED_S
         if is_used and partner in self._active:
             yield from self._try(partner, session, now)
         every_s = USED_S if is_used else self._quiet_s(partner)
         if every_s is None and (unanswered_s == 0.0 or now - partner.used_s > INTEREST_S):
+            partner.unanswered_s = None  # nobody wants to know any more
             self._active.pop(partner, None)
             return
         is_due = every_s is not None and now - partner.asked_s >= every_s
@@ -445,6 +451,17 @@ class Sleeve:
             yield from self._probe(partner, session, where.address, now)
         following = now + BUSY_S if is_used else max(now + BUSY_S, where.next_s(unanswered_s))
         self._timers_s = min(self._timers_s, following)
+
+    def _may_hunt(self, now: float) -> bool:
+        """However many partners are silent at once, they are asked so often together."""
+        if self._hunts is None:
+            self._hunts = Bucket(HUNTS_PER_S, HUNTS_BURST, now)
+        return self._hunts.take(now)
+
+    def _look_soon(self, partner: Partner, now: float) -> None:
+        """Something asks for a look at that partner, if it does."""
+        if partner in self._active:
+            self._timers_s = min(self._timers_s, max(now, partner.where.next_s(partner.unanswered(now))))
 
     def _quiet_s(self, partner: Partner) -> float | None:
         """How often one without traffic is asked after; None: not at all."""
@@ -478,9 +495,12 @@ class Sleeve:
     def _prove(self, now: float) -> Iterator[Send]:
         """Answers to probes, each on the way that its question came."""
         while self._proofs:
-            partner, address, note = self._proofs.popleft()
+            (partner, address), note = next(iter(self._proofs.items()))
+            del self._proofs[partner, address]
             session = self.keyring.current(partner.peer.name)
             if session is not None and self.partners.get(partner.peer.name) is partner:
+                # Small ones that pass say nothing of large ones: what of these came, a report does.
+                note += encode_report(partner.make_report(self.sender.backlog_bytes()))
                 yield from self._say(partner, session, note, address)
 
     def _try(self, partner: Partner, session: Session, now: float) -> Iterator[Send]:
@@ -498,7 +518,7 @@ class Sleeve:
         record.view[HEADER_BYTES : record.end] = note + bytes(record.end - HEADER_BYTES - len(note))
         first = session.counter
         self._questioned = partner
-        yield from self._deliver(partner, self.sender.seal_burst(partner, session, record, way))
+        yield from self.relay.by_route(self.sender.seal_burst(partner, session, record, way))
         self._questioned = None
         partner.apart.extend(range(first, session.counter))
         self.sender.pool.give(record)

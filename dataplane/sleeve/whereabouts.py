@@ -24,6 +24,8 @@ Address = tuple[object, ...]
 
 HUNT_AFTER_S: Final = 0.7
 """Frames go out and none is reported received for so long: ask whether they arrive at all, and what else would."""
+PATIENCE_RTTS: Final = 2.0
+PATIENCE_MAX_S: Final = 3.0
 HUNT_EVERY_S: Final = 0.2
 HUNT_SLOWLY_AFTER_S: Final = 5.0
 HUNT_SLOWLY_S: Final = 2.0
@@ -54,12 +56,15 @@ class Whereabouts:
     __slots__ = (
         "_asked",
         "_backoff_s",
+        "_heeded_s",
+        "_hesitation_s",
         "_hunt_s",
         "_is_called",
         "_moved_s",
         "_return_s",
         "address",
         "called",
+        "patience_s",
         "proven_s",
         "told",
         "turned_s",
@@ -76,12 +81,15 @@ class Whereabouts:
         """When the way in use was last seen to work both ways."""
         self.turned_s = 0.0
         """When it last changed between an address and a route."""
+        self.patience_s = HUNT_AFTER_S
+        """How long silence may last before it means something: longer where answers take long."""
         self._asked: dict[bytes, Question] = {}
         self._hunt_s = 0.0
         self._return_s = 0.0
-        self._backoff_s = RETURN_FIRST_S
+        self._backoff_s = self._hesitation_s = RETURN_FIRST_S
         self._moved_s = 0.0
         self._is_called = False
+        self._heeded_s = float("-inf")
 
     @property
     def route(self) -> Route | None:
@@ -92,6 +100,10 @@ class Whereabouts:
         known = () if self.address is None or self.route is not None else (self.address,)
         return tuple(dict.fromkeys((*known, *self.told, *self.called)))
 
+    def took(self, rtt_s: float) -> None:
+        """So long a question and its answer were on the way in use."""
+        self.patience_s = min(max(HUNT_AFTER_S, PATIENCE_RTTS * rtt_s), PATIENCE_MAX_S)
+
     def is_known(self, address: Address) -> bool:
         """Whether its records may well come from there."""
         return address == self.address or address in self.told or address in self.called
@@ -99,7 +111,7 @@ class Whereabouts:
     def take_call(self, addresses: Iterable[Address]) -> None:
         """It asks us now, and says where it is seen: the time to ask it."""
         self._learn(addresses)
-        self._is_called = True
+        self._is_called = self.route is not None
 
     def take_probe(self, source: Address) -> None:
         """Its probe came from there: worth asking at once, while we have nothing better."""
@@ -115,14 +127,14 @@ class Whereabouts:
 
     def due(self, routes: Sequence[Route], unanswered_s: float, now: float) -> list[Address]:
         """Whom to ask now. `unanswered_s`: for how long nothing that was sent has been seen to arrive."""
-        if unanswered_s > HUNT_AFTER_S:
+        if unanswered_s > self.patience_s:
             if now < self._hunt_s:
                 return []
             self._hunt_s = now + (HUNT_EVERY_S if unanswered_s < HUNT_SLOWLY_AFTER_S else HUNT_SLOWLY_S)
             used = () if self.address is None else (self.address,)
             return list(dict.fromkeys((*used, *self.straight(), *routes)))
-        if self.route is not None and self._is_called:
-            self._is_called = False
+        if self.route is not None and self._is_called and now >= self._heeded_s + RETURN_FIRST_S:
+            self._is_called, self._heeded_s = False, now  # however often it calls
             return list(self.straight())
         if self.is_returning(now):
             self._return_s = now + self._backoff_s
@@ -136,11 +148,11 @@ class Whereabouts:
 
     def next_s(self, unanswered_s: float) -> float:
         """When `due` may have something to say, if nothing happens before."""
-        if unanswered_s > HUNT_AFTER_S:
+        if unanswered_s > self.patience_s:
             return self._hunt_s
         if self.route is None:
             return float("inf")
-        return 0.0 if self._is_called else self._return_s
+        return self._heeded_s + RETURN_FIRST_S if self._is_called else self._return_s
 
     def asked(self, salt: bytes, address: Address, now: float) -> None:
         if len(self._asked) >= ASKED_MAX:
@@ -160,14 +172,16 @@ class Whereabouts:
     def is_better(self, address: Address, unanswered_s: float) -> bool:
         """Whether to go over to a way that was just proven: anything rather than silence, an address rather than a
         route."""
-        if self.address is None or unanswered_s > HUNT_AFTER_S:
+        if self.address is None or unanswered_s > self.patience_s:
             return True
         return self.route is not None and not isinstance(address, Route)
 
     def is_followed(self, address: Address, now: float) -> bool:
         """Whether a record with frames that came another way than ours go changes where ours go."""
-        if self.address is None or self.route is not None or not isinstance(address, Route):
+        if self.address is None or not isinstance(address, Route):
             return True
+        if self.route is not None and address[0] > address[-1]:
+            return True  # of two that are on different routes one gives way, or they would change places for ever
         return now - self.proven_s > FOLLOW_AFTER_S
 
     def move(self, address: Address, now: float) -> bool:
@@ -179,8 +193,9 @@ class Whereabouts:
         if was_route == is_route and not first:
             return False
         if is_route:
-            steady = first or now - self._moved_s >= STEADY_S
-            self._backoff_s = RETURN_FIRST_S if steady else min(2 * self._backoff_s, RETURN_MAX_S)
-            self._return_s = now
+            is_steady = first or now - self._moved_s >= STEADY_S
+            self._hesitation_s = RETURN_FIRST_S if is_steady else min(2 * self._hesitation_s, RETURN_MAX_S)
+            self._backoff_s = self._hesitation_s
+            self._return_s = now if is_steady else now + self._hesitation_s
         self._moved_s = self.turned_s = now
         return True

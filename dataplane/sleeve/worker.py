@@ -38,6 +38,7 @@ TICK_S: Final = 0.001
 """Nothing is due more exactly than that, so that whatever is always due costs little."""
 STATUS_S: Final = 0.5
 QUIET_STATUS_S: Final = 5.0
+NEWS_S: Final = 0.2
 """Between two statuses, while something happens and while nothing does: of a thousand idle peers, one costs 10 ms."""
 LONELY_S: Final = 10.0
 """A worker that is not told what to do for so long ends."""
@@ -80,6 +81,8 @@ class Worker:
         self._unsaid = b""
         """What it has not yet read of the last message."""
         self._status_s = 0.0
+        self._said_s = 0.0
+        """When the next status is due, and when the last one was said."""
         self._was_used = True
         """Something was sent since the last status."""
         self._began_s = time.monotonic()
@@ -139,12 +142,13 @@ class Worker:
                 self._read()
             self._send(now)
         if self._sleeve.is_news:
-            self._sleeve.is_news, self._status_s = False, now
+            self._sleeve.is_news = False
+            self._status_s = min(self._status_s, max(now, self._said_s + NEWS_S))
         elif events and self._status_s > now + STATUS_S:
             self._status_s = now + STATUS_S
         if now >= self._status_s and self._is_agreed and not self._unsaid:
             self._status_s = now + (STATUS_S if self._was_used else QUIET_STATUS_S)
-            self._was_used = False
+            self._was_used, self._said_s = False, now
             self._say(control.Status(os.getpid(), self._sleeve.status(now), self._sleeve.totals()))
 
     def _patience(self) -> float:

@@ -17,6 +17,7 @@ from dataplane.sleeve import assembly, buffers, control, sleeve
 from dataplane.sleeve.buffers import FRAME_AT
 from dataplane.sleeve.keys import Keyring
 from dataplane.sleeve.partner import QUEUE_BYTES
+from dataplane.sleeve.routes import Route
 from dataplane.sleeve.sender import Send
 from dataplane.sleeve.sleeve import Sleeve
 from dataplane.sleeve.wire import DATAGRAMS_MAX, SEND_MAX_BYTES
@@ -356,6 +357,7 @@ class Network:
 
     def _transmit(self, host: Host, item: Send) -> None:
         pieces, segment, address = item
+        assert not isinstance(address, Route), "a route is nothing that a socket could send to"
         data = b"".join(pieces)
         assert 0 < len(data) <= SEND_MAX_BYTES
         each = segment or len(data)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dataplane.sleeve import control
+from dataplane.sleeve.sleeve import HOP_QUEUE_BYTES
+from dataplane.sleeve.trial import Way
+from dataplane.sleeve.wire import HEADER_BYTES, NOTE_PROBE, Relayed, encode_note
+from gossip.names import PeerName
 from tests.dataplane.sleeve.network import Network, name_of
 from tests.dataplane.sleeve.traffic import BROADCAST, TCP, UDP
 
@@ -211,3 +217,116 @@ def test_a_chain_of_relays_and_traffic_between_all_pairs_loses_nothing() -> None
             chatter(network, a, b, 10.0)
     network.run(3.0)
     assert lost(network, 6.0) == 0
+
+
+def test_a_path_that_takes_small_datagrams_only_is_used_with_small_ones() -> None:
+    """Probes pass it, and say nothing of what frames need."""
+    network = Network(14)
+    network.traffic(network.flow(0, 1, UDP), 0.05, 30.0, lambda: (1396, 0))
+    network.traffic(network.flow(1, 0, UDP), 0.05, 30.0, lambda: (1396, 0))
+    network.run(5.0)
+    network.weather.mtu = 1300
+    network.run(4.0)
+    assert lost(network, 5.0) == 0
+    assert network.partner(0, 1).datagram_bytes <= 1300
+
+
+def test_bulk_to_a_hop_does_not_starve_what_goes_through_it() -> None:
+    network = Network(15, hosts=3)
+    network.block(0, 2)
+    network.link((0, 1), (1, 2))
+    network.run(1.0)
+    ping = network.flow(0, 2, UDP)
+    network.traffic(ping, 0.02, 12.0, lambda: (100, 0))
+    network.run(2.0)
+    slow = network.hosts[1]
+    slow.card = replace(slow.card, turn_s=0.002, receives=1)
+    network.traffic(network.flow(0, 1, TCP), 0.0006, 6.0, lambda: (60_000, 1396))
+    network.run(1.0)
+    assert network.partner(0, 1).queue.held_bytes > HOP_QUEUE_BYTES, "the hop was not busy"
+    before = len(ping.arrived[2])
+    network.run(4.0)
+    assert len(ping.arrived[2]) - before > 0.9 * 4.0 / 0.02
+
+
+def test_one_frame_that_is_lost_leaves_an_idle_pair_as_it_was() -> None:
+    network = Network(16)
+    flow = network.flow(0, 1, UDP)
+    network.traffic(flow, 0.1, 1.0, lambda: (100, 0))
+    network.run(20.0)
+    network.weather.loss = 1.0
+    network.send(flow, 100)
+    network.run(0.1)
+    network.weather.loss = 0.0
+    network.run(5.0)
+    (row,) = network.hosts[0].sleeve.status(network.now)
+    assert row.state == control.UP
+    network.weather.loss = 1.0
+    network.send(flow, 100)
+    network.run(60.0)
+    before = network.counts["datagrams"]
+    network.run(60.0)
+    assert network.counts["datagrams"] == before, "asked on although nobody wants it any more"
+
+
+@pytest.mark.parametrize("delay_s", [0.0002, 0.05])
+def test_a_pair_that_falls_idle_falls_silent(delay_s: float) -> None:
+    network = Network(17)
+    network.weather.delay_s = (delay_s, delay_s)
+    network.traffic(network.flow(0, 1, UDP), 0.1, 2.0, lambda: (100, 0))
+    network.run(30.0)
+    before = network.counts["datagrams"]
+    network.run(600.0)
+    assert network.counts["datagrams"] == before
+
+
+def test_a_record_full_of_probes_is_answered_once() -> None:
+    """Whatever address it seems to come from, and it learns of no address that way."""
+    network = Network(18)
+    network.traffic(network.flow(0, 1, UDP), 0.1, 1.0, lambda: (100, 0))
+    network.run(1.0)
+    host, partner = network.hosts[0], network.partner(0, 1)
+    session = host.sleeve.keyring.current(name_of(1))
+    assert session is not None
+    before = network.counts["datagrams"]
+    for number in range(200):
+        record = host.sleeve.take_buffer()
+        note = encode_note(NOTE_PROBE, number.to_bytes(8, "big"))
+        record.end = HEADER_BYTES + 100 * len(note)
+        record.view[HEADER_BYTES : record.end] = note * 100
+        for pieces, _, _ in host.sleeve.sender.seal_burst(partner, session, record, Way(1472, False)):
+            network._arrive_at(network.now, 1, b"".join(pieces), ("203.0.113.9", number))
+        network.run(0.001)
+    network.run(1.0)
+    assert network.counts["datagrams"] - before < 300
+    assert len(network.hosts[1].sleeve._by_address) < 10
+
+
+def test_a_host_that_lies_about_whom_it_reaches_takes_no_ways_away() -> None:
+    """It says that it is everybody's neighbour; those that it names do not."""
+    network = Network(19, hosts=4)
+    network.block(0, 3)
+    network.link((0, 1), (0, 2), (2, 3))
+    network.block(1, 3)
+    network.run(1.0)
+    names = [name_of(index) for index in range(4)]
+    honest = {names[0]: (names[1], names[2]), names[2]: (names[0], names[3]), names[3]: (names[2],)}
+    for host in network.hosts:
+        host.sleeve.set_graph({**honest, names[1]: tuple(names)})
+        set_graph = host.sleeve.set_graph
+        host.sleeve.set_graph = lambda graph, give=set_graph: give({**graph, names[1]: tuple(names)})  # type: ignore[method-assign]
+    chatter(network, 0, 3, 6.0)
+    network.run(2.0)
+    assert lost(network, 3.0) == 0 and network.via(0, 3) == (2,)
+
+
+def test_names_that_a_member_makes_up_get_it_no_larger_share_of_a_hop() -> None:
+    network = Network(20, hosts=3)
+    network.link((0, 1), (1, 2))
+    network.run(1.0)
+    relay = network.hosts[1].sleeve
+    source, hop = relay.partners[name_of(0)], relay.partners[name_of(2)]
+    for number in range(500):
+        route = (name_of(0), name_of(1), name_of(2), PeerName(number.to_bytes(8, "big")))
+        relay.relay.take_untrusted(source, Relayed(route, 1, 0, memoryview(bytes(1000))), network.now)
+    assert len(hop.queue._flows) == 1

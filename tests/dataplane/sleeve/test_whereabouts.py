@@ -66,7 +66,7 @@ def test_an_address_that_fails_soon_is_gone_back_to_with_hesitation() -> None:
     for step in range(4):
         where.move(TOLD, 10.0 + step)
         where.move(ROUTE, 10.5 + step)
-    assert where.due([], 0.0, 14.0) and not where.due([], 0.0, 14.0 + RETURN_FIRST_S * 2)
+    assert not where.due([], 0.0, 13.5 + RETURN_FIRST_S * 15) and where.due([], 0.0, 13.5 + RETURN_FIRST_S * 17)
     where.move(TOLD, 20.0)
     where.move(ROUTE, 20.0 + STEADY_S)
     assert where.due([], 0.0, 20.0 + STEADY_S) and where.due([], 0.0, 20.0 + STEADY_S + RETURN_FIRST_S)
@@ -113,8 +113,13 @@ def test_a_call_is_answered_by_asking_once() -> None:
     assert where.due([], 0.0, 0.0) == [TOLD]
     where.take_call([SEEN])
     assert not where.is_returning(0.05), "a call is no reason to call"
-    assert where.next_s(0.0) == 0.0
+    assert where.next_s(0.0) <= 0.05
     assert where.due([], 0.0, 0.05) == [TOLD, SEEN] and where.due([], 0.0, 0.06) == []
+    asked = 0
+    for step in range(1000):  # somebody calls and calls
+        where.take_call([("198.51.100.9", step)])
+        asked += bool(where.due([], 0.0, 1.0 + step / 1000))
+    assert asked <= 1.0 / RETURN_FIRST_S + 1
 
 
 def test_where_a_probe_came_from_is_asked_while_nothing_better_is_known() -> None:
@@ -135,3 +140,22 @@ def test_what_is_called_is_bounded_and_the_newest_first() -> None:
         where.take_call([("198.51.100.1", number), TOLD])
     assert len(where.called) == CALLED_MAX and where.called[0] == ("198.51.100.1", 3 * CALLED_MAX - 1)
     assert TOLD not in where.called
+
+
+def test_of_two_on_different_routes_one_gives_way() -> None:
+    """Each hears the other by its own; if both followed, they would change places for ever."""
+    mine, theirs = make(ROUTE), make(ROUTE.back())
+    mine.proven_s = theirs.proven_s = 10.0
+    other = ROUTES[1]
+    assert [mine.is_followed(other, 10.1), theirs.is_followed(other.back(), 10.1)] == [False, True]
+    assert mine.is_followed(other, 10.1 + FOLLOW_AFTER_S), "but not for ever"
+
+
+def test_patience_is_longer_where_answers_take_long() -> None:
+    where = make()
+    where.took(0.01)
+    assert where.due(ROUTES, HUNT_AFTER_S + 0.1, 10.0)
+    where.took(1.0)
+    assert not where.due(ROUTES, 1.9, 20.0) and where.due(ROUTES, 2.1, 20.0)
+    where.took(100.0)
+    assert where.due(ROUTES, 3.1, 30.0)
