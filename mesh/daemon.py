@@ -183,7 +183,7 @@ class Daemon:
         self._probes = Probes(
             BRIDGE, VNI, config.port + 1, identity.name, store.read(PROBES), self._router.owner_of,
             lambda version, mac: mac in (self._router.peer_macs if version == 4 else self._router.macs_over_ipv6),
-            self._write, self._spawn, self._refresh_soon,
+            self._write, self._spawn, self._refresh_soon, lambda peers: self._sleeve.expect(peers),
         )  # fmt: skip
         self._router.path_mtus = self._path_mtus()
         self._router.mtu = min(self._router.mtu, self._router.told_mtu)
@@ -369,7 +369,7 @@ class Daemon:
         return desired
 
     def _seen(self) -> Seen:
-        return Seen(self._probes.verdicts, self._probes.has_answered, self._sleeve.peers)
+        return Seen(self._probes.verdicts, self._probes.has_answered, self._sleeve.known)
 
     def _hand_over(self, desired: Desired) -> int:
         """To the engine; the generation that its report will bear."""
@@ -514,7 +514,7 @@ class Daemon:
 
     def _say_who_passes_udp(self) -> None:
         """One page that says with which link neighbours our worker exchanges datagrams: others find ways by it."""
-        body = own_page((link.peer for link in self.node.links()), self._sleeve.peers)
+        body = own_page((link.peer for link in self.node.links()), self._sleeve.known)
         outcomes = self.node.publish(UDP_TABLE, 0, body, time.monotonic())
         self._router.reach.take_untrusted(self.node.name, body)
         if self._transport is not None:
@@ -588,7 +588,7 @@ class Daemon:
             left = {str(found.address) for found in self._survey.addresses if found not in survey.addresses}
             self._survey = survey
             if self._transport is not None:
-                self._transport.drop_from(left - {str(found.address) for found in survey.addresses})
+                self._transport.drop_from({address for address in left if not underlay.is_own(address)})
             self._has_ipv6 = self._has_ipv6 or survey.has_ipv6
             self._router.own_mtu, self._router.own_mtu_over_ipv6 = self._own_mtus()
             self._describe()

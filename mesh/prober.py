@@ -54,9 +54,11 @@ class Probers:
         on_verdict: Callable[[], None],
         talked_to: Callable[[int], frozenset[PeerName] | None],
         on_size: Callable[[int, probe.Probe], None],
+        on_doubt: Callable[[frozenset[PeerName]], None],
     ) -> None:
-        """`devices` by IP version. `is_peer_mac` says whether that device has an entry for a MAC; for the rest see
-        `Prober`."""
+        """`devices` by IP version. `is_peer_mac` says whether that device has an entry for a MAC; `on_doubt` hears of
+        those that left a question unanswered, before that means anything; for the rest see `Prober`."""
+        self._on_doubt = on_doubt
         self.each = {
             version: Prober(
                 device, own_mac, rng, silent.get(version, {}), partial(is_peer_mac, version), on_verdict,
@@ -118,7 +120,9 @@ class Probers:
             self._watch(None)
 
     def _doubted(self, version: int, peers: frozenset[PeerName]) -> None:
-        """Who may be silent there is asked over the other version at once: that is where frames would go."""
+        """Who may be silent there is asked over the other version at once: that is where frames would go, or else into
+        the sleeve."""
+        self._on_doubt(peers)
         for other, prober in self.each.items():
             if other != version:
                 prober.check(peers)

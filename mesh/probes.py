@@ -53,9 +53,11 @@ class Probes:
         write: Write,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_found: Callable[[], None],
+        on_doubt: Callable[[frozenset[PeerName]], None],
     ) -> None:
         """`document` is what an earlier life wrote; `owner_of` says behind which other host a MAC is; `on_found` is
-        called when something else was found, `spawn` to write that on disk."""
+        called when something else was found, `spawn` to write that on disk, `on_doubt` with those whose silence may
+        soon be found."""
         verdicts, sizes = self._saved = _read(document)
         devices = {4: vxlan_name(bridge), 6: vxlan6_name(bridge)}
         own_mac = bridge_mac(own)
@@ -68,8 +70,9 @@ class Probes:
             version: Measurer(own_mac, vni, port, SystemRandom(), sizes[version], self._found) for version in devices
         }
         self._probers = Probers(
-            devices, own_mac, SystemRandom(), verdicts, is_peer_mac, self._judged, self._talked_to, self._sized
-        )
+            devices, own_mac, SystemRandom(), verdicts, is_peer_mac, self._judged, self._talked_to, self._sized,
+            on_doubt,
+        )  # fmt: skip
         self._told: Faults = verdicts
         self._is_saving = False
         self._is_closed = False

@@ -20,7 +20,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, cast
 
@@ -30,6 +30,7 @@ from dataplane.sleeve.control import (
     WRONG_SECRET,
     Configure,
     Decoder,
+    Expect,
     Graph,
     Message,
     PeerStatus,
@@ -110,6 +111,8 @@ class Supervisor:
         """The worker's last one; None while none serves."""
         self.peers: Mapping[PeerName, PeerStatus] = {}
         """The same by peer; empty while none serves."""
+        self.known: Mapping[PeerName, PeerStatus] = {}
+        """What the last one said, also while it is being replaced: mostly that is a matter of milliseconds."""
         self.started = 0
         """Workers that this daemon started."""
         self._path = directories.sleeve_socket_path(run_dir)
@@ -209,6 +212,11 @@ class Supervisor:
         if self._conversation is not None and self._task is not None:
             self._conversation.send(*self._roster.pending())
 
+    def expect(self, peers: Collection[PeerName]) -> None:
+        """Frames for these may soon go by the sleeve: it sees to keys and to a way that works."""
+        if self._conversation is not None and self._task is not None:
+            self._conversation.send(Expect(tuple(sorted(peers))))
+
     def trouble(self, now: float) -> str | None:
         """Why no worker serves, or none that stays; None while all is well."""
         if self.status is None:
@@ -226,8 +234,9 @@ class Supervisor:
                 # Coming up and falling idle is how every pair lives.
                 tell = log.info if {before, peer.state} & {SILENT, WRONG_SECRET} else log.debug
                 tell("sleeve", peer=format_name(name), state=peer.state, address=peer.address, cipher=peer.cipher)
-        ways = {name: _way(peer) for name, peer in self.peers.items()}
+        ways = {name: _way(peer) for name, peer in self.known.items()}
         self.status, self.peers = status, peers
+        self.known = peers
         if ways != {name: _way(peer) for name, peer in peers.items()}:
             self._on_news()
 

@@ -9,6 +9,7 @@ them a failed dial, a missing one only that somebody must observe it; so what is
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -100,6 +101,17 @@ class AddressWatch:
 
     def close(self) -> None:
         self._events.close()
+
+
+def is_own(address: str) -> bool:
+    """Whether this host has that address, be it fit to be told to others or not."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as trial:
+        try:
+            trial.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def survey(bridge: str) -> Survey:

@@ -105,6 +105,13 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True)
+class Expect:
+    """Frames for these may soon come, because their other path is in doubt: see which way leads there."""
+
+    names: tuple[PeerName, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Complete:
     """All peers were said: forget those that were not (of an earlier life of the daemon)."""
 
@@ -159,10 +166,9 @@ class Status:
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
-Message = Configure | Peer | Macs | Forget | Graph | Complete | Stop | Refused | Status
-_KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__.lower(): kind for kind in (Configure, Peer, Macs, Forget, Graph, Complete, Stop, Refused, Status)
-}
+Message = Configure | Peer | Macs | Forget | Graph | Expect | Complete | Stop | Refused | Status
+_TYPES: Final = (Configure, Peer, Macs, Forget, Graph, Expect, Complete, Stop, Refused, Status)
+_KINDS: Final[dict[str, type[Any]]] = {kind.__name__.lower(): kind for kind in _TYPES}
 
 
 def encode(message: Message) -> bytes:

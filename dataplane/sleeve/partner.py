@@ -68,6 +68,7 @@ class Partner:
         "blocked_s",
         "consumed_bytes",
         "direct",
+        "expected_s",
         "filling",
         "forged",
         "heard_s",
@@ -159,6 +160,8 @@ class Partner:
         """When a record came that holds more than a probe or a proof: it is in use."""
         self.renewed_s = 0.0
         self.asked_s = 0.0
+        self.expected_s = float("-inf")
+        """Until when frames for it may come at any moment."""
         self.used_s = 0.0
         """When something was last to go there."""
         self.hellos = 0

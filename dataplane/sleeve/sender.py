@@ -238,6 +238,9 @@ class Sender:
         size = record.end
         if partner.is_relayed:
             yield self._burst(partner, session, record, SEND_MAX_BYTES)
+        elif size + TAG_BYTES > DATAGRAMS_MAX * (way.datagram_bytes - HEADER_BYTES):
+            self._count("record-too-large")  # it was filled for larger datagrams than pass now
+            return
         elif (parity or guarded) and (size + TAG_BYTES > way.datagram_bytes or parity >= PROTECT_FROM):
             yield from self.seal_pieces(partner, session, record, parity)
         elif way.segmented:
@@ -328,7 +331,7 @@ class Sender:
             buffers.append(each)
         size = HEADER_BYTES + piece
         if way.segmented:
-            at_once = max(1, SEND_MAX_BYTES // size) * 2
+            at_once = min(DATAGRAMS_MAX, max(1, SEND_MAX_BYTES // size)) * 2
             for start in range(0, len(buffers), at_once):
                 yield buffers[start : start + at_once], size, address
         else:

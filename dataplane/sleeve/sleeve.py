@@ -50,6 +50,8 @@ USED_S: Final = 5.0
 KEEP_S: Final = 5.0
 """The same for one to stay in contact with."""
 SILENT_AFTER_S: Final = 3.0
+EXPECTED_S: Final = 10.0
+"""Three times what it takes until a path in doubt is left, or is not."""
 INTEREST_S: Final = 10.0
 """What was sent so long ago is not asked after any more."""
 HOP_QUEUE_BYTES: Final = 256 * 1024
@@ -167,6 +169,14 @@ class Sleeve:
     def set_graph(self, graph: Graph) -> None:
         """Who exchanges UDP with whom: what routes are made of from now on."""
         self.paths.set_graph(graph)
+
+    def expect(self, name: PeerName, now: float) -> None:
+        """Frames for that peer may soon come: stay in contact for a while, by whatever way there is."""
+        partner = self.partners.get(name)
+        if partner is not None:
+            partner.expected_s = now + EXPECTED_S
+            self._active[partner] = None
+            self._timers_s = now
 
     def forget(self, name: PeerName) -> None:
         partner = self.partners.pop(name, None)
@@ -423,7 +433,7 @@ class Sleeve:
         name, where = partner.peer.name, partner.where
         session = self.keyring.current(name)
         if session is None or where.address is None:
-            if partner.peer.keep:
+            if self._quiet_s(partner, now) is not None:
                 self.keyring.want(name, now)
             else:
                 self._active.pop(partner, None)
@@ -440,7 +450,7 @@ class Sleeve:
         is_used = now - partner.met_s < USED_S
         if is_used and partner in self._active:
             yield from self._try(partner, session, now)
-        every_s = USED_S if is_used else self._quiet_s(partner)
+        every_s = USED_S if is_used else self._quiet_s(partner, now)
         if every_s is None and (unanswered_s == 0.0 or now - partner.used_s > INTEREST_S):
             partner.unanswered_s = None  # nobody wants to know any more
             self._active.pop(partner, None)
@@ -463,9 +473,9 @@ class Sleeve:
         if partner in self._active:
             self._timers_s = min(self._timers_s, max(now, partner.where.next_s(partner.unanswered(now))))
 
-    def _quiet_s(self, partner: Partner) -> float | None:
+    def _quiet_s(self, partner: Partner, now: float) -> float | None:
         """How often one without traffic is asked after; None: not at all."""
-        if partner.peer.keep:
+        if partner.peer.keep or now < partner.expected_s:
             return KEEP_S
         return KEEPALIVE_S if self.paths.is_translated(partner) else None
 

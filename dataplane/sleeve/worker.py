@@ -361,6 +361,9 @@ class Worker:
                 self._sleeve.forget(name)
             case control.Graph(edges) if self._sleeve is not None:
                 self._sleeve.set_graph(dict(edges))
+            case control.Expect(names) if self._sleeve is not None:
+                for name in names:
+                    self._sleeve.expect(name, time.monotonic())
             case control.Complete() if self._sleeve is not None:
                 for name in [each for each in self._sleeve.partners if each not in self._said]:
                     self._sleeve.forget(name)

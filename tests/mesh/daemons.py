@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -144,6 +144,7 @@ class StandIn:
         self.trouble_text: str | None = None
         self.told: Mapping[PeerName, Entry] = {}
         self.graph = Graph(())
+        self.expected: set[PeerName] = set()
         self.on_news: Callable[[], None] = lambda: None
         self.settled = False
         self.refusal = host.refusal
@@ -164,6 +165,13 @@ class StandIn:
 
     def tell(self, peers: Mapping[PeerName, Entry], graph: Graph, settled: bool) -> None:
         self.told, self.graph, self.settled = dict(peers), graph, settled
+
+    @property
+    def known(self) -> Mapping[PeerName, PeerStatus]:
+        return self.peers
+
+    def expect(self, peers: Collection[PeerName]) -> None:
+        self.expected |= set(peers)
 
     def trouble(self, now: float) -> str | None:
         return self.trouble_text

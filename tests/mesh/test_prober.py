@@ -408,7 +408,7 @@ def on_devices(monkeypatch: pytest.MonkeyPatch, on_device: Callable[..., None]) 
             macs = {4: {PEER, bridge_mac(STRANGER)}, 6: {PEER}}
             probers = Probers(
                 VERSIONS, OWN, Random(1), {}, lambda version, mac: mac in macs[version], lambda: None,
-                lambda version: None, lambda version, frame: None,
+                lambda version: None, lambda version, frame: None, lambda peers: None,
             )  # fmt: skip
             probers.open()
             try:
