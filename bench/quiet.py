@@ -86,9 +86,9 @@ def counted(said: str) -> dict[str, int]:
 
 
 def computed(seen: Idle, hosts: int) -> dict[str, float]:
-    """What one peer costs in a larger mesh: sleeves speak along links, of which a host has as many as it wants."""
+    """What one peer costs in a larger mesh: sleeves speak along links, of which a host has the most that it wants."""
     link_b_s = seen.sleeve_b_s / max(1, seen.links)
-    sleeve_b_s = link_b_s * links_wanted(hosts)[1] / (hosts - 1)
+    sleeve_b_s = link_b_s * min(links_wanted(hosts)[1], hosts - 1) / (hosts - 1)
     vxlan_b_s = vxlan_per_peer_b_s(hosts)
     return {"sleeve": sleeve_b_s, "vxlan": vxlan_b_s, "both": sleeve_b_s + vxlan_b_s}
 

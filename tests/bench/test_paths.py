@@ -116,10 +116,11 @@ def test_probes_do_not_grow_with_the_mesh() -> None:
 
 
 def test_a_pair_costs_what_the_hub_saw_shared_among_pairs_and_what_links_cost_shared_among_peers() -> None:
-    """Sleeves without traffic speak along links only; a host of a hundred has at most 11 of them."""
+    """Sleeves without traffic speak along links only; a host of a hundred has at most 11 of them, one of 3 has 2."""
     seen = Idle(hosts=10, links=27, sleeve_b_s=2700.0, vxlan_b_s=4500.0)
     assert seen.per_peer_b_s() == {"sleeve": 60.0, "vxlan": 100.0, "both": 160.0}
     assert computed(seen, 100)["sleeve"] == pytest.approx(100.0 * 11 / 99)
+    assert computed(seen, 3)["sleeve"] == pytest.approx(100.0)
 
 
 # Verdicts
