@@ -41,8 +41,10 @@ def main(argv: Sequence[str]) -> int:
     print(describe(facts), flush=True)
     try:
         with ends_in_order():
-            for name in BENCHES if "all" in args.names else dict.fromkeys(args.names):
-                _run(name, args, facts)
+            names = BENCHES if "all" in args.names else dict.fromkeys(args.names)
+            runs = {name: _bench(name, args) for name in names}  # all of them first: what is refused is refused at once
+            for name, run in runs.items():
+                _run(name, run, args.out, facts)
     except LabError as error:
         say(f"bench: {error}")
         return 1
@@ -96,15 +98,15 @@ def _bench(name: str, args: argparse.Namespace) -> Callable[[], Result]:
     return found
 
 
-def _run(name: str, args: argparse.Namespace, facts: dict[str, object]) -> None:
+def _run(name: str, run: Callable[[], Result], out: Path, facts: dict[str, object]) -> None:
     say(f"== {name}")
     start = time.monotonic()
-    result = _bench(name, args)()
+    result = run()
     if name == "sleeve":
         from bench.charts import write_pictures
 
-        result.pictures = write_pictures(result.figures, args.out, name)
-    path = write(result, facts, args.out)
+        result.pictures = write_pictures(result.figures, out, name)
+    path = write(result, facts, out)
     print(f"\n{result.title}  ({time.monotonic() - start:.0f} s)\n")
     print("\n".join([*result.table(), "", *result.further()]))
     for aim in [] if result.aims_in_table else result.aims:

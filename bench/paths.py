@@ -111,8 +111,8 @@ def method(plan: Plan) -> str:
     """For a reader who doubts it."""
     return (
         f"Whole daemons in network namespaces that share one machine. {plan.rounds} rounds of each failure, every one "
-        "on a pair of hosts to which nothing has happened before. A container pings another one every "
-        f"{outage.INTERVAL_S * 1e3:g} ms; time without traffic is the longest time between two answers as they "
+        "on another pair of hosts while there are any to which nothing has happened yet. A container pings another one "
+        f"every {outage.INTERVAL_S * 1e3:g} ms; time without traffic is the longest time between two answers as they "
         "arrived. Datagrams are dropped in the hub; control links stay. A way is opened again once pings are answered "
         f"steadily, that of the sleeve at different moments from {outage.DETOUR_S:g} s on, when tries to return are "
         "rarest. The return is over when both daemons have the best path in their history; lost are pings "

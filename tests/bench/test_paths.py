@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
+from bench.__main__ import MEASURES as command_line_measures
+from bench.__main__ import main
 from bench.harness import Result
 from bench.hop import BY_ONE, STRAIGHT
 from bench.outage import DETOUR_S, RETURN_MAX_S, TRY_EVERY_S, Turn, dwell_s, pairs, returned_s, silence_s
@@ -90,6 +93,17 @@ def test_a_plan_refuses_a_measure_that_does_not_exist() -> None:
     with pytest.raises(LabError, match="'tcp1' is none of vxlan-one-way, vxlan,"):
         Plan(measures=["probes", "tcp1"])
     assert Plan(measures=["probes"]).of(*MEASURES) == ["probes"]
+
+
+def test_what_a_later_bench_refuses_is_refused_before_an_earlier_one_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Minutes of figures are not lost to a typing mistake; and the command line knows every measure that there is."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("bench.startup.run", lambda: pytest.fail("it ran"))
+    assert main(["startup", "paths", "--measures", "tcp9"]) == 1
+    assert "bench: 'tcp9' is none of" in capsys.readouterr().err
+    assert all(word in command_line_measures for word in MEASURES)
 
 
 # Silence
