@@ -216,10 +216,17 @@ class IperfServer:
             end = json.loads(done.stdout)["end"]
             float(end["sum_received"]["bits_per_second"])
         except (ValueError, KeyError):
-            raise CommandFailed(
-                f"iperf3 {address} on {client}", done.returncode or 1, done.stdout, done.stderr
-            ) from None
+            why = _iperf_error(done.stdout) or done.stderr
+            raise CommandFailed(f"iperf3 {address} on {client}", done.returncode or 1, done.stdout, why) from None
         return end
+
+
+def _iperf_error(output: str) -> str:
+    """What iperf3 says of a run that failed; empty where it says nothing."""
+    try:
+        return str(json.loads(output).get("error", ""))
+    except (ValueError, AttributeError):
+        return ""
 
 
 class AnswerWatch:

@@ -130,8 +130,24 @@ def fill(result: Result) -> None:
     if rows := _turns(result.figures):
         note = "Seconds since the failure, or since its end, until daemons changed a path."
         result.tables.append(Table("Where the time went, in the worst round", ("figure", "path changes"), rows, note))
+    if streams := result.figures.get("relay-tcp"):
+        result.tables.append(_senders(streams))
     if failures := result.figures["failures"]:
         result.tables.append(Table("Not measured", ("what, and why",), [(failure,) for failure in failures]))
+
+
+def _senders(streams: Figures) -> Table:
+    """Round by round, because what a sender has made of a way decides how fast it is."""
+    rows = []
+    mbit_s = streams["mbit_s"]
+    for straight, through, state in zip(mbit_s[STRAIGHT], mbit_s[BY_ONE], streams["sender"][BY_ONE], strict=True):
+        said = [f"{state['loss']:.3%}", str(state["datagrams"]), str(state["parity"])]
+        rows.append([_number(straight), _number(through), f"{through / straight:.2f}", *said])
+    columns = ("Mbit/s, straight", f"Mbit/s, {BY_ONE}", "ratio", "lost", "datagrams a record", "parity")
+    note = (
+        f"How the sender sends at the end of each round {BY_ONE}: the loss that it measures, and what it does about it."
+    )
+    return Table("TCP through one relay, round by round", columns, rows, note)
 
 
 def _turns(figures: Figures) -> list[tuple[str, str]]:

@@ -176,6 +176,20 @@ def test_the_ratio_of_streams_is_that_of_the_rounds_and_its_worst_the_least() ->
     assert found[1].cells()[2:4] == ["500 Mbit/s", "400 Mbit/s"]
 
 
+def test_each_round_of_streams_is_shown_with_how_its_sender_sent() -> None:
+    """A slow round is explained by what the sender made of the way."""
+    sender = [{"loss": 0.001, "datagrams": 16, "parity": 1}, {"loss": 0.0, "datagrams": 64, "parity": 0}]
+    streams = {
+        "mbit_s": {STRAIGHT: [4000.0, 4000.0], BY_ONE: [1000.0, 2000.0]},
+        "sender": {BY_ONE: sender},
+        "mean_packet_bytes": 9000,
+    }
+    result = Result("paths", "t", "m", (), figures={"failures": [], "relay-tcp": streams})
+    fill(result)
+    assert result.tables[0].rows[0] == ["4,000", "1,000", "0.25", "0.100%", "16", "1"]
+    assert len(result.tables[0].rows) == 2
+
+
 def test_what_was_not_measured_is_named_and_has_no_verdict() -> None:
     """A measure that broke off must not look like one that was never asked for."""
     result = Result("paths", "t", "m", (), figures={"failures": ["punching: no"], "vxlan": [a_round(2.0, 1.0)]})
