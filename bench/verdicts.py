@@ -145,7 +145,8 @@ def _senders(streams: Figures) -> Table:
         rows.append([_number(straight), _number(through), f"{through / straight:.2f}", *said])
     columns = ("Mbit/s, straight", f"Mbit/s, {BY_ONE}", "ratio", "lost", "datagrams a record", "parity")
     note = (
-        f"How the sender sends at the end of each round {BY_ONE}: the loss that it measures, and what it does about it."
+        f"How the sender sends at the end of each round {BY_ONE}: the loss it measures, and what it does about it. "
+        f"Packets had {streams['mean_packet_bytes']:,} bytes on average when they reached a host."
     )
     return Table("TCP through one relay, round by round", columns, rows, note)
 
