@@ -17,10 +17,14 @@ from pathlib import Path
 from bench.harness import RESULTS_DIR, Result, describe, machine, say, write
 from mesh.namespaces import LabError, ends_in_order
 
-BENCHES = ("startup", "probes", "endpoints", "state", "attach", "idle", "fastpath", "hostile", "sleeve")
+BENCHES = ("startup", "probes", "endpoints", "state", "attach", "idle", "fastpath", "hostile", "paths", "sleeve")
 """In the order of `all`: the quick ones first."""
 SHORT = {"rounds": 4, "seconds": 1}
 """What `all` spends on fastpath where nothing else is asked: with all benches it is to end within minutes."""
+MEASURES = (
+    "of sleeve: tcp1, reverse, tcp4, ping, udp, loss, rekey; "
+    "of paths: vxlan-one-way, vxlan, datagrams, sleeve, relay-dies, relay-tcp, punching, probes"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,8 +41,10 @@ def main(argv: Sequence[str]) -> int:
     print(describe(facts), flush=True)
     try:
         with ends_in_order():
-            for name in BENCHES if "all" in args.names else dict.fromkeys(args.names):
-                _run(name, args, facts)
+            names = BENCHES if "all" in args.names else dict.fromkeys(args.names)
+            runs = {name: _bench(name, args) for name in names}  # all of them first: what is refused is refused at once
+            for name, run in runs.items():
+                _run(name, run, args.out, facts)
     except LabError as error:
         say(f"bench: {error}")
         return 1
@@ -57,14 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "names", nargs="+", metavar="NAME", choices=[*BENCHES, "all"], help=f"{', '.join(BENCHES)}, all"
     )
-    parser.add_argument("--rounds", type=_count, metavar="N", help="interleaved rounds (fastpath, sleeve)")
-    parser.add_argument("--seconds", type=_count, metavar="S", help="of each run (fastpath, sleeve)")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="interleaved rounds (fastpath, paths, sleeve)")
+    parser.add_argument("--seconds", type=_count, metavar="S", help="of each run (fastpath, paths, sleeve)")
     parser.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="default bench/results")
+    parser.add_argument("--measures", type=_words, default=[], metavar="A,B", help=MEASURES)
     ours = parser.add_argument_group("of the bench sleeve")
     ours.add_argument("--only", type=_words, default=[], metavar="A,B", help="these contestants and no others")
     ours.add_argument("--underlay", type=_words, default=[], metavar="A,B", help="pass-through, wire")
-    measures = "tcp1, reverse, tcp4, ping, udp, loss, rekey"
-    ours.add_argument("--measures", type=_words, default=[], metavar="A,B", help=measures)
     ours.add_argument("--losses", type=_words, default=[], metavar="P,P", help="in percent, default 0.01,0.1,1,5")
     return parser
 
@@ -83,7 +88,7 @@ def _words(value: str) -> list[str]:
 def _bench(name: str, args: argparse.Namespace) -> Callable[[], Result]:
     module = importlib.import_module(f"bench.{name}")
     found: Callable[..., Result] = module.run
-    if name == "sleeve":
+    if name in ("paths", "sleeve"):
         plan = module.Plan.asked(args)
         return lambda: found(plan)
     if name == "fastpath":
@@ -93,15 +98,15 @@ def _bench(name: str, args: argparse.Namespace) -> Callable[[], Result]:
     return found
 
 
-def _run(name: str, args: argparse.Namespace, facts: dict[str, object]) -> None:
+def _run(name: str, run: Callable[[], Result], out: Path, facts: dict[str, object]) -> None:
     say(f"== {name}")
     start = time.monotonic()
-    result = _bench(name, args)()
+    result = run()
     if name == "sleeve":
         from bench.charts import write_pictures
 
-        result.pictures = write_pictures(result.figures, args.out, name)
-    path = write(result, facts, args.out)
+        result.pictures = write_pictures(result.figures, out, name)
+    path = write(result, facts, out)
     print(f"\n{result.title}  ({time.monotonic() - start:.0f} s)\n")
     print("\n".join([*result.table(), "", *result.further()]))
     for aim in [] if result.aims_in_table else result.aims:

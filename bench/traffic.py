@@ -7,6 +7,7 @@ that was sent and never answered, so loss is told packet by packet, and a summar
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -27,6 +28,8 @@ IPERF_PATIENCE_S = 20.0
 """On a path that loses, its control connection takes a while too."""
 _REPLY = re.compile(r"(?:\[([0-9.]+)\] )?[0-9]+ bytes from .*icmp_seq=(\d+) .*time=([0-9.]+) ms( \(DUP!\))?")
 _SENT = re.compile(r"(\d+) packets transmitted")
+_ANSWERED = re.compile(r"^\[([0-9.]+)\] [0-9]+ bytes from .* ms", re.M)
+_TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,11 @@ class Pings:
     def lost(self) -> list[int]:
         """Sequence numbers that were never answered."""
         return [number for number in range(1, self.sent + 1) if number not in self.times_ms]
+
+    @property
+    def answered_s(self) -> list[float]:
+        """When answers came, in seconds of `time.time`, the first one first."""
+        return sorted(sent_s + self.times_ms[number] / 1e3 for number, sent_s in self.sent_s.items())
 
 
 def parse_ping(output: str) -> Pings:
@@ -90,6 +98,14 @@ class Pinger:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def last_answer_s(self) -> float | None:
+        """When the newest answer so far came, in seconds of `time.time`; None where there is none."""
+        # Not `seek` and `read`: the place in the file is ping's too, and that is where it writes.
+        fd = self._output.fileno()
+        tail = os.pread(fd, _TAIL_BYTES, max(0, os.fstat(fd).st_size - _TAIL_BYTES))
+        answered = _ANSWERED.findall(tail.decode(errors="replace"))
+        return float(answered[-1]) if answered else None
 
     def stop(self) -> Pings:
         """End it. The very last packet may still be on its way: unanswered, it was never sent."""
@@ -200,10 +216,17 @@ class IperfServer:
             end = json.loads(done.stdout)["end"]
             float(end["sum_received"]["bits_per_second"])
         except (ValueError, KeyError):
-            raise CommandFailed(
-                f"iperf3 {address} on {client}", done.returncode or 1, done.stdout, done.stderr
-            ) from None
+            why = _iperf_error(done.stdout) or done.stderr
+            raise CommandFailed(f"iperf3 {address} on {client}", done.returncode or 1, done.stdout, why) from None
         return end
+
+
+def _iperf_error(output: str) -> str:
+    """What iperf3 says of a run that failed; empty where it says nothing."""
+    try:
+        return str(json.loads(output).get("error", ""))
+    except (ValueError, AttributeError):
+        return ""
 
 
 class AnswerWatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.traffic import parse_ping
+from bench.traffic import _iperf_error, parse_ping
 from mesh.namespaces import LabError
 
 OUTPUT = """\
@@ -31,3 +31,14 @@ def test_output_without_a_summary_is_no_result() -> None:
     """A ping that was killed before it could count must not pass for one that lost nothing."""
     with pytest.raises(LabError, match="said nothing"):
         parse_ping(OUTPUT.split("---")[0])
+
+
+def test_when_answers_came_is_when_their_pings_went_and_how_long_they_took() -> None:
+    """Only where ping told the time; in order of arrival."""
+    assert parse_ping(OUTPUT).answered_s == pytest.approx([1700000000.123456])
+
+
+def test_a_stream_that_failed_says_why() -> None:
+    """iperf3 tells its errors inside its JSON, whose last line is a brace."""
+    assert _iperf_error('{"start": {}, "end": {}, "error": "the server is busy"}\n') == "the server is busy"
+    assert _iperf_error("") == _iperf_error("[]") == _iperf_error("{}") == ""

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from bench.nat import put_behind_nat
 from bench.traffic import Pinger, Pings, ping
 from mesh.lab import Lab
 from mesh.namespaces import ip_batch, wait_until
 from tests.labs.chatter import exchange, listen, talk
-from tests.labs.nat import put_behind_nat
 from tests.labs.wire import Capture
 
 pytestmark = pytest.mark.root
