@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired, Exposed, Port, RemoteEndpoint, RemotePeer, Segment
-from dataplane.objects import BRIDGE_FDB, FLOOD, LINK, NEIGHBOUR, VXLAN_FDB, Key, Vxlan, expand
+from dataplane.expansion import expand
+from dataplane.objects import BRIDGE_FDB, FLOOD, LINK, NEIGHBOUR, VXLAN_FDB, Key, Vxlan
 from dataplane.sleeve import control
 from dataplane.sleeve.control import SILENT, UP, WRONG_SECRET, PeerStatus
 from gossip.names import PeerName
