@@ -20,9 +20,10 @@ from typing import Any
 
 from bench.endpoints import Programmer, entries
 from dataplane.desired import Desired
+from dataplane.expansion import expand
 from dataplane.linux import open_kernel, tables, teardown
 from dataplane.linux.netlink import BATCH_MESSAGES, NetlinkSocket
-from dataplane.objects import BRIDGE_FDB, NEIGHBOUR, VXLAN_FDB, Key, Value, expand, vxlan_name
+from dataplane.objects import BRIDGE_FDB, NEIGHBOUR, VXLAN_FDB, Key, Value, vxlan_name
 from gossip.documents import sign_page
 from gossip.events import PageChanged
 from gossip.identity import Identity

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dataplane.desired import Desired
+from dataplane.expansion import Expander, Expansion
 from dataplane.faults import sort_faults, text_of
 from dataplane.kernel import PARTS, Fault, Kernel, KernelError, Observation, Warning
-from dataplane.objects import Expander, Expansion, Key, Value
+from dataplane.objects import Key, Value
 from dataplane.reconcile import OBSERVED, WANTED, Reconciler
 
 FULL_INTERVAL_S: Final = 60.0

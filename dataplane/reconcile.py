@@ -1,6 +1,6 @@
 """The difference between what is wanted and what is there, as ordered operations: pure bookkeeping for the engine.
 
-Holds both sides as mappings (`wanted` from one `objects.Expansion` after another, `actual` as a mirror of the kernel
+Holds both sides as mappings (`wanted` from one `Expansion` after another, `actual` as a mirror of the kernel
 kept current by listings, observations and our own operations) and a list of keys at which they may differ. Planning
 looks at those keys only, so an event costs a lookup and a change of one endpoint does not touch the other hundred
 thousand. Knows nothing of netlink, threads or clocks (`now` is given).
@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from dataplane.expansion import Expansion
 from dataplane.kernel import (
     ADD,
     ANNOUNCE,
@@ -50,7 +51,6 @@ from dataplane.objects import (
     VXLAN_FDB,
     Bridge,
     DefaultRoute,
-    Expansion,
     Forwarding,
     GuestAddress,
     HostAddress,

@@ -16,16 +16,15 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from ipaddress import ip_address
 from random import SystemRandom
 from typing import Any
 
 import uvloop
 
 from dataplane.desired import Desired
-from dataplane.engine import Engine, Report
-from dataplane.kernel import Fault, Kernel, KernelError
-from dataplane.linux import open_kernel, teardown, underlay
+from dataplane.engine import Report
+from dataplane.kernel import Fault, KernelError
+from dataplane.linux import underlay
 from dataplane.objects import tap_name
 from dataplane.sleeve.control import Configure
 from gossip.events import Event, NameConflict, PeerChanged, Settled
@@ -42,15 +41,8 @@ from mesh.docker import Docker
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
 from mesh.expose import Exposures
-from mesh.forwarding import (
-    MTU_MIN,
-    UNDERLAY_MTU,
-    VXLAN_OVERHEAD_V4_BYTES,
-    VXLAN_OVERHEAD_V6_BYTES,
-    Local,
-    Path,
-    host_of,
-)
+from mesh.forwarding import UNDERLAY_MTU, Local, Path
+from mesh.handover import Handover
 from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
 from mesh.logs import EventLog
@@ -65,16 +57,14 @@ from mesh.sleeve import Supervisor
 from mesh.store import Store, StoreError
 from mesh.targets import Targets
 from mesh.udpreach import UDP_TABLE, own_page
+from mesh.underlay import Underlay
 from mesh.verbs import TARGETS, Facts, Verbs
 from mesh.version import VERSION
 
 SETTLE_LIMIT_S = 60.0
 """What an earlier life left in the kernel of remote endpoints stays this long at most without news of them."""
 ATTACH_SETTLE_S = 2.0
-FIRST_REPORT_S = 15.0
-SURVEY_INTERVAL_S = 5.0
-SURVEY_PAUSE_S = 0.1
-ADDRESSES_ADVERTISED_MAX = 8
+SAVE_RETRY_S = 5.0
 IDENTITY = "identity"
 
 log = EventLog("daemon")
@@ -137,18 +127,13 @@ class Daemon:
         self._gone = False
         self._closed = False
         self._refresh_due: asyncio.Handle | None = None
-        self._desired: Desired | None = None
-        self._report: Report | None = None
-        self._waiting: list[tuple[int, asyncio.Future[Report]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._kernel: Kernel | None = None
-        self._engine: Engine | None = None
+        self._handover = Handover(self._on_report)
         self._transport: Transport | None = None
         self._verbs: Verbs | None = None
         self._pager = TablePager()
-        self._survey = survey
-        self._has_ipv6 = survey.has_ipv6
-        """Once it has, the device for it stays: an address that is lost for a while is no reason to remove that."""
+        self._underlay = Underlay(BRIDGE, config.host, config.advertise, survey)
+        self._had_bridge = bool(survey.bridge_mtu)
         self._disk = asyncio.Lock()
 
         self._keys, epoch = _load_identity(store)
@@ -157,10 +142,9 @@ class Daemon:
         node_config = NodeConfig(port=config.port, discovery=config.discovery)
         record = PeerRecord(config.nickname, secrets.token_bytes(16), LIVE, VERSION, (), {})
         self.node = Node(identity, record, epoch, node_config, SystemRandom(), self._started)
-        own_mtu, own_mtu_over_ipv6 = self._own_mtus()
-        self._router = Router(self.node, own_mtu, self._started, self._survey.bridge_mtu)
-        self._router.own_mtu_over_ipv6 = own_mtu_over_ipv6
-        self._told_mtu = own_mtu
+        self._router = Router(self.node, self._underlay.mtu, self._started, survey.bridge_mtu)
+        self._router.own_mtu_over_ipv6 = self._underlay.mtu_over_ipv6
+        self._told_mtu = self._underlay.mtu
         self._heap = Heap()
         targets = Targets(Docker(config.docker_socket))
         around = Surroundings(
@@ -219,35 +203,22 @@ class Daemon:
         if self._config.peers is not None:  # they replace those of the last launch
             await self._write(TARGETS, {"targets": self._first_targets})
         await self._sleeve.prepare()
-        await self._start_kernel()
+        self._handover.open(directories.forwarding_path(self._config.state_dir))
+        await self._handover.first(self._decide())
         await self._sleeve.start()
         self._open_probe_sockets()
-        self._spawn(self._survey_forever())
+        self._spawn(self._underlay.watch(self._on_survey))
         self._spawn(self._returns.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
             self.node, self._router, self._attachments, self._exposures, transport, self._pinger,
             Facts(
-                self._started, bool(self._config.passwords), self._weak_password, lambda: self._report,
+                self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
                 self._sleeve_view, self._returns,
             ),
             self._write, self._end,
         )  # fmt: skip
         self._has_started = True
-
-    async def _start_kernel(self) -> None:
-        try:
-            self._kernel = open_kernel(directories.forwarding_path(self._config.state_dir))
-        except KernelError as error:
-            raise UserError(error.text) from None
-        self._engine = Engine(self._kernel, self._report_from_thread)
-        self._engine.start()
-        try:
-            report = await self._publish(FIRST_REPORT_S)
-        except TimeoutError:
-            raise UserError(f"the kernel did not answer within {FIRST_REPORT_S:g} s; see the log, then retry") from None
-        if report.faults:
-            raise UserError(report.faults[0].text)
 
     def stop(self) -> None:
         self._end(False)
@@ -264,9 +235,7 @@ class Daemon:
         """Leave the mesh and end every part. The kernel is left as it is, except after `reset`, and after a start that
         failed where there was nothing of ours before."""
         self._closed = True
-        for _, done in self._waiting:  # whoever is in the middle of a change takes it back
-            if not done.done():
-                done.set_exception(TimeoutError())
+        self._handover.abandon()
         await self._attachments.close()
         if self._transport is not None:
             self._transport.perform(self.node.leave(self._gone, time.monotonic()))
@@ -279,19 +248,8 @@ class Daemon:
         if self._transport is not None:
             await self._transport.stop()
         await self._sleeve.close(end=self._gone or (not self._has_started and self._sleeve.started > 0))
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.stop)
-        if self._kernel is not None:
-            if self._gone or not (self._has_started or self._survey.bridge_mtu):
-                await self._teardown(self._kernel)
-            self._kernel.close()
+        await self._handover.close(remove=self._gone or not (self._has_started or self._had_bridge))
         log.info("stopped", removed=self._gone)
-
-    async def _teardown(self, kernel: Kernel) -> None:
-        try:
-            await asyncio.to_thread(teardown, kernel)
-        except KernelError as error:
-            log.error("teardown-failed", error=error.text)
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
@@ -323,15 +281,13 @@ class Daemon:
             self._refresh_soon()
 
     def _refresh_soon(self) -> None:
-        if self._refresh_due is None and self._engine is not None and not self._closed:
+        if self._refresh_due is None and self._handover.is_open and not self._closed:
             self._refresh_due = self._loop.call_soon(self._refresh)
 
     def _refresh(self) -> None:
         """Publish the desired state if it has changed."""
         self._refresh_due = None
-        desired = self._decide()
-        if desired != self._desired:
-            self._hand_over(desired)
+        self._handover.offer(self._decide())
 
     def _decide(self) -> Desired:
         """The desired state as it now is."""
@@ -341,11 +297,11 @@ class Daemon:
             has_secret=bool(self._config.passwords),
             vxlan=self._config.vxlan,
             vxlan_port=self._config.port + 1,
-            networks=self._survey.networks,
-            addresses=frozenset(found.address for found in self._survey.addresses),
+            networks=self._underlay.survey.networks,
+            addresses=self._underlay.addresses,
             nat=self._is_behind_nat(),
-            vxlan6=self._has_ipv6,
-            zones=self._survey.zones,
+            vxlan6=self._underlay.has_ipv6,
+            zones=self._underlay.survey.zones,
             offloads_off=self._offloads.vxlan_off,
         )
         ports = tuple(attachment.port for attachment in self._attachments.here())
@@ -359,8 +315,8 @@ class Daemon:
             self._describe()
         sizes = {version: self._router.probe_bytes(version) for version in self._router.probed}
         known = self._router.paths if settled else None
-        self._probes.watch(self._router.ways(self._underlay_mtu()), self._router.lost, sizes, known)
-        self._offloads.watch(self._router, self._sleeve.peers, self._survey)
+        self._probes.watch(self._router.ways(self._underlay.mtu_over_ipv4), self._router.lost, sizes, known)
+        self._offloads.watch(self._router, self._sleeve.peers, self._underlay.survey)
         self._sleeve.tell(self._router.sleeve_peers, self._router.graph, settled)
         self._say_who_passes_udp()
         lost = frozenset(endpoint.mac for endpoint in self._router.lost_macs(now))
@@ -371,52 +327,22 @@ class Daemon:
     def _seen(self) -> Seen:
         return Seen(self._probes.verdicts, self._probes.has_answered, self._sleeve.known)
 
-    def _hand_over(self, desired: Desired) -> int:
-        """To the engine; the generation that its report will bear."""
-        assert self._engine is not None
-        self._desired = desired
-        return self._engine.publish(desired)
-
     def _log_path(self, peer: PeerName, path: Path) -> None:
         log.info("path", peer=format_name(peer), path=path.kind, reason=path.reason, address=path.destination,
                  via=[format_name(name) for name in path.between] or None)  # fmt: skip
 
-    async def _publish(self, timeout_s: float) -> Report:
-        """Publish and wait until the kernel has it. Raises `TimeoutError`."""
+    async def _publish(self) -> Report:
+        """Publish the desired state as it now is, and wait until the kernel has it. Raises `TimeoutError`."""
         if self._refresh_due is not None:
             self._refresh_due.cancel()
             self._refresh_due = None
-        generation = self._hand_over(self._decide())
-        if self._closed:
-            raise TimeoutError
-        done: asyncio.Future[Report] = self._loop.create_future()
-        self._waiting.append((generation, done))
-        async with asyncio.timeout(timeout_s):
-            return await done
+        return await self._handover.publish(self._decide())
 
     async def _publish_ports(self) -> dict[str, Fault]:
         self._returns.wake()
-        return dict((await self._publish(FIRST_REPORT_S)).port_faults)
-
-    def _report_from_thread(self, report: Report) -> None:
-        """On the engine's thread; a loop that has closed meanwhile needs no news."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._on_report, report)
+        return dict((await self._publish()).port_faults)
 
     def _on_report(self, report: Report) -> None:
-        """News from the engine, on the loop."""
-        before, self._report = self._report, report
-        for fault in report.faults:
-            if before is None or fault not in before.faults:
-                log.warning("kernel-fault", code=fault.code, text=fault.text)
-        waiting, self._waiting = self._waiting, []
-        for generation, done in waiting:
-            if done.done():
-                continue
-            if report.generation >= generation:
-                done.set_result(report)
-            else:
-                self._waiting.append((generation, done))
         if self._closed:
             return
         self._open_probe_sockets()
@@ -494,20 +420,17 @@ class Daemon:
             return
         self._told_mtu = self._router.told_mtu
         port = self._config.port
-        advertised = self._config.advertise
-        hosts = list(advertised) or [str(address) for address in self._addresses()]
-        addresses = tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)
         attributes: dict[str, int | str | bool | bytes] = {
             "mtu": self._config.mtu or self._told_mtu,
-            UNDERLAY_MTU: self._underlay_mtu(),
+            UNDERLAY_MTU: self._underlay.mtu_over_ipv4,
             "vxlan": self._config.vxlan and not self._config.passwords,
             "vxlan_port": port + 1,
-            "advertise": bool(advertised),
+            "advertise": bool(self._config.advertise),
             SLEEVE_KEY: self._keys.sleeve_public,
         }
         if self._is_behind_nat():
             attributes["nat"] = True
-        described = replace(record, addresses=addresses[:ADDRESSES_ADVERTISED_MAX], attributes=attributes)
+        described = replace(record, addresses=self._underlay.told_addresses(port), attributes=attributes)
         outcomes = self.node.describe(described, time.monotonic())
         if self._transport is not None:
             self._transport.perform(outcomes)
@@ -521,77 +444,20 @@ class Daemon:
             self._transport.perform(outcomes)
 
     def _is_behind_nat(self) -> bool:
-        """Whether a neighbour sees us at an address that this host does not have."""
-        own = {found.address for found in self._survey.addresses}
-        seen = (host_of(link.observed) for link in self.node.links())
-        return not self._config.advertise and any(
-            address is not None and address not in own and not address.is_loopback and not address.is_link_local
-            for address in seen
-        )
+        return self._underlay.is_behind_nat(link.observed for link in self.node.links())
 
-    def _addresses(self) -> list[Any]:
-        """This host's own addresses; one that `--host` names is the only one. Link-local ones are told to nobody."""
-        if self._config.host:
-            is_told = ":" not in self._config.host or not ip_address(self._config.host).is_link_local
-            return [self._config.host] if is_told else []
-        return [found.address for found in self._survey.addresses]
-
-    def _underlay_mtu(self) -> int:
-        """The largest overlay packet over IPv4, whether or not this host has that: others compare it with their own."""
-        return self._own_mtus()[1] + VXLAN_OVERHEAD_V6_BYTES - VXLAN_OVERHEAD_V4_BYTES
-
-    def _own_mtus(self) -> tuple[int, int]:
-        """The largest overlay packet that the underlay takes, given the smallest of the interfaces that carry it: as
-        long as IPv4 does where this host has it, and when VXLAN goes over IPv6."""
-        told = set(self._config.advertise) | ({self._config.host} if self._config.host else set())
-        found = self._survey.addresses or self._survey.link_local
-        carrying = [each for each in found if not told or str(each.address) in told] or found
-        mtu = min((each.mtu for each in carrying), default=1500)
-        over_ipv6 = max(MTU_MIN, mtu - VXLAN_OVERHEAD_V6_BYTES)
-        has_ipv4 = not carrying or any(each.address.version == 4 for each in carrying)
-        return max(MTU_MIN, mtu - VXLAN_OVERHEAD_V4_BYTES) if has_ipv4 else over_ipv6, over_ipv6
-
-    async def _survey_forever(self) -> None:
-        """Look again at what the host's network is like, at once where its addresses change; let holds expire; keep
-        the probe socket open and the heap still."""
-        watch, changed = underlay.AddressWatch(), asyncio.Event()
-
-        def heard() -> None:
-            watch.taken()
-            changed.set()
-
-        self._loop.add_reader(watch, heard)
-        try:
-            await self._survey_on(changed)
-        finally:
-            self._loop.remove_reader(watch)
-            watch.close()
-
-    async def _survey_on(self, changed: asyncio.Event) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SURVEY_INTERVAL_S):
-                    await changed.wait()
-            await asyncio.sleep(SURVEY_PAUSE_S)  # addresses rarely change one at a time
-            changed.clear()
-            try:
-                self._surveyed(await asyncio.to_thread(underlay.survey, BRIDGE))
-            except KernelError as error:
-                log.warning("survey-failed", error=error.text)
-            self._open_probe_sockets()
-            self._refresh_soon()
-            self._heap.settle(len(self._router.table))
-
-    def _surveyed(self, survey: underlay.Survey) -> None:
-        # Without any address there is nobody to tell, and an MTU made up for that moment would shrink the network's.
-        if (survey.addresses or survey.link_local) and survey != self._survey:
-            left = {str(found.address) for found in self._survey.addresses if found not in survey.addresses}
-            self._survey = survey
+    def _on_survey(self, left: frozenset[str] | None) -> None:
+        """After each look at the underlay: tell what is new, let holds expire, keep the probe sockets open and the
+        heap still. `left`: addresses that are not ours any more, or None where nothing has changed."""
+        if left is not None:
             if self._transport is not None:
                 self._transport.drop_from({address for address in left if not underlay.is_own(address)})
-            self._has_ipv6 = self._has_ipv6 or survey.has_ipv6
-            self._router.own_mtu, self._router.own_mtu_over_ipv6 = self._own_mtus()
+            self._router.own_mtu = self._underlay.mtu
+            self._router.own_mtu_over_ipv6 = self._underlay.mtu_over_ipv6
             self._describe()
+        self._open_probe_sockets()
+        self._refresh_soon()
+        self._heap.settle(len(self._router.table))
 
     async def _store_epoch(self, epoch: int) -> None:
         """Somebody saw a later epoch of ours: on disk first, however long that takes."""
@@ -602,7 +468,7 @@ class Daemon:
                 return
             except StoreError as error:
                 log.error("epoch-not-saved", error=error)
-                await asyncio.sleep(SURVEY_INTERVAL_S)
+                await asyncio.sleep(SAVE_RETRY_S)
 
     async def _write(self, name: str, payload: dict[str, Any]) -> None:
         """Put a document on disk, one at a time. Raises `StoreError`. A thread that has begun cannot be stopped, so it

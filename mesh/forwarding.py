@@ -168,9 +168,10 @@ def _try_vxlan(local: Local, remote: Remote, previous: Path | None) -> tuple[Add
 
 def _is_translated(local: Local, remote: Remote, destination: Address) -> bool:
     """Whether something between the two changes addresses, as far as can be seen. VXLAN hardly ever passes there (its
-    answers go to a port that nothing was sent from), so it is not believed in before it answers."""
-    if destination.is_link_local:
-        return False  # nobody tells those, and nothing is between
+    answers go to a port that nothing was sent from), so it is not believed in before it answers. Of IPv6 addresses a
+    host has more than it tells (those that change for privacy), and nobody makes others of them."""
+    if destination.version == 6:
+        return False
     if all(address != destination for address, _ in _told(local, remote)):
         return True
     is_near = any(destination in network for network in local.networks)

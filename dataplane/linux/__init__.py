@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataplane.expansion import Expansion
 from dataplane.faults import text_of
 from dataplane.kernel import PARTS, Kernel, KernelError
 from dataplane.linux.netns import Namespace, find_namespace
 from dataplane.linux.packet import open_probe_socket
-from dataplane.objects import Expansion, Scope
+from dataplane.objects import Scope
 from dataplane.reconcile import Reconciler
 
 if TYPE_CHECKING:

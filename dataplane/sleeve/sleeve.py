@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from dataplane.sleeve import control, handshake
+from dataplane.sleeve import control, handshake, view
 from dataplane.sleeve.bucket import Bucket
 from dataplane.sleeve.buffers import Buffer
 from dataplane.sleeve.keys import Keyring
@@ -571,37 +571,12 @@ class Sleeve:
         return totals
 
     def status(self, now: float) -> tuple[control.PeerStatus, ...]:
-        return tuple(self._status(partner, now) for _, partner in sorted(self.partners.items()))
+        return tuple(self._status(name, partner, now) for name, partner in sorted(self.partners.items()))
 
-    def _status(self, partner: Partner, now: float) -> control.PeerStatus:
-        state, since = self.keyring.state(partner.peer.name, now)
+    def _status(self, name: PeerName, partner: Partner, now: float) -> control.PeerStatus:
+        state, since_s = self.keyring.state(name, now)
         if state == control.UP and partner.unanswered(now) > SILENT_AFTER_S:
-            state, since = control.SILENT, now - partner.unanswered(now)  # what we hear goes one way only
-        session = self.keyring.current(partner.peer.name)
-        shape = partner.meter.shape
-        off = [] if self._may_segment else [control.UDP_SEGMENT]
-        if partner.trial is not None and partner.trial.proven is not None and not partner.trial.way.segmented:
-            off = [control.UDP_SEGMENT]
-        return control.PeerStatus(
-            name=partner.peer.name,
-            state=state,
-            address=None if partner.is_relayed else _text(partner.address),
-            encrypted=not self._is_clear,
-            cipher=session.cipher if session is not None else "none",
-            since_s=max(since, partner.where.turned_s),
-            rtt_ms=None if partner.rtt_ms is None else round(partner.rtt_ms, 3),
-            loss=round(partner.meter.loss, 6),
-            datagrams=shape.datagrams,
-            parity=shape.parity,
-            offloads_off=tuple(off),
-            via=route.between if (route := partner.where.route) is not None else (),
-            is_translated=state == control.UP and self.paths.is_translated(partner),
-            datagram_bytes=partner.datagram_bytes if partner.trial is not None else 0,
-        )
-
-
-def _text(address: Address | None) -> str | None:
-    if address is None:
-        return None
-    host, port = address[0], address[1]
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+            state, since_s = control.SILENT, now - partner.unanswered(now)  # what we hear goes one way only
+        is_translated = state == control.UP and self.paths.is_translated(partner)
+        session = self.keyring.current(name)
+        return view.row(partner, session, state, since_s, is_translated, self._is_clear, self._may_segment)

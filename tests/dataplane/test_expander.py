@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane import objects
+from dataplane import expansion as expansion_module
 from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired, Group, RemoteEndpoint, Segment
+from dataplane.expansion import Expander, Expansion, expand
 from dataplane.layers import Layers
-from dataplane.objects import BRIDGE_FDB, NEIGHBOUR, VXLAN_FDB, Expander, Expansion, Key, Value, expand
+from dataplane.objects import BRIDGE_FDB, NEIGHBOUR, VXLAN_FDB, Key, Value
 from tests.dataplane.world import DESIRED, SEGMENT, World, endpoint, mac, peer, port
 
 # Layers, against the obvious: walk through all of them, last to first.
@@ -50,7 +51,7 @@ def obvious(desired: Desired) -> dict[Key, Value]:
     """One row after another into one dictionary."""
     found: dict[Key, Value] = {}
     for each in reversed(desired.endpoints):
-        found.update(objects._endpoint_rows(desired.segment, each))
+        found.update(expansion_module._endpoint_rows(desired.segment, each))
     for state in (replace(desired, ports=(), groups=()), replace(desired, peers=(), groups=())):
         found.update(expand(state).objects)
     return found
@@ -152,13 +153,13 @@ def many_groups(count: int) -> tuple[Group, ...]:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[RemoteEndpoint]:
     """The endpoints whose rows were made."""
     calls: list[RemoteEndpoint] = []
-    rows = objects._endpoint_rows
+    rows = expansion_module._endpoint_rows
 
     def counted(segment: Segment, each: RemoteEndpoint) -> dict[Key, Value]:
         calls.append(each)
         return rows(segment, each)
 
-    monkeypatch.setattr(objects, "_endpoint_rows", counted)
+    monkeypatch.setattr(expansion_module, "_endpoint_rows", counted)
     return calls
 
 

@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from dataplane.desired import Desired, Exposed, Port
+from dataplane.expansion import expand
 from dataplane.faults import describe, text_of
 from dataplane.kernel import ADD, DELETE, REPLACE, KernelError, Operation
 from dataplane.linux import teardown
@@ -29,7 +30,6 @@ from dataplane.objects import (
     Key,
     Value,
     address_item,
-    expand,
     fits,
 )
 from tests.dataplane.world import DESIRED, EXPOSED, SEGMENT, World

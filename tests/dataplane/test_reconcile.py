@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane.desired import NOWHERE, SLEEVE, VXLAN, Desired, Exposed
+from dataplane.expansion import expand
 from dataplane.kernel import ADD, ANNOUNCE, DELETE, REPLACE, Operation
 from dataplane.objects import (
     ACCEPT,
@@ -37,7 +38,6 @@ from dataplane.objects import (
     Value,
     Veth,
     Vxlan,
-    expand,
     fits,
 )
 from dataplane.reconcile import (

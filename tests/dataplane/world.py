@@ -7,9 +7,10 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
 from dataplane.desired import SLEEVE, VXLAN, Address, Desired, Exposed, Port, RemoteEndpoint, RemotePeer, Segment, Via
+from dataplane.expansion import Expander, expand
 from dataplane.kernel import PARTS, Operation
 from dataplane.memory import MemoryKernel
-from dataplane.objects import ACCEPT, Expander, Key, Value, expand, fits
+from dataplane.objects import ACCEPT, Key, Value, fits
 from dataplane.reconcile import Reconciler
 from gossip.names import PeerName
 

@@ -21,12 +21,13 @@ from typing import TypeVar
 
 from dataplane.desired import Desired, Port, RemoteEndpoint, RemotePeer, Segment, Via
 from dataplane.engine import Engine, Report
+from dataplane.expansion import expand
 from dataplane.kernel import PARTS, Kernel
 from dataplane.linux import find_namespace, open_kernel, teardown
 from dataplane.linux.host import LinuxKernel
 from dataplane.linux.netns import open_namespace, run_inside
 from dataplane.linux.tap import open_tap
-from dataplane.objects import ACCEPT, GUEST_ADDRESS, PORT, UP, expand, fits
+from dataplane.objects import ACCEPT, GUEST_ADDRESS, PORT, UP, fits
 from gossip.names import PeerName
 
 T = TypeVar("T")

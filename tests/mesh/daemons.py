@@ -32,6 +32,7 @@ from dataplane.sleeve.control import Configure, Graph, PeerStatus, Status
 from gossip.names import PeerName
 from mesh import attach as attach_module
 from mesh import daemon as daemon_module
+from mesh import handover as handover_module
 from mesh import offloadprober as offloadprober_module
 from mesh import pinger as pinger_module
 from mesh import prober as prober_module
@@ -114,7 +115,7 @@ class Stage:
 
     def use(self, host: Host) -> None:
         """The next daemon that starts finds this host's kernel and underlay."""
-        self._monkeypatch.setattr(daemon_module, "open_kernel", lambda memory: host.kernel)
+        self._monkeypatch.setattr(handover_module, "open_kernel", lambda memory: host.kernel)
         self._monkeypatch.setattr(underlay, "survey", lambda bridge: host.survey)
         self._monkeypatch.setattr(daemon_module, "Supervisor", host.supervise)
 

@@ -18,7 +18,8 @@ from dataplane.linux.underlay import Survey
 from dataplane.objects import BRIDGE_FDB, LINK, Key, Vxlan
 from gossip.events import Settled
 from mesh import arguments, requests
-from mesh import daemon as daemon_module
+from mesh import handover as handover_module
+from mesh import underlay as underlay_module
 from mesh.daemon import Daemon
 from mesh.endpoints import bridge_mac, derive_mac
 from mesh.errors import UserError
@@ -168,7 +169,7 @@ def test_a_later_launch_that_fails_leaves_running_containers_alone(stage: Stage)
 
 def test_a_kernel_that_does_not_answer_is_one_line(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it does after all is taken back."""
-    monkeypatch.setattr(daemon_module, "FIRST_REPORT_S", 0.1)
+    monkeypatch.setattr(handover_module, "REPORT_LIMIT_S", 0.1)
     host = stage.host("h1")
     host.kernel.running.clear()
 
@@ -396,7 +397,7 @@ def test_a_burst_of_news_is_one_desired_state_and_no_news_is_none(stage: Stage) 
 
     async def scenario() -> None:
         async with host.launched() as daemon:
-            engine = daemon._engine
+            engine = daemon._handover._engine
             assert engine is not None
             published = engine._published
             for _ in range(100):
@@ -415,7 +416,7 @@ def test_a_burst_of_news_is_one_desired_state_and_no_news_is_none(stage: Stage) 
 def test_what_the_host_is_like_is_looked_at_again_and_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrower underlay shrinks the network at once. Without addresses for a moment, or without an answer of the
     kernel, everything stays as it was."""
-    monkeypatch.setattr(daemon_module, "SURVEY_INTERVAL_S", 0.01)
+    monkeypatch.setattr(underlay_module, "SURVEY_INTERVAL_S", 0.01)
     host = stage.host("h1", advertise=())
     wide = replace(host.survey.addresses[0], address=ip_address(host.address), mtu=9000)
     host.survey = Survey((wide,), None)

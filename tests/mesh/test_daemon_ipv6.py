@@ -13,8 +13,8 @@ from dataplane.linux import underlay
 from dataplane.linux.underlay import Survey, UnderlayAddress
 from dataplane.objects import LINK, Key
 from gossip.names import format_name
-from mesh import daemon as daemon_module
 from mesh import probes as probes_module
+from mesh import underlay as underlay_module
 from mesh.daemon import Daemon
 from tests.mesh.daemons import Stage, document, joined, read, run, until
 
@@ -66,7 +66,7 @@ def test_a_device_for_ipv6_comes_with_the_first_address_and_stays(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An address that is lost for a while is no reason to remove what is behind the device."""
-    monkeypatch.setattr(daemon_module, "SURVEY_INTERVAL_S", 0.01)
+    monkeypatch.setattr(underlay_module, "SURVEY_INTERVAL_S", 0.01)
     host = stage.host("h1")
     host.survey = ONLY_V4
     device = Key(LINK, "weft-vx6")
@@ -77,8 +77,8 @@ def test_a_device_for_ipv6_comes_with_the_first_address_and_stays(
             monkeypatch.setattr(underlay, "survey", lambda bridge: Survey((V4, V6), None))
             await until(lambda: device in host.kernel.objects, "it was made")
             monkeypatch.setattr(underlay, "survey", lambda bridge: ONLY_V4)
-            await until(lambda: daemon._survey == ONLY_V4, "the address was lost")
-            await daemon._publish(5.0)
+            await until(lambda: daemon._underlay.survey == ONLY_V4, "the address was lost")
+            await daemon._publish()
             assert device in host.kernel.objects
 
     run(scenario())

@@ -196,6 +196,7 @@ def test_whatever_docker_does_the_daemon_goes_on(
             new = f"/proc/{engine.find('web').pid}/ns/net"
             await until(lambda: daemon._attachments.all()[0].namespace == new, "the container is found again")
             await until(lambda: in_kernel(host, held.ifname) == ["10.32.0.1/16"], "it is back")
+            await until(lambda: not daemon._returns.warnings(), "nothing is wrong with Docker any more")
             assert "docker-silent" not in await warned(daemon)
 
     run(scene())

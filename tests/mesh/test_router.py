@@ -8,7 +8,8 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from dataplane.desired import SLEEVE, VXLAN, Port, RemoteEndpoint, RemotePeer
-from dataplane.objects import BRIDGE_FDB, VXLAN_FDB, Key, expand
+from dataplane.expansion import expand
+from dataplane.objects import BRIDGE_FDB, VXLAN_FDB, Key
 from dataplane.sleeve.control import Peer
 from gossip.events import NameConflict, OwnerForgotten, PageChanged, PeerChanged, Settled
 from gossip.names import PeerName, format_name
