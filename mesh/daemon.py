@@ -1,4 +1,4 @@
-"""The composition root: opens everything, wires it together, serves, and closes in order.
+"""The composition root: opens everything, wires it together, and closes in order.
 
 Three things run: the event loop with gossip and the API, the engine's thread with the kernel, and the sleeve worker, a
 process. Events of the node come in; a desired state goes out to the engine, and peers to the worker; reports come back.
@@ -12,19 +12,16 @@ import contextlib
 import errno
 import os
 import secrets
-import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from random import SystemRandom
 from typing import Any
 
-import uvloop
-
 from dataplane.desired import Desired
 from dataplane.engine import Report
-from dataplane.kernel import Fault, KernelError
-from dataplane.linux import underlay
+from dataplane.kernel import Fault
+from dataplane.linux.underlay import Survey
 from dataplane.objects import tap_name
 from dataplane.sleeve.control import Configure
 from gossip.events import Event, NameConflict, PeerChanged, Settled
@@ -70,51 +67,10 @@ IDENTITY = "identity"
 log = EventLog("daemon")
 
 
-def run(config: LaunchConfig, ready: Callable[[str | None], None]) -> int:
-    """Serve until told to stop. Calls `ready(None)` once it serves; raises `UserError` where it cannot."""
-    with directories.RunDirectory(config.run_dir), Store(config.state_dir) as store:
-        try:
-            return uvloop.run(_serve(config, store, ready))
-        except asyncio.CancelledError:
-            log.info("stopped-while-starting")
-            return 0
-        finally:
-            # The loop's handlers have gone with it; the rest of the way is short, and the pid file is still there.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
-
-
-async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None], None]) -> int:
-    starting = asyncio.current_task()
-    assert starting is not None
-    _on_signals(starting.cancel)  # what has been made by then is taken back
-    try:
-        survey = await asyncio.to_thread(underlay.survey, BRIDGE)
-    except KernelError as error:
-        raise UserError(error.text) from None
-    daemon = Daemon(config, store, survey)
-    try:
-        await daemon.start()
-        _on_signals(daemon.stop)
-        async with api.serve(directories.socket_path(config.run_dir), daemon.handle):
-            ready(None)
-            log.info("serving", peer=format_name(daemon.node.name), port=config.port, version=VERSION)
-            await daemon.wait_stopped()
-    finally:
-        _on_signals(lambda: None)  # a second one changes nothing
-        await daemon.close()
-    return 0
-
-
-def _on_signals(act: Callable[[], object]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, act)
-
-
 class Daemon:
     """One host's router, from launch to stop."""
 
-    def __init__(self, config: LaunchConfig, store: Store, survey: underlay.Survey) -> None:
+    def __init__(self, config: LaunchConfig, store: Store, survey: Survey) -> None:
         self._config = config
         self._store = store
         self._loop = asyncio.get_running_loop()

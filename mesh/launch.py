@@ -228,9 +228,9 @@ def _serve(launch_config: LaunchConfig, ready: Callable[[str | None], None]) -> 
         raise UserError(f"cannot write the log {launch_config.log_file} ({error.strerror}); free some space") from None
     log = logs.EventLog("launch")
     try:
-        from mesh import daemon
+        from mesh import serve
 
-        return daemon.run(launch_config, ready)
+        return serve.run(launch_config, ready)
     except UserError as error:
         log.error("launch-failed", error=error)
         raise

@@ -20,7 +20,7 @@ from typing import Any
 
 
 def run(config: Any, ready: Callable[[str | None], None]) -> int:
-    """`mesh.daemon.run`, behaving as SUBSTITUTE says."""
+    """`mesh.serve.run`, behaving as SUBSTITUTE says."""
     how = os.environ.get("SUBSTITUTE", "serves")
     if how == "refuses":
         from mesh.errors import UserError
@@ -93,7 +93,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds ours in the place of the real modules; the packages around them stay real."""
 
     CONTENTS: dict[str, dict[str, object]] = {  # noqa: RUF012
-        "mesh.daemon": {"run": run},
+        "mesh.serve": {"run": run},
         "dataplane.linux": {"open_kernel": _Kernel, "teardown": _teardown},
     }
 
