@@ -407,7 +407,7 @@ class Daemon:
         heap still. `left`: addresses that are not ours any more, or None where nothing has changed."""
         if left is not None:
             if self._transport is not None:
-                self._transport.drop_from({address for address in left if not underlay.is_own(address)})
+                self._transport.drop_from(left)
             self._router.own_mtu = self._underlay.mtu
             self._router.own_mtu_over_ipv6 = self._underlay.mtu_over_ipv6
             self._describe()

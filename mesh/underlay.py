@@ -93,13 +93,15 @@ class Underlay:
         return min((each.mtu for each in carrying), default=MTU_UNKNOWN), has_ipv4
 
     def take(self, survey: Survey) -> frozenset[str] | None:
-        """Another look: the addresses that this host does not have any more, or None where nothing is to be done."""
+        """Another look: the addresses that this host does not have any more, or None where nothing is to be done. One
+        that is only unfit to be told now (deprecated, for one) is still there."""
         if survey == self.survey or not (survey.addresses or survey.link_local):
             return None
         before = self.addresses
         self.survey = survey
         self.has_ipv6 = self.has_ipv6 or survey.has_ipv6
-        return frozenset(str(address) for address in before - self.addresses)
+        left = (str(address) for address in before - self.addresses)
+        return frozenset(address for address in left if not underlay.is_own(address))
 
     async def watch(self, looked: Callable[[frozenset[str] | None], None]) -> None:
         """Look again and again, at once where addresses change. `looked` hears what `take` says after each look, and
