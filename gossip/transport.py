@@ -26,6 +26,9 @@ from gossip.peers import split_address, with_port
 
 UNFINISHED_MAX = 256
 """Inbound connections whose handshake is not done; beyond it the oldest is closed."""
+SEGMENT_BYTES = 1220
+"""The longest TCP segment: what fits 1280 bytes, which every path takes that carries IPv6. Longer ones would be lost
+without a word where two hosts have jumbo frames and something between them has not, and no link would stay up there."""
 CONNECT_TIMEOUT_S = 4.0
 RESOLVE_TIMEOUT_S = 5.0
 DIAL_TIMEOUT_S = 20.0
@@ -93,6 +96,8 @@ class Transport:
         self._server = await self._loop.create_server(
             lambda: _Connection(self, None), self._host, self._port, backlog=UNFINISHED_MAX
         )
+        for listening in self._server.sockets:  # said by one end, and kept by both
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)
         self.perform([])
 
     async def stop(self) -> None:

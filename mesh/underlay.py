@@ -93,7 +93,8 @@ class Underlay:
         return min((each.mtu for each in carrying), default=MTU_UNKNOWN), has_ipv4
 
     def take(self, survey: Survey) -> frozenset[str] | None:
-        """Another look: the addresses that this host does not have any more, or None where nothing is to be done."""
+        """Another look: the addresses that this host does not have any more, or None where nothing is to be done. One
+        that is only unfit to be told now (deprecated, for one) is still there."""
         if survey == self.survey or not (survey.addresses or survey.link_local):
             return None
         before = self.addresses

@@ -61,6 +61,24 @@ def test_links_from_an_address_that_went_end_at_once_and_are_dialled_anew(run: R
     run(test)
 
 
+def test_no_segment_is_longer_than_what_every_path_takes(run: Run) -> None:
+    """Whatever this host's own interfaces take (loopback: 64 KiB), in both directions of a link."""
+
+    async def test() -> None:
+        a, b = Host(1), Host(2)
+        async with hosts(a, b):
+            a.connect(b.address)
+            await until(lambda: linked(a, b))
+            for host in (a, b):
+                (connection,) = host.transport._open
+                assert connection._socket is not None
+                own = connection._socket.get_extra_info("socket")
+                longest = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+                assert longest <= transport_module.SEGMENT_BYTES < 1280
+
+    run(test)
+
+
 def test_a_host_that_leaves_says_so(run: Run) -> None:
     """Its last words are written before the sockets close."""
 

@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from dataplane.linux import underlay as seen_underlay
 from dataplane.linux.underlay import Survey, UnderlayAddress
 from mesh.underlay import ADDRESSES_TOLD_MAX, Underlay
 
@@ -87,3 +88,11 @@ def test_another_look_says_which_addresses_have_gone() -> None:
     assert made.take(Survey((), None)) is None
     assert made.survey == Survey((wide,), None)
     assert made.has_ipv6, "its device stays"
+
+
+def test_an_address_that_is_only_unfit_to_be_told_has_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deprecated one of IPv6: links from there still work."""
+    monkeypatch.setattr(seen_underlay, "is_own", lambda address: address == "2001:db8::2")
+    made = underlay()
+    assert made.take(Survey((replace(V4, address=ip_address("192.0.2.3")),), None)) == {"192.0.2.2"}
+    assert made.told_addresses(6783) == ("192.0.2.3:6783",)
