@@ -216,7 +216,7 @@ class Partner:
     def begin_sending(self, index: int) -> None:
         """Records go under a new session from now on; its counters begin anew."""
         self.sent_index = index
-        self.waiting_s = None
+        self.waiting_s = self.unanswered_s = None
         self.sent_bytes = self.consumed_bytes = 0
         self.marks.clear()
         self.apart.clear()

@@ -330,3 +330,23 @@ def test_names_that_a_member_makes_up_get_it_no_larger_share_of_a_hop() -> None:
         route = (name_of(0), name_of(1), name_of(2), PeerName(number.to_bytes(8, "big")))
         relay.relay.take_untrusted(source, Relayed(route, 1, 0, memoryview(bytes(1000))), network.now)
     assert len(hop.queue._flows) == 1
+
+
+def test_a_way_that_was_asked_for_in_time_has_no_first_frame_to_wait_for() -> None:
+    """The daemon says whose other path is in doubt before it gives that up."""
+    network = Network(21, hosts=3)
+    network.block(0, 2)
+    network.link((0, 1), (1, 2))
+    network.run(1.0)
+    network.hosts[0].sleeve.expect(name_of(2), network.now)
+    network.wake(network.hosts[0], network.now)
+    network.run(1.5)
+    flow = network.flow(0, 2, UDP)
+    network.send(flow, 100)
+    network.run(0.01)
+    assert network.ledger.missing() == 0
+    network.run(30.0)
+    before = network.counts["datagrams"]
+    network.run(30.0)
+    kept = network.counts["datagrams"] - before
+    assert kept < 4 * 4 * 30.0 / 5.0, "asked on although nothing came of it"
