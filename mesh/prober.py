@@ -30,9 +30,9 @@ LOOK_INTERVAL_S = 1.0
 """Between two looks at whom frames go to: a pair that begins to talk is asked so soon."""
 TIMER_SLACK_S = 0.005
 """Probes that are due so close together share one waking."""
-LINGER_S = 2.0
+LINGER_S = 1.5
 """A peer out of reach that was heard so lately by one device is alive: its silence on the other one means something.
-More than an interval between probes, less than gossip takes to find a neighbour dead."""
+More than an interval between probes, less than silence on both takes to be found."""
 
 Faults = Mapping[int, Mapping[PeerName, str]]
 """By IP version, the peers that VXLAN does not reach there, and how."""

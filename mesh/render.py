@@ -101,7 +101,7 @@ def connections(rows: list[Row], now_unix_s: float) -> str:
     cells = [
         (
             _text(row.get("nickname") or row.get("peer")),
-            _text(row.get("path")),
+            _path(row),
             _text(row.get("reason")),
             _yes(row.get("encrypted")),
             _text(row.get("mtu")),
@@ -113,6 +113,13 @@ def connections(rows: list[Row], now_unix_s: float) -> str:
     ]
     header = ("PEER", "PATH", "REASON", "ENCRYPTED", "MTU", "RTT", "LINK", "SINCE")
     return _listing(header, cells, "no other peer is known")
+
+
+def _path(row: Row) -> str:
+    """With those who pass frames on, where somebody does."""
+    via = row.get("via")
+    path = _text(row.get("path"))
+    return f"{path} via {', '.join(map(_text, via))}" if isinstance(via, list) and via else path
 
 
 def targets(rows: list[Row]) -> str:

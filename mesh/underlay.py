@@ -100,8 +100,8 @@ class Underlay:
         before = self.addresses
         self.survey = survey
         self.has_ipv6 = self.has_ipv6 or survey.has_ipv6
-        left = (str(address) for address in before - self.addresses)
-        return frozenset(address for address in left if not underlay.is_own(address))
+        left = map(str, before - self.addresses)
+        return frozenset(address for address in left if not underlay.is_own(address))  # some are only not fit any more
 
     async def watch(self, looked: Callable[[frozenset[str] | None], None]) -> None:
         """Look again and again, at once where addresses change. `looked` hears what `take` says after each look, and

@@ -162,10 +162,12 @@ class VxlanHealth:
         return doubted
 
     def check(self, names: Collection[PeerName], now: float) -> None:
-        """Ask these now: they may soon be needed."""
+        """Ask these now: they may soon be needed, and are as doubtful as what fails: a miss counts for them already, so
+        that silence is found here as soon as there."""
         for name in sorted(self._watched.intersection(names)):
             peer = self._peers[name]
             if peer.verdict is None and not peer.is_waiting:
+                peer.misses = max(peer.misses, 1)
                 self._schedule(peer, now)
 
     def resize(self, now: float) -> None:

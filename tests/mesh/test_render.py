@@ -88,6 +88,13 @@ def test_connections_show_how_long_their_path_holds() -> None:
     ]
 
 
+
+def test_a_relayed_connection_names_who_passes_it_on() -> None:
+    rows = [{"nickname": "h3", "path": "relay", "reason": "no-direct", "via": ["h2", "h\x1b4"], "since": 0}]
+    lines = render.connections(rows, 5.0).splitlines()
+    assert "  relay via h2, h?4  no-direct  " in lines[1]
+
+
 def test_targets_say_why_they_are_down_and_when_the_next_try_is() -> None:
     rows: list[dict[str, Any]] = [
         {"target": "host2", "state": "connected", "error": None, "next_try": None},

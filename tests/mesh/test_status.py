@@ -229,6 +229,8 @@ def test_a_relayed_connection_names_who_passes_it_on(here: Here) -> None:
     assert row["rtt_ms"] == 7.5
     assert ["h4"] in [change["via"] for change in status.history(here.router)]
     assert summary(here, view=known)["connections"]["relay"] == 1
+    (warning,) = status.warnings(here.router, None, [], None, known, 1.0)
+    assert warning["code"] == "relayed" and "h3" in warning["text"] and "UDP" in warning["cure"]
 
 
 def test_without_a_link_the_round_trip_is_that_of_probes(here: Here) -> None:
