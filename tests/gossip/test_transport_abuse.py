@@ -242,6 +242,9 @@ def test_a_neighbour_that_asks_and_does_not_read_fills_no_memory(run: Run) -> No
             stranger = await Stranger.knock(a)
             await stranger.say_hello(5)
             small_buffers(stranger)
+            (connection,) = a.transport._open
+            assert connection._socket is not None
+            connection._socket.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             questions = [
                 encode(Want(a.node.name, tuple(("rows", index) for index in range(190)))),
                 encode(Digest(FIRST_NAME, LAST_NAME, ())),

@@ -272,4 +272,7 @@ def test_the_sleeve_survives_an_underlay_that_swallows_what_is_above_700_bytes(m
     wait_until(lambda: passes(lab, "c1.1", lab.address("c2.1"), 1400), 15, "large packets passed")
     gave, took = exchange(lab, "c1.1", "c2.1", lab.address("c2.1"), 3_000_000, 1)
     assert (gave["back"], took) == (gave["there"], {"there": gave["there"], "missing": 0, "strange": 0})
+    talk = lab.popen("c1.1", ["ping", "-n", "-i", "0.5", lab.address("c2.1")])  # sizes are tried while a path is in use
     wait_until(lambda: 660 <= row(lab, "h1", "h2")["sleeve"]["datagram_bytes"] <= 692, 20, "the best size was found")
+    talk.terminate()
+    talk.communicate()
