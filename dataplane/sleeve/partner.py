@@ -157,7 +157,7 @@ class Partner:
         """Since when frames go there and none of them is known to have arrived."""
         self.heard_s: float | None = None
         self.met_s = float("-inf")
-        """When a record came that holds more than a probe or a proof: it is in use."""
+        """When a record came that did more than look for a way: it is in use."""
         self.renewed_s = 0.0
         self.asked_s = 0.0
         self.expected_s = float("-inf")

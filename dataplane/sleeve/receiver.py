@@ -34,7 +34,7 @@ from dataplane.sleeve.wire import (
     Relayed,
     decode_note_untrusted,
     decode_relayed_untrusted,
-    is_probe,
+    is_search,
     nonce,
 )
 from gossip.errors import ProtocolError
@@ -313,10 +313,10 @@ class Receiver:
         else:
             address = partner.address or address  # late: it tells nothing of where the peer is now
         if address != partner.address or not session.confirmed or now - (partner.heard_s or 0.0) > HEARD_S:
-            tries = is_probe(data[:end])
-            if not tries:
+            searches = is_search(data[:end])
+            if not searches:
                 partner.met_s = now
-            moves = address != partner.address and (partner.address is None or not tries)
+            moves = address != partner.address and (partner.address is None or not searches)
             self._authenticated(session, partner, address if moves else None, now)
         return self._entries(data[:end], partner, source, now)
 

@@ -134,12 +134,12 @@ def decode_note_untrusted(data: memoryview, position: int) -> tuple[int, bytes, 
     return kind, bytes(data[end - size : end]), end
 
 
-def is_probe(data: memoryview) -> bool:
-    """Whether an opened record is a probe or the answer to one: such tell nothing of where frames should go."""
+def is_search(data: memoryview) -> bool:
+    """Whether an opened record only looks for a way: it tells nothing of where frames should go, nor that any do."""
     return (
-        len(data) > HEADER_BYTES + _NOTE_HEAD.size
+        len(data) >= HEADER_BYTES + _NOTE_HEAD.size
         and LENGTH.unpack_from(data, HEADER_BYTES)[0] == NOTE
-        and data[HEADER_BYTES + LENGTH_BYTES] in (NOTE_PROBE, NOTE_PROOF)
+        and data[HEADER_BYTES + LENGTH_BYTES] in (NOTE_PROBE, NOTE_PROOF, NOTE_CALL)
     )
 
 
