@@ -35,6 +35,17 @@ def is_by(lab: Lab, node: str, other: str, *kinds: str) -> bool:
     return path(lab, node, other)["path"] in kinds
 
 
+def passed_on(lab: Lab, node: str, seconds: float) -> int:
+    """How many datagrams a host passes on meanwhile."""
+
+    def counted() -> int:
+        return int(lab.weft_json(node, "report")["counters"]["sleeve"].get("relayed-datagrams", 0))
+
+    before = counted()
+    time.sleep(seconds)
+    return counted() - before
+
+
 def gap_s(pings: Pings) -> float:
     """The longest time from one ping that was answered to the next."""
     times_s = [pings.sent_s[number] for number in sorted(pings.sent_s) if number not in pings.lost]
@@ -105,6 +116,11 @@ def test_several_hops_where_one_is_not_enough(make_lab: Callable[..., Lab]) -> N
         lab.attach(container)
     assert ping(lab, "c1.1", lab.address("c4.1"), wait_s=15).lost == []
     wait_until(lambda: path(lab, "h1", "h4")["via"] == ["h2", "h3"], 5, "both hops are named")
+    pinger = Pinger(lab, "c1.1", lab.address("c4.1"), interval_s=INTERVAL_S)
+    time.sleep(1.0)
+    pings = pinger.stop()
+    assert (pings.lost, pings.duplicates) == ([], 0)
+    wait_until(lambda: passed_on(lab, "h2", 2.0) == passed_on(lab, "h3", 0.5) == 0, 30, "nothing goes round")
     gave, took = exchange(lab, "c4.1", "c1.1", lab.address("c1.1"), FILE_BYTES, 2)
     assert took == {"there": gave["there"], "missing": 0, "strange": 0}
 
