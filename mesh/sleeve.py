@@ -255,8 +255,11 @@ class Supervisor:
             if not first.done():
                 first.set_result(self._trouble)
                 return
-            delay_s = 0.0 if self._is_renewing else self._restarts.after(time.monotonic() - begun)
-            self._is_renewing = False
+            if self._is_renewing:
+                self._is_renewing, self._trouble = False, ""
+                log.info("worker-replaced")
+                continue
+            delay_s = self._restarts.after(time.monotonic() - begun)
             log.warning("worker-gone", trouble=self._trouble, restart_in_s=f"{delay_s:g}")
             await asyncio.sleep(delay_s)
 

@@ -305,6 +305,7 @@ class Sleeve:
         if partner is not None and now - partner.renewed_s >= RENEW_S:
             partner.renewed_s = now
             self.keyring.want(partner.peer.name, now, renew=True)
+            self._timers_s = now
 
     def _stray(self, address: Address, many: int) -> None:
         """The rest of a burst whose beginning was lost: for its sender, it did arrive."""
