@@ -8,7 +8,6 @@ fault is used for.
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
@@ -18,11 +17,9 @@ from dataplane.linux.packet import open_offload_socket
 from dataplane.offloadprobe import Arrived, Drop, Family, Report, Round
 from gossip.names import PeerName
 from mesh.endpoints import bridge_mac
+from mesh.framesocket import FrameSocket
 from mesh.offloads import CHECKSUM_PIECES, PLAIN_PIECES, SEGMENT_PIECES, Ask, Offloads, Reach
 
-FRAMES_AT_ONCE = 64
-"""Frames read each time the socket is ready, so that a flood of probes never starves the loop."""
-REOPEN_INTERVAL_S = 1.0
 TIMER_SLACK_S = 0.005
 
 
@@ -46,7 +43,6 @@ class OffloadProber:
     ) -> None:
         """`on_change` is called when what was found of one of the `subjects` has changed."""
         self.counters: dict[str, int] = {}
-        self._bridge = bridge
         self._own_mac = own_mac
         self._subjects = subjects
         self._is_peer_mac = is_peer_mac
@@ -54,25 +50,20 @@ class OffloadProber:
         self._told = self._found()
         self._peers: dict[str, dict[bytes, PeerName]] = {}
         self._packet_bytes = 0
-        self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_closed = False
         self._loop = asyncio.get_running_loop()
+        self._frames = FrameSocket(
+            lambda: open_offload_socket(bridge), offloadprobe.FRAME_MAX_BYTES,
+            lambda frame: self._received(offloadprobe.decode_untrusted(frame)), self._count, "offload",
+            self._set_timer, self._lost,
+        )  # fmt: skip
 
     def open(self) -> None:
         """Listen on the bridge; where it is not there (yet), the next call tries again."""
-        if self._socket is not None or self._is_closed:
-            return
-        try:
-            self._socket = open_offload_socket(self._bridge)
-        except OSError:
-            return
-        self._loop.add_reader(self._socket, self._readable)
-        self._set_timer()
+        self._frames.open()
 
     def close(self) -> None:
-        self._is_closed = True
-        self._close_socket()
+        self._frames.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -105,12 +96,12 @@ class OffloadProber:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if due_s is not None and self._socket is not None:
+        if due_s is not None and self._frames.is_open:
             self._timer = self._loop.call_later(max(TIMER_SLACK_S, due_s - time.monotonic()), self._turn)
 
     def _turn(self) -> None:
         self._timer = None
-        self._readable()  # a report that waits behind a late timer is not missing
+        self._frames.read()  # a report that waits behind a late timer is not missing
         for subject, offloads in self._subjects.items():
             for ask in offloads.due(time.monotonic()):
                 if not self._ask(subject.family, ask):
@@ -128,35 +119,9 @@ class OffloadProber:
             *(offloadprobe.finished(offloadprobe.udp(sent, piece)) for piece in PLAIN_PIECES[::2]),
             *(offloadprobe.finished(offloadprobe.tcp(sent, (piece,))) for piece in PLAIN_PIECES[1::2]),
         ]
-        return all(self._send(frame) for frame in frames)
+        return all(self._frames.send(frame) for frame in frames)
 
-    # -- the socket --------------------------------------------------------------------------------
-
-    def _send(self, frame: bytes) -> bool:
-        if self._socket is None:
-            return False
-        try:
-            self._socket.send(frame)
-        except BlockingIOError:
-            self._count("offload-queue-full")
-            return False
-        except OSError:  # a device that went away is noticed when reading
-            self._count("offload-send-failed")
-            return False
-        return True
-
-    def _readable(self) -> None:
-        for _ in range(FRAMES_AT_ONCE):
-            if self._socket is None:
-                return
-            try:
-                frame = self._socket.recv(offloadprobe.FRAME_MAX_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:  # the device went away
-                self._lose_socket()
-                return
-            self._received(offloadprobe.decode_untrusted(frame))
+    # -- what is heard -----------------------------------------------------------------------------
 
     def _received(self, frame: Arrived | Report | Drop) -> None:
         if isinstance(frame, Drop):
@@ -164,30 +129,17 @@ class OffloadProber:
         elif frame.destination != self._own_mac or not self._is_peer_mac(frame.source):
             self._count("offload-stranger")
         elif isinstance(frame, Arrived):
-            self._send(offloadprobe.report(frame, self._own_mac))
+            self._frames.send(offloadprobe.report(frame, self._own_mac))
         else:
             for subject, offloads in self._subjects.items():  # whose round it was, the nonce says
                 if (peer := self._peers.get(subject.path, {}).get(frame.source)) is not None:
                     offloads.reported(peer, frame.nonce, frame.right, frame.wrong, time.monotonic())
             self._set_timer()
 
-    def _lose_socket(self) -> None:
+    def _lost(self) -> None:
         """Nothing can be sent until the bridge is there again, and no offload is to blame for what is under way."""
-        self._close_socket()
         for offloads in self._subjects.values():
             offloads.abandon(time.monotonic())
-        self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
-
-    def _reopen(self) -> None:
-        self.open()
-        if self._socket is None and not self._is_closed:
-            self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
-
-    def _close_socket(self) -> None:
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
 
     def _count(self, counter: str) -> None:
         self.counters[counter] = self.counters.get(counter, 0) + 1

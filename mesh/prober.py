@@ -10,7 +10,6 @@ handed on. Knows nothing of what a verdict is used for.
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -21,11 +20,9 @@ from dataplane import probe
 from dataplane.linux.packet import open_probe_socket
 from gossip.names import PeerName
 from mesh.endpoints import bridge_mac
+from mesh.framesocket import FrameSocket
 from mesh.vxlanhealth import Ask, VxlanHealth
 
-FRAMES_AT_ONCE = 64
-"""Frames read each time the socket is ready, so that a flood of probes never starves the loop."""
-REOPEN_INTERVAL_S = 1.0
 LOOK_INTERVAL_S = 1.0
 """Between two looks at whom frames go to: a pair that begins to talk is asked so soon."""
 TIMER_SLACK_S = 0.005
@@ -149,7 +146,6 @@ class Prober:
         went to lately (None: nobody knows); `on_size` takes probes that measure a path."""
         self.counters: dict[str, int] = {}
         self._health = VxlanHealth(rng, silent)
-        self._device = device
         self._own_mac = own_mac
         self._is_peer_mac = is_peer_mac
         self._on_verdict = on_verdict
@@ -161,10 +157,12 @@ class Prober:
         self._heard_s: dict[bytes, float] = {}
         self._peers: dict[bytes, PeerName] = {}
         self._packet_bytes = 0
-        self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_closed = False
         self._loop = asyncio.get_running_loop()
+        self._frames = FrameSocket(
+            lambda: open_probe_socket(device), probe.MAX_FRAME_BYTES,
+            lambda frame: self._received(probe.decode_untrusted(frame)), self._count, "probe", self._look, self._lost,
+        )  # fmt: skip
 
     @property
     def verdicts(self) -> Mapping[PeerName, str]:
@@ -176,7 +174,7 @@ class Prober:
 
     @property
     def is_listening(self) -> bool:
-        return self._socket is not None
+        return self._frames.is_open
 
     def heard_s(self, peer: PeerName) -> float:
         """When the peer last asked or answered here."""
@@ -184,18 +182,10 @@ class Prober:
 
     def open(self) -> None:
         """Listen on the device; where it is not there (yet), the next call tries again."""
-        if self._socket is not None or self._is_closed:
-            return
-        try:
-            self._socket = open_probe_socket(self._device)
-        except OSError:
-            return
-        self._loop.add_reader(self._socket, self._readable)
-        self._look()
+        self._frames.open()
 
     def close(self) -> None:
-        self._is_closed = True
-        self._close_socket()
+        self._frames.close()
         for timer in (self._timer, self._look_timer):
             if timer is not None:
                 timer.cancel()
@@ -230,12 +220,12 @@ class Prober:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if due_s is not None and self._socket is not None:
+        if due_s is not None and self._frames.is_open:
             self._timer = self._loop.call_later(max(TIMER_SLACK_S, due_s - time.monotonic()), self._turn)
 
     def _turn(self) -> None:
         self._timer = None
-        self._readable()  # an answer that waits behind a late timer is no miss
+        self._frames.read()  # an answer that waits behind a late timer is no miss
         self._before_turn()
         before = self._health.verdicts
         for ask in self._health.due(time.monotonic()):
@@ -260,33 +250,10 @@ class Prober:
         if self._health.verdicts is not before:
             self._on_verdict()
 
-    # -- the socket --------------------------------------------------------------------------------
+    # -- what is heard -----------------------------------------------------------------------------
 
     def _send(self, frame: probe.Probe) -> bool:
-        if self._socket is None:
-            return False
-        try:
-            self._socket.send(probe.encode(frame))
-        except BlockingIOError:
-            self._count("probe-queue-full")
-            return False
-        except OSError:  # a device that went away is noticed when reading
-            self._count("probe-send-failed")
-            return False
-        return True
-
-    def _readable(self) -> None:
-        for _ in range(FRAMES_AT_ONCE):
-            if self._socket is None:
-                return
-            try:
-                frame = self._socket.recv(probe.MAX_FRAME_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:  # the device went away
-                self._lose_socket()
-                return
-            self._received(probe.decode_untrusted(frame))
+        return self._frames.send(probe.encode(frame))
 
     def _received(self, frame: probe.Probe | probe.Drop) -> None:
         if isinstance(frame, probe.Drop):
@@ -310,22 +277,9 @@ class Prober:
             self._tell(before)
             self._set_timer()
 
-    def _lose_socket(self) -> None:
+    def _lost(self) -> None:
         """Nothing can be asked until the device is there again, and nobody is to blame for what is under way."""
-        self._close_socket()
         self._health.abandon(time.monotonic())
-        self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
-
-    def _reopen(self) -> None:
-        self.open()
-        if self._socket is None and not self._is_closed:
-            self._loop.call_later(REOPEN_INTERVAL_S, self._reopen)
-
-    def _close_socket(self) -> None:
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
 
     def _count(self, counter: str) -> None:
         self.counters[counter] = self.counters.get(counter, 0) + 1

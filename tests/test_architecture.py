@@ -57,6 +57,7 @@ SHELLS = {
     "mesh.pinger": "sends and times frames",
     "mesh.prober": "the same on the VXLAN device alone",
     "mesh.returns": "waits for what comes back",
+    "mesh.framesocket": "a packet socket on the loop",
     "mesh.offloadprober": "the same with work left to devices",
     "mesh.offloadguard": "composes it with what devices this host has",
     "mesh.measurer": "the same in VXLAN made by hand",

@@ -19,10 +19,12 @@ from dataplane.desired import SLEEVE, VXLAN
 from dataplane.offloadprobe import IPV4, IPV6, VNET_BYTES, Report, Round
 from dataplane.sleeve import frames
 from gossip.names import PeerName
+from mesh import framesocket
 from mesh import offloadprober as prober_module
 from mesh import offloads as offloads_module
 from mesh.endpoints import bridge_mac
-from mesh.offloadprober import FRAMES_AT_ONCE, OffloadProber, Subject
+from mesh.framesocket import FRAMES_AT_ONCE
+from mesh.offloadprober import OffloadProber, Subject
 from mesh.offloads import Fault, Offloads, Reach
 
 A, B, STRANGER = PeerName(b"\x02" * 8), PeerName(b"\x03" * 8), PeerName(b"\x09" * 8)
@@ -142,7 +144,7 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs a scenario with two hosts' probers, five times as fast as in life. The list grows with every change."""
     for name in ("ANSWER_TIMEOUT_S", "GRACE_S", "CONFIRM_DELAY_S", "RETRY_FIRST_S"):
         monkeypatch.setattr(offloads_module, name, getattr(offloads_module, name) / 5)
-    monkeypatch.setattr(prober_module, "REOPEN_INTERVAL_S", 0.1)
+    monkeypatch.setattr(framesocket, "REOPEN_INTERVAL_S", 0.1)
 
     def run(scenario: Scenario, device: Device = honest) -> None:
         network = Network(device)
@@ -263,7 +265,7 @@ def test_a_flood_leaves_the_loop_its_turn(between: Callable[..., None]) -> None:
     async def scenario(a: Prober, b: Prober, network: Network, changes: list[None]) -> None:
         for _ in range(FRAMES_AT_ONCE + 10):
             network.deliver(b"x")
-        a._readable()
+        a._frames.read()
         assert a.counters == {"offload-short": FRAMES_AT_ONCE}
 
     between(scenario)

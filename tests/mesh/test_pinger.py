@@ -16,7 +16,8 @@ import pytest
 
 from dataplane import probe
 from mesh import pinger as pinger_module
-from mesh.pinger import FRAMES_AT_ONCE, Pinger
+from mesh.framesocket import FRAMES_AT_ONCE
+from mesh.pinger import Pinger
 
 OWN, PEER, STRANGER = (b"\x06" + bytes([number]) * 5 for number in (1, 2, 3))
 NONCE = b"nonce..8"
@@ -263,7 +264,9 @@ def test_without_a_bridge_a_ping_is_unanswered_and_the_next_look_finds_it(monkey
     """The bridge is made by somebody else, in their own time."""
 
     async def scenario(pinger: Pinger, bridge: Bridge) -> None:
-        pinger.close()
+        bridge.opened[0].recv_error = errno.ENETDOWN
+        bridge.wire.send(asked())
+        await turn()
         bridge.there = False
         pinger.open()
         assert await pinger.ping(PEER, 100, 60.0) is None

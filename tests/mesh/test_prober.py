@@ -16,10 +16,11 @@ import pytest
 
 from dataplane import probe
 from gossip.names import PeerName
+from mesh import framesocket, vxlanhealth
 from mesh import prober as prober_module
-from mesh import vxlanhealth
 from mesh.endpoints import bridge_mac
-from mesh.prober import FRAMES_AT_ONCE, Prober, Probers
+from mesh.framesocket import FRAMES_AT_ONCE
+from mesh.prober import Prober, Probers
 from mesh.vxlanhealth import SILENT, TOO_NARROW
 
 OWN = bytes.fromhex("02aa00000001")
@@ -111,7 +112,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs a scenario with a prober on a device, ten times as fast as in life. The list grows with every verdict."""
     device = Device()
     monkeypatch.setattr(prober_module, "open_probe_socket", device.open)
-    monkeypatch.setattr(prober_module, "REOPEN_INTERVAL_S", 0.1)
+    monkeypatch.setattr(framesocket, "REOPEN_INTERVAL_S", 0.1)
     monkeypatch.setattr(prober_module, "LOOK_INTERVAL_S", 0.1)
     for name in ("INTERVAL_S", "ANSWER_TIMEOUT_S", "CONFIRM_DELAY_S"):
         monkeypatch.setattr(vxlanhealth, name, getattr(vxlanhealth, name) / 10)
@@ -324,7 +325,7 @@ def test_a_flood_leaves_the_loop_its_turn(on_device: Callable[..., None]) -> Non
         assert device.wire is not None
         for _ in range(FRAMES_AT_ONCE + 10):
             device.wire.send(b"x")
-        prober._readable()
+        prober._frames.read()
         assert prober.counters == {"probe-short": FRAMES_AT_ONCE}
 
     on_device(scenario)
