@@ -168,6 +168,7 @@ class Engine:
         if self._clock() >= self._next_full:
             stale = frozenset(PARTS)
         self._reconciler.retry(self._clock())
+        stale |= self._reconciler.take_stale()
         for _ in range(MAX_PASSES):
             stale = self._list(stale)
             if not self._reconciler.is_pending and not stale:

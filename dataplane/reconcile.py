@@ -75,6 +75,8 @@ REPAIR_BURST: Final = 20
 """Repairs of one key within REPAIR_WINDOW_S, after which it must wait: something else wants it otherwise.
 
 More than the ten rounds in which `ip neigh flush` tries to get the better of us."""
+CONTESTED: Final = "contested"
+CONTESTED_LOOK_S: Final = 1.0
 REPAIR_WINDOW_S: Final = 10.0
 REMEMBERED_MACS: Final = 20_000
 """Addresses whose last MAC is remembered after they went, so that a re-made endpoint is announced when it returns."""
@@ -174,6 +176,7 @@ class Reconciler:
         self._failures: dict[Key, Failure] = {}
         self._repairs: dict[Key, tuple[float, int]] = {}
         self._last_macs: OrderedDict[Key, bytes] = OrderedDict()
+        self._look_again_s = 0.0
         self._stale: set[str] = set()
         self.applied = 0
         self.repaired = 0
@@ -294,7 +297,12 @@ class Reconciler:
         self._set(key, None if verb == DELETE else operation.value, WANTED)
 
     def retry(self, now: float) -> None:
-        """Look again at what failed and is due."""
+        """Look again at what failed and is due. Of what somebody fights for, the kernel does not tell every turn (IPv6
+        of a bridge that is made anew is on again without a word), so that is listed anew, at a pace."""
+        contested = {_PART_OF_KIND[key.kind] for key, failure in self._failures.items() if _is_contested(failure)}
+        if contested and now >= self._look_again_s:
+            self._look_again_s = now + CONTESTED_LOOK_S
+            self._stale |= contested
         for key, failure in self._failures.items():
             if failure.retry_at <= now:
                 self._mark(key, RETRY)
@@ -302,7 +310,10 @@ class Reconciler:
             del self._repairs[key]
 
     def next_retry(self) -> float | None:
-        return min((failure.retry_at for failure in self._failures.values()), default=None)
+        due = [failure.retry_at for failure in self._failures.values()]
+        if any(map(_is_contested, self._failures.values())):
+            due.append(self._look_again_s)
+        return min(due, default=None)
 
     @property
     def is_pending(self) -> bool:
@@ -398,7 +409,7 @@ class Reconciler:
             if found is not None and fits(wanted, found):
                 return True  # whoever it was has put it back
             text = "something else on this host keeps changing it; find and stop that"
-            error = KernelError(errno.EAGAIN, Operation(REPLACE, key, wanted), text, code="contested")
+            error = KernelError(errno.EAGAIN, Operation(REPLACE, key, wanted), text, code=CONTESTED)
             self._failures[key] = Failure(error, since + REPAIR_WINDOW_S, RETRY_FIRST_S)
         return False
 
@@ -515,6 +526,10 @@ class Reconciler:
             port = (Key(PORT, value), True)
             return (port, (Key(VXLAN_FDB, value, key.item), True)) if value in self._vxlans else (port,)
         return ()
+
+
+def _is_contested(failure: Failure) -> bool:
+    return failure.error.code == CONTESTED
 
 
 def _must_be_remade(wanted: Value, found: Value) -> bool:
