@@ -459,6 +459,25 @@ def test_one_who_keeps_undoing_is_held_off_after_a_burst() -> None:
     assert dict(world.reconciler.failures) == {}
 
 
+def test_what_is_fought_for_is_listed_anew_at_a_pace() -> None:
+    """The kernel may be as wanted again, and have said nothing of it."""
+    world = World()
+    world.reach(DESIRED)
+    key = Key(NEIGHBOUR, "weft", ip_address("10.32.0.11").packed)
+    for _ in range(REPAIR_BURST + 1):
+        world.kernel.meddle(key, None)
+        world.settle()
+    reconciler = world.reconciler
+    reconciler.take_stale()
+    looks = 0
+    for step in range(40):
+        reconciler.retry(100.0 + step / 10)
+        looks += "tables" in reconciler.take_stale()
+        due_s = reconciler.next_retry()
+        assert due_s is not None and due_s <= 100.0 + step / 10 + 1.0
+    assert looks == 4
+
+
 def test_who_puts_it_back_himself_is_not_held_off() -> None:
     """Changed and changed back before we looked, however often."""
     world = World()
