@@ -166,9 +166,10 @@ class VxlanHealth:
         that silence is found here as soon as there."""
         for name in sorted(self._watched.intersection(names)):
             peer = self._peers[name]
-            if peer.verdict is None and not peer.is_waiting:
+            if peer.verdict is None:
                 peer.misses = max(peer.misses, 1)
-                self._schedule(peer, now)
+                if not peer.is_waiting:
+                    self._schedule(peer, now)
 
     def resize(self, now: float) -> None:
         """Full size is another one now: who was too narrow for the old one, or about to be, is asked at once."""
