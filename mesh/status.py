@@ -24,6 +24,7 @@ from mesh.router import Router
 
 Row = dict[str, Any]
 
+_OPEN_UDP = "open the UDP port with the number of the links' TCP port (6783) between the hosts, in both directions"
 NAMED_MAX = 3
 """So many peers are named in a warning about several."""
 
@@ -296,12 +297,10 @@ def _sleeve_warnings(router: Router, view: SleeveView) -> list[Row]:
             states.setdefault(sleeve.state, []).append(name)
     if names := states.get(SILENT):
         text = f"no answer over UDP from {_named(router, names)}, so containers there cannot be reached"
-        cure = "open the UDP port with the number of the links' TCP port (6783) between the hosts, in both directions"
-        rows.append(_warning("sleeve-silent", text, cure))
+        rows.append(_warning("sleeve-silent", text, _OPEN_UDP))
     if names := [name for name, path in sorted(router.paths.items()) if path.kind == RELAY]:
         text = f"no datagram passes to {_named(router, names)}, so other hosts pass packets on, which is slower"
-        cure = "open the UDP port with the number of the links' TCP port (6783) between the hosts, in both directions"
-        rows.append(_warning("relayed", text, cure))
+        rows.append(_warning("relayed", text, _OPEN_UDP))
     if names := states.get(WRONG_SECRET):
         text = f"{_named(router, names)} answers under another password, so containers there cannot be reached"
         rows.append(_warning(WRONG_SECRET, text, "launch with the same passwords on every host"))
