@@ -1,9 +1,9 @@
 """The two directories a daemon owns, and the names of the files in them.
 
 The run directory (`WEFT_RUN_DIR`) holds what dies with the process: the socket and the pid. The state directory
-(`WEFT_STATE_DIR`) holds what survives it: documents, keys, the log. Each is locked as a whole by the daemon that uses
-it; the lock is on the directory itself, so there is no lock file to be left behind, and the kernel drops it when the
-process ends, however it ends.
+(`WEFT_STATE_DIR`) holds what survives it: documents, keys, journals, the log. Each is locked as a whole by the daemon
+that uses it; the lock is on the directory itself, so there is no lock file to be left behind, and the kernel drops it
+when the process ends, however it ends.
 
 This module knows nothing of what the files contain. It imports next to nothing because every command does.
 """
@@ -22,6 +22,8 @@ SOCKET_PATH_BYTES_MAX = 107
 
 STATE_SUFFIX = ".weft"
 PENDING_SUFFIX = ".weft.new"
+JOURNAL_SUFFIX = ".journal"
+JOURNAL_PENDING_SUFFIX = ".journal.new"
 LOG_NAME = "weft.log"
 SLEEVE_LOG_NAME = "sleeve.log"
 SLEEVE_SOCKET_NAME = "sleeve.sock"
@@ -190,7 +192,7 @@ def remove_run_files(run_directory: str) -> None:
 
 
 def _is_state(name: str) -> bool:
-    if name.endswith((STATE_SUFFIX, PENDING_SUFFIX)):
+    if name.endswith((STATE_SUFFIX, PENDING_SUFFIX, JOURNAL_SUFFIX, JOURNAL_PENDING_SUFFIX)):
         return True
     log, _, number = name.rpartition(".")
     return name in (LOG_NAME, SLEEVE_LOG_NAME) or (log in (LOG_NAME, SLEEVE_LOG_NAME) and number.isdigit())

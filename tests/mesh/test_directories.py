@@ -93,7 +93,8 @@ def test_what_is_no_pid_is_none(tmp_path: Path, content: bytes) -> None:
 
 def test_reset_removes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
     ours = ["identity.weft", "peers.weft.new", "weft.log", "weft.log.1", "weft.log.12"]
-    theirs = ["notes.txt", "weft.log.old", "weft.logs", "weft", "identity.weft.bak"]
+    ours += ["ipam.journal", "ipam.journal.new"]
+    theirs = ["notes.txt", "weft.log.old", "weft.logs", "weft", "identity.weft.bak", "ipam.journal.bak", "journal"]
     for name in ours + theirs:
         (tmp_path / name).write_text("")
     directories.remove_state(str(tmp_path))
