@@ -70,6 +70,8 @@ SHELLS = {
     "mesh.verbs": "answers the API, waits for the kernel and for peers",
     "mesh.status": "views of the daemon's live parts, shells among them",
     "mesh.store": "durable state: files, synced",
+    "mesh.journal": "groups commits on the loop, writes them on a thread",
+    "mesh.journalfile": "durable state: one file appended to, synced",
 }
 """Every module that may wait, read a clock or touch the world; whatever is not named here is pure."""
 
