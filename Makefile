@@ -103,7 +103,8 @@ clean: ## remove .venv, builds and caches
 TOOLS_CHECK := python3:python3
 TOOLS_INSTALL := $(TOOLS_CHECK) ip:iproute2 nft:nftables
 TOOLS_RUN := $(TOOLS_INSTALL) nsenter:util-linux ping:iputils-ping iperf3:iperf3
-TOOLS_BENCH := $(TOOLS_RUN) ethtool:ethtool rsvg-convert:librsvg2-bin
+TOOLS_BENCH := $(TOOLS_RUN) ethtool:ethtool rsvg-convert:librsvg2-bin \
+  /usr/lib/cni/host-local:containernetworking-plugins
 # Go builds the newest of two; without it the distribution's own have to do.
 TOOLS_PEERS := tincd:tinc fastd:fastd openvpn:openvpn \
   $(if $(shell command -v go),,wireguard-go:wireguard-go nebula:nebula)
