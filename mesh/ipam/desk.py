@@ -1,0 +1,407 @@
+"""Where addresses are given: requests of containers, one by one, from what this host owns or is given for them.
+
+A request has every address it wants or none. It is answered at once where the pool has what it needs; else it waits:
+for the ring, for voters to confirm, for another host to part with slots. What it waits for is said in `status`, and is
+the error when its time is up. Slots that a request was given count as given before they are on disk; its answer goes
+out after that, and only if this host may still give them then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_interface
+
+from gossip.names import PeerName, format_name
+from mesh.endpoints import Interface
+from mesh.ipam import elections, spans
+from mesh.ipam.charter import AUTOMATIC6
+from mesh.ipam.errors import Refused
+from mesh.ipam.member import Member
+from mesh.ipam.space import Network
+from mesh.ipam.statement import ASKS_MAX, Ask
+from mesh.ipam.wants import Claim, FromSubnet, Want
+
+ASK_PATIENCE_S = 2.0
+"""For one other host to answer."""
+DONORS_MAX = 16
+"""So many others are asked before space counts as exhausted."""
+EXHAUSTED_S = 1.0
+"""For so long the next request is told the same at once."""
+LEAST_SUBNET = 4
+
+
+class _Waiting(Exception):
+    """Not yet. The message says what for."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One container's wants, and what became of them."""
+
+    owner: str
+    wants: tuple[Want, ...]
+    since: float
+    until: float
+    waiting_for: str = ""
+    answer: tuple[Interface, ...] | None = None
+    refused: Refused | None = None
+    slots: tuple[int, ...] = ()
+    """Newly given for it."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.answer is not None or self.refused is not None
+
+
+@dataclass(slots=True)
+class _Asking:
+    """A question to others, one after the other."""
+
+    ask: Ask | None = None
+    since: float = 0.0
+    tried: set[PeerName] = field(default_factory=set)
+
+
+_Key = tuple[int, int, bool]
+_Found = tuple[str, int | None, tuple[str, ...], bool]
+"""Want, slot, addresses, whether the slot is new."""
+
+
+class Desk:
+    """All requests on this host."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.waiting: dict[int, Request] = {}
+        self._asking: dict[_Key, _Asking] = {}
+        self._exhausted: dict[_Key, float] = {}
+        self._count = 0
+
+    def submit(self, owner: str, wants: tuple[Want, ...], now: float, until: float) -> Request:
+        """Try at once; a request that is not done is tried again by `work`."""
+        request = Request(owner, wants, now, until)
+        self._try(request, now)
+        if not request.is_done:
+            self._count += 1
+            self.waiting[self._count] = request
+        return request
+
+    def cancel(self, request: Request) -> None:
+        self.waiting = {number: each for number, each in self.waiting.items() if each is not request}
+
+    def work(self, now: float) -> None:
+        """Try again what waits. To be called after each `settle`."""
+        for number, request in list(self.waiting.items()):
+            self._try(request, now)
+            if not request.is_done and now >= request.until:
+                request.refused = Refused("ipam-waiting", self._too_late(request))
+            if request.is_done:
+                del self.waiting[number]
+        self._tidy_asks()
+
+    def still_holds(self, request: Request, now: float) -> bool:
+        """Whether this host may still give what it gave: to be asked after the disk has it. Else it is taken back."""
+        member = self.member
+        for slot in request.slots:
+            if slot not in member.holdings.guests and not member.lease.may_give(slot, now):
+                self.take_back(request, now)
+                return False
+        return True
+
+    def take_back(self, request: Request, now: float) -> None:
+        """The answer never reaches anybody."""
+        for slot in request.slots:
+            given = self.member.holdings.given.get(slot)
+            if given is not None and given.owner == request.owner:
+                self.member.holdings.release(slot, now, rests=False)
+        request.slots = ()
+
+    def release(self, owner: str, addresses: set[str] | None, now: float) -> list[int]:
+        """Slots of this owner, all or those of these addresses (without lengths), are given no more. A slot stays for
+        as long as one of its wants does."""
+        released = []
+        for slot in self.member.holdings.slots_of(owner):
+            given = self.member.holdings.given[slot]
+            texts = {text.partition("/")[0] for text in given.addresses}
+            if addresses is None or texts <= addresses:
+                self.member.holdings.release(slot, now)
+                released.append(slot)
+        return released
+
+    # -- one request -------------------------------------------------------------------------------
+
+    def _try(self, request: Request, now: float) -> None:
+        try:
+            found = self._find_all(request, now)
+        except _Waiting as waiting:
+            request.waiting_for = str(waiting)
+            return
+        except Refused as refused:
+            request.refused = refused
+            return
+        member = self.member
+        new = []
+        for want, slot, addresses, is_new in found:
+            if slot is not None:
+                if is_new and slot not in new:
+                    new.append(slot)
+                member.holdings.give(slot, request.owner, want, addresses)
+        if new:
+            if member.charter is not None:
+                member.note_given()
+            if member.holdings.pool_size() < 256:
+                member.holdings.announce_more(member.space.whole())
+        request.slots = tuple(new)
+        request.answer = tuple(ip_interface(text) for _, _, addresses, _ in found for text in addresses)
+
+    def _find_all(self, request: Request, now: float) -> list[_Found]:
+        if self.member.conflict:
+            raise Refused("ipam-conflict", self.member.conflict)
+        found: list[_Found] = []
+        for want in request.wants:
+            if isinstance(want, Claim):
+                found.append(self._claim(request.owner, want, now))
+            else:
+                taken = {slot for _, slot, _, _ in found}
+                found.append(self._from_subnet(request.owner, want, taken, now))
+        return found
+
+    # -- any address of a subnet -------------------------------------------------------------------
+
+    def _from_subnet(self, owner: str, want: FromSubnet, taken: set[int | None], now: float) -> _Found:
+        member, text = self.member, str(want)
+        for slot in member.holdings.slots_of(owner):
+            for before, addresses in member.holdings.given[slot].wants:
+                if before == text:
+                    return text, slot, addresses, False
+        if member.charter is None:
+            member.wants_ring = True
+            raise _Waiting(self.why_no_ring())
+        interval, versions = self._interval(want.network)
+        usable = (interval[0] + 1, interval[1] - 1) if interval[1] - interval[0] >= LEAST_SUBNET else interval
+        for slot in self._free(owner, usable):
+            if slot not in taken and member.lease.may_give(slot, now) and not member.around.used_elsewhere(slot):
+                addresses = tuple(str(member.space.interface(slot, interval, version)) for version in versions)
+                return text, slot, addresses, True
+        raise self._wait_for_more(usable, want, now)
+
+    def _interval(self, network: Network | None) -> tuple[tuple[int, int], tuple[int, ...]]:
+        space = self.member.space
+        if network is None:
+            subnets = (space.interval(subnet) for subnet in self.member.settings.default)
+            return next((each for each in subnets if each is not None), space.whole()), space.versions()
+        interval = space.interval(network)
+        if interval is None or interval[1] - interval[0] < min(LEAST_SUBNET, network.num_addresses):
+            ranges = " and ".join(map(str, space.ranges)) or "none"
+            raise Refused(
+                "outside-range",
+                f"the subnet {network} is not inside the range that addresses are given from ({ranges}); name one that "
+                "is, or give an explicit address of it",
+            )
+        return interval, (network.version,)
+
+    def _free(self, owner: str, usable: tuple[int, int]) -> Iterator[int]:
+        """What this owner had until a moment ago first."""
+        holdings = self.member.holdings
+        for slot in holdings.rested_of(owner):
+            if usable[0] <= slot < usable[1] and spans.holds(holdings.owned, slot):
+                yield slot
+        yield from holdings.pool(usable)
+
+    def _wait_for_more(self, usable: tuple[int, int], want: FromSubnet, now: float) -> Exception:
+        """What there is to wait for, or why there is nothing."""
+        member = self.member
+        pooled = next((slot for slot in member.holdings.pool(usable) if not member.around.used_elsewhere(slot)), None)
+        if pooled is None and member.holdings.unannounced(usable):
+            member.holdings.announce_more(usable)
+            pooled = next(member.holdings.pool(usable), None)
+        if now >= member.lease.until and member.holdings.owned:
+            return _Waiting(self.why_not_confirmed())
+        if pooled is not None:
+            return _Waiting("voters to confirm what may be given next")
+        key = (*usable, False)
+        if now < self._exhausted.get(key, 0.0):
+            return Refused("ipam-exhausted", self._exhaustion(usable, want))
+        if not self._ask_others(key, now):
+            self._exhausted[key] = now + EXHAUSTED_S
+            return Refused("ipam-exhausted", self._exhaustion(usable, want))
+        asked = self._asking[key].ask
+        who = format_name(asked.donor) if asked is not None else "others"
+        return _Waiting(f"addresses from {who}")
+
+    # -- one address -------------------------------------------------------------------------------
+
+    def _claim(self, owner: str, want: Claim, now: float) -> _Found:
+        member, text = self.member, str(want)
+        holdings, slot = member.holdings, member.space.slot(want.interface.ip)
+        if member.charter is None and member.space.range6 == AUTOMATIC6 and want.interface.version == 6:
+            slot = None  # the range is not known before there is a ring
+        if slot is None:
+            return text, None, (str(want.interface),), False
+        addresses = (str(want.interface),)
+        given = holdings.given.get(slot)
+        if given is not None:
+            if given.owner == owner or str(want.interface.ip) not in [
+                each.partition("/")[0] for each in given.addresses
+            ]:
+                return text, slot if given.owner == owner else None, addresses, False
+            raise Refused("address-taken", f"{want.interface.ip} is given to {given.owner} on this host; take another")
+        if member.charter is None:
+            return text, slot, addresses, True
+        if spans.holds(holdings.owned, slot):
+            self._refuse_kept(want, slot)
+            if not spans.holds(holdings.announced, slot):
+                holdings.announce(slot)
+            if not member.lease.may_give(slot, now):
+                raise _Waiting(self.why_not_confirmed())
+            return text, slot, addresses, True
+        return self._claim_elsewhere(want, slot, addresses, now)
+
+    def _refuse_kept(self, want: Claim, slot: int) -> None:
+        for peer, (_, slots) in self.member.holdings.kept.items():
+            if spans.holds(slots, slot) and peer in self.member.reachable:
+                who = format_name(peer)
+                raise Refused(
+                    "address-taken", f"{want.interface.ip} is in use on host {who}; release it there, or take another"
+                )
+
+    def _claim_elsewhere(self, want: Claim, slot: int, addresses: tuple[str, ...], now: float) -> _Found:
+        member, ip = self.member, want.interface.ip
+        owner = self.owner_of(slot)
+        if owner is None:
+            raise _Waiting(f"word of who owns {ip}")
+        if owner not in member.reachable:
+            if member.around.used_elsewhere(slot):
+                # The caller has seen that whoever uses it is out of reach: an address moves then, by its user's word.
+                return str(want), slot, addresses, True
+            raise Refused(
+                "owner-unreachable",
+                f"{ip} is among the addresses of host {format_name(owner)}, which is out of reach and cannot be asked; "
+                f"take another, or run `weft rmpeer {format_name(owner)}` if that host is gone for good",
+            )
+        key = (slot, slot + 1, True)
+        if (refusal := self._refusal(key)) is not None and refusal:
+            del self._asking[key]
+            raise Refused("address-taken", f"{ip} is taken: {refusal}, says host {format_name(owner)}; take another")
+        if not self._ask_others(key, now):
+            self._asking.pop(key, None)  # who owned it has given it away meanwhile: ask the next owner
+        raise _Waiting(f"{ip} from host {format_name(owner)}")
+
+    def owner_of(self, slot: int) -> PeerName | None:
+        """Who owns a slot, as far as is known here."""
+        member = self.member
+        if spans.holds(member.holdings.owned, slot):
+            return member.own
+        found = [
+            ((each.term, each.count), peer) for peer, said in member.members() for each in said.ranges
+            if each.start <= slot < each.end
+        ]  # fmt: skip
+        assert member.charter is not None
+        for grant in member.charter.grants:
+            heir = member.peer_at(grant.heir)
+            if heir is not None and spans.holds(grant.slots, slot):
+                found.append(((grant.number, 0), heir))
+        return max(found)[1] if found else None
+
+    # -- asking others -----------------------------------------------------------------------------
+
+    def _ask_others(self, key: _Key, now: float) -> bool:
+        """Ask the next donor if the last one has refused or is silent; false where nobody is left to ask."""
+        member = self.member
+        asking = self._asking.setdefault(key, _Asking())
+        if asking.ask is not None:
+            answered = asking.ask.nonce not in member.asks or self._refusal(key) is not None
+            if not answered and now < asking.since + ASK_PATIENCE_S:
+                return True
+            member.asks.pop(asking.ask.nonce, None)
+            asking.ask = None
+        if not member.holdings.can_take_more:
+            del self._asking[key]
+            return False
+        donor = self._donor(key, asking.tried)
+        if donor is None or len(asking.tried) >= DONORS_MAX:
+            del self._asking[key]
+            return False
+        if len(member.asks) < ASKS_MAX:
+            asking.tried.add(donor)
+            nonce = member.rng.getrandbits(62)
+            asking.ask = member.asks[nonce] = Ask(donor, nonce, key[0], key[1], key[2])
+            asking.since = now
+        return True
+
+    def _donor(self, key: _Key, tried: set[PeerName]) -> PeerName | None:
+        """Who has most to give there; last those that seem to have nothing, and may have free ones in their pool."""
+        member, interval = self.member, ((key[0], key[1]),)
+        if key[2]:
+            owner = self.owner_of(key[0])
+            return owner if owner not in tried and owner != member.own else None
+        found = []
+        for peer, said in member.members():
+            if peer in member.reachable and peer not in tried:
+                owned = spans.both(said.owned, interval)
+                if owned:
+                    free = spans.size(spans.minus(owned, said.used))
+                    found.append((free * (0.5 + member.rng.random()), spans.size(owned), peer))
+        return max(found)[2] if found else None
+
+    def _refusal(self, key: _Key) -> str | None:
+        asking = self._asking.get(key)
+        if asking is None or asking.ask is None:
+            return None
+        said = self.member.statement(asking.ask.donor)
+        for refusal in said.refusals if said is not None else ():
+            if refusal.to == self.member.own and refusal.nonce == asking.ask.nonce:
+                return refusal.reason or ""
+        return None
+
+    def _tidy_asks(self) -> None:
+        """Questions that nobody waits for any more."""
+        if not self.waiting and self.member.asks:
+            self.member.asks.clear()
+            self._asking.clear()
+
+    # -- saying why --------------------------------------------------------------------------------
+
+    def why_no_ring(self) -> str:
+        member = self.member
+        if not member.votes_at_all:
+            return "another host to make the ring: this one observes (--ipalloc-init)"
+        missing = elections.missing_for_first(member)
+        return f"{missing} more of {member.expected} hosts to agree on a ring" if missing else "the ring to be agreed"
+
+    def why_not_confirmed(self) -> str:
+        member = self.member
+        assert member.charter is not None
+        peers = [member.peer_at(seat) for seat in member.charter.voters]
+        there = sum(peer == member.own or peer in member.reachable for peer in peers)
+        return f"{member.charter.blocking} of {len(peers)} voters to confirm it ({there} are in reach)"
+
+    def _too_late(self, request: Request) -> str:
+        waited = f"{request.until - request.since:.0f} s"
+        cure = "bring missing hosts back, or `weft rmpeer` those that are gone for good; `weft status ipam` has more"
+        if self.member.charter is None:
+            cure = "launch or connect them, or launch with --ipalloc-init consensus=1 to begin alone"
+        return f"no address for {request.owner}: waited {waited} for {request.waiting_for}; {cure}"
+
+    def _exhaustion(self, usable: tuple[int, int], want: FromSubnet) -> str:
+        """Where the addresses are."""
+        member = self.member
+        interval = (usable,)
+        rows = [(member.own, spans.both(member.holdings.owned, interval), member.holdings.announced)]
+        rows += [(peer, spans.both(said.owned, interval), said.used) for peer, said in member.members()]
+        parts = []
+        for peer, owned, used in rows:
+            if owned:
+                where = "here" if peer == member.own else format_name(peer)
+                far = "" if peer == member.own or peer in member.reachable else ", out of reach"
+                free = spans.size(spans.minus(owned, used))
+                parts.append(f"{where}: {spans.size(owned)}{far}{f', {free} free' if free else ''}")
+        resting = sum(usable[0] <= slot < usable[1] for slot in member.holdings.resting)
+        rests = f"; {resting} rest for up to a minute" if resting else ""
+        more = f" and {len(parts) - 8} hosts more" if len(parts) > 8 else ""
+        subnet = want.network if want.network is not None else "the default subnet"
+        return (
+            f"no address of {subnet} is free (owned by {'; '.join(parts[:8]) or 'nobody in sight'}{more}{rests}): detach "
+            "what is not needed, `weft rmpeer` hosts that are gone, or name another subnet"
+        )

@@ -1,0 +1,296 @@
+"""Which votes this host should hold, and how they are counted.
+
+A vote is held for the ring itself when somebody wants an address; for more voters while there are fewer than seven; to
+retire peers that are dead, have resigned, or are removed by an operator's word; and to end a vote that somebody left
+open. Voters in reach take turns by rank, so that usually only one proposes. What is decided is chosen by `_value`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gossip.names import PeerName
+from mesh.ipam import spans
+from mesh.ipam.ballots import Electorate
+from mesh.ipam.charter import (
+    CHARTER_BYTES_MAX,
+    GRANTS_MAX,
+    VOTERS_MAX,
+    Charter,
+    Fence,
+    Grant,
+    encode_charter,
+    first_charter,
+)
+from mesh.ipam.statement import USED_MAX, Intent, Report, Statement, Vote
+
+if TYPE_CHECKING:
+    from mesh.ipam.member import Member
+
+TURN_S = 2.0
+"""A voter of the next rank waits so much longer before it proposes the same."""
+SETTLED_S = 2.0
+"""Newcomers become voters when they have been there for so long."""
+ABSENT_S = 5.0
+"""Nobody is retired who was in reach a moment ago."""
+OPEN_S = 4.0
+FIRST_SHARES_MAX = 32
+
+
+def settle(member: Member, now: float) -> None:
+    """Hold the vote that is due, if one is."""
+    intent = _intent(member, now)
+    if intent is not None:
+        member.ballots.begin(member.ring, member.tip + 1, intent, now)
+
+
+def _intent(member: Member, now: float) -> Intent | None:
+    if member.charter is None:
+        return _first(member, now)
+    if member.removals:
+        wanted = next(iter(member.removals))
+        without = tuple(seat for peer in member.removals if (seat := member.seat_of(peer)) is not None)
+        if (fence := member.charter.fence_of(wanted)) is not None and fence.removed and not _is_there(member, wanted):
+            del member.removals[wanted]
+            return _intent(member, now)
+        return Intent(wanted, True, without)
+    rank = _rank(member)
+    if rank is None:
+        return None
+    for intent, after_s in _due(member, now):
+        onset = member.onsets.setdefault((member.tip, intent), now)
+        if now >= onset + after_s + rank * TURN_S:
+            return intent
+    if len(member.onsets) > 64:
+        member.onsets = {key: at for key, at in member.onsets.items() if key[0] == member.tip}  # type: ignore[index]
+    return None
+
+
+def _first(member: Member, now: float) -> Intent | None:
+    """The ring is made when somebody wants an address, by whoever wants it and may vote."""
+    asking = member.wants_ring or any(
+        known.statement is not None and known.statement.wants_ring and peer in member.reachable
+        for peer, known in member.known.items()
+    )
+    if not asking or not member.votes_at_all or len(_electors(member)) < _needed(member):
+        return None
+    onset = member.onsets.setdefault("first", now)
+    return Intent() if member.wants_ring or now >= onset + TURN_S else None
+
+
+def _electors(member: Member) -> list[PeerName]:
+    """Who could make the first ring, as far as is known."""
+    others = [
+        peer for peer, known in sorted(member.known.items())
+        if known.statement is not None and known.statement.expects and not known.statement.ring
+        and not known.statement.resigned and peer in member.reachable
+    ]  # fmt: skip
+    return sorted([member.own, *others])
+
+
+def _needed(member: Member) -> int:
+    """A majority of those that are expected; who is there without having been expected counts too."""
+    expected = member.expected if member.settings.expected else max(member.expected, len(_electors(member)))
+    return expected // 2 + 1
+
+
+def missing_for_first(member: Member) -> int:
+    """How many more peers have to come into reach before there can be a ring."""
+    return max(0, _needed(member) - len(_electors(member)))
+
+
+def _rank(member: Member) -> int | None:
+    """How many voters in reach stand before us; None where we are none."""
+    assert member.charter is not None
+    if member.own_seat is None or not member.voter.has_inherited(member.charter):
+        return None
+    peers = (member.peer_at(seat) for seat in member.charter.voters)
+    return sum(peer is not None and peer in member.reachable and peer < member.own for peer in peers)
+
+
+def _due(member: Member, now: float) -> list[tuple[Intent, float]]:
+    """Votes that should be held, each with how long that must have been so."""
+    assert member.charter is not None
+    due: list[tuple[Intent, float]] = []
+    resigned = [peer for peer, said in member.members() if said.resigned and _has_part(member, peer)]
+    if resigned:
+        seats = tuple(seat for peer in resigned if (seat := member.seat_of(peer)) is not None)
+        due.append((Intent(resigned[0], True, seats), 0.0))
+    for peer in _dead(member, now):
+        due.append((Intent(peer), 0.0))
+    if member.voter.is_open(member.charter):
+        due.append((Intent(), OPEN_S))
+    elif _candidates(member):
+        due.append((Intent(), SETTLED_S))
+    return due
+
+
+def _dead(member: Member, now: float) -> list[PeerName]:
+    """Peers whose slots may be taken over, or that should vote no more."""
+    charter = member.charter
+    assert charter is not None
+    voters = [peer for seat in charter.voters if (peer := member.peer_at(seat)) is not None]
+    heirs = [peer for grant in charter.grants if (peer := member.peer_at(grant.heir)) is not None]
+    found = []
+    for peer in sorted({*member.known, *member.voter.receipts, *voters, *heirs} - {member.own}):
+        left = peer in member.reachable and member.statement(peer) is None and peer in member.known
+        if not left and member.unreachable_for_s(peer, now) < ABSENT_S:
+            continue
+        if _has_part(member, peer) and member.voter.lease_is_over(peer, charter.lease_s, now):
+            found.append(peer)
+    return found
+
+
+def _best(member: Member, peer: PeerName) -> Statement | None:
+    """The newest statement of our ring that we know of a peer."""
+    said = member.statement(peer)
+    held = member.voter.receipts.get(peer)
+    if held is not None and (said is None or held.statement.sequence > said.sequence):
+        return held.statement
+    return said
+
+
+def _has_part(member: Member, peer: PeerName) -> bool:
+    """Whether there is anything to take from a peer: slots, gifts, a vote."""
+    assert member.charter is not None
+    said = _best(member, peer)
+    tip = said.tip if said is not None else -1
+    if bytes(peer) in member.charter.voters or member.seat_of(peer) is not None:
+        return True
+    seats = {bytes(peer), said.seat if said is not None else b""}
+    if any(grant.heir in seats and grant.number > tip for grant in member.charter.grants):
+        return True
+    return said is not None and bool(said.ranges or said.gifts) and not member.charter.fenced_after(peer, tip)
+
+
+def _is_there(member: Member, peer: PeerName) -> bool:
+    """Whether a removed peer has come back since."""
+    assert member.charter is not None
+    said, fence = member.statement(peer), member.charter.fence_of(peer)
+    return said is not None and fence is not None and said.tip >= fence.number and _has_part(member, peer)
+
+
+def _candidates(member: Member, without: frozenset[bytes] = frozenset()) -> list[bytes]:
+    """Who should vote and does not yet, as many as there are places for."""
+    charter = member.charter
+    assert charter is not None
+    seated = {member.peer_at(seat) for seat in charter.voters}
+    able = [
+        peer for peer, said in member.members()
+        if peer in member.reachable and said.expects and not said.resigned and said.tip == charter.number
+    ]  # fmt: skip
+    if member.votes_at_all:
+        able.append(member.own)
+    free = VOTERS_MAX - len([seat for seat in charter.voters if seat not in without])
+    wanted = [bytes(peer) for peer in sorted(able) if peer not in seated and bytes(peer) not in without]
+    return wanted[: max(0, free)]
+
+
+# -- counting ------------------------------------------------------------------------------------------
+
+
+def count(member: Member, now: float) -> Charter | None:
+    """Look at the votes for our proposal; the decision, once there is one."""
+    proposal = member.ballots.proposal
+    if proposal is None or (proposal.ring, proposal.number) != (member.ring, member.tip + 1):
+        return None
+    votes: dict[bytes, tuple[Vote, Report]] = {}
+    for peer, known in sorted(member.known.items()):
+        seat = bytes(peer) if member.charter is None else _seat_any(member, peer)
+        if seat is not None:
+            votes[seat] = (known.vote, known.report)
+    own = bytes(member.own) if member.charter is None else member.own_seat
+    if own is not None:
+        votes[own] = (member.voter.vote, member.voter.report)
+    if member.charter is None:
+        electorate = Electorate(set(votes), _needed(member))
+    else:
+        left = [seat for seat in member.charter.voters if seat not in proposal.intent.without]
+        electorate = Electorate(left, len(left) // 2 + 1)
+    return member.ballots.advance(votes, electorate, lambda intent, reports: _value(member, intent, reports, now), now)
+
+
+def _seat_any(member: Member, peer: PeerName) -> bytes | None:
+    assert member.charter is not None
+    if bytes(peer) in member.charter.voters:
+        return bytes(peer)
+    return member.seat_of(peer)
+
+
+def _value(member: Member, intent: Intent, reports: list[Report], now: float) -> Charter | None:
+    """What to decide, now that a majority has promised and nothing was accepted before."""
+    if member.charter is None:
+        seats = [bytes(peer) for peer in _electors(member)][:FIRST_SHARES_MAX]
+        settings = member.settings
+        ring = member.rng.randbytes(16)
+        return first_charter(ring, settings.space, settings.lease_s, seats, "a ring of its own")
+    if intent.retire:
+        return _retired(member, intent, reports)
+    wanted = _candidates(member)
+    charter = replace(member.charter, grants=_still_granted(member))
+    if wanted:
+        seats = [_named(member, seat) for seat in charter.voters]
+        return charter.with_voters([*seats, *wanted], f"{len(wanted)} more voters")
+    return charter.plain("a vote that was left open")
+
+
+def _named(member: Member, seat: bytes) -> bytes:
+    peer = member.peer_at(seat)
+    return bytes(peer) if peer is not None else seat
+
+
+def _still_granted(member: Member) -> tuple[Grant, ...]:
+    """Grants whose heirs have not shown yet that they took them."""
+    assert member.charter is not None
+    kept = []
+    for grant in member.charter.grants:
+        peer = member.peer_at(grant.heir)
+        said = member.statement(peer) if peer is not None and peer != member.own else None
+        if peer != member.own and (said is None or said.tip < grant.number):
+            kept.append(grant)
+    return tuple(kept)
+
+
+def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter | None:
+    """Everything of one peer goes to us. What may be in use on its host is kept for it, unless it is gone for good."""
+    charter = member.charter
+    assert charter is not None
+    peer = intent.retire
+    said = max((r.statement for r in reports if r.statement is not None), key=lambda s: s.sequence, default=None)
+    if said is not None and said.ring != charter.ring:
+        said = None
+    seats = {bytes(peer), said.seat if said is not None and said.seat else bytes(peer)}
+    tip = said.tip if said is not None else -1
+    parts = [grant.slots for grant in charter.grants if grant.heir in seats and grant.number > tip]
+    in_use = [grant.reserved for grant in charter.grants if grant.heir in seats and grant.number > tip]
+    if said is not None and not charter.fenced_after(peer, said.tip):
+        parts += [said.owned, said.given_away]
+        in_use.append(said.used)
+    excluded = [report.excluded for report in reports]
+    slots = spans.minus(spans.union(*parts), spans.union(*excluded))
+    reserved = spans.NONE
+    if not intent.by_word:
+        in_use.append(member.around.endpoints_of(peer))
+        reserved = spans.coarse(spans.both(spans.union(*in_use), slots), USED_MAX, slots)
+    grants = [grant for grant in _still_granted(member) if grant.heir not in seats]
+    number = charter.number + 1
+    if slots:
+        grants.append(Grant(number, bytes(member.own), slots, reserved, bytes(peer)))
+    fence = Fence(peer, number, bytes(member.own), intent.by_word)
+    gone = frozenset({*seats, *intent.without})
+    voters = [seat for seat in (_named(member, each) for each in charter.voters) if seat not in gone]
+    voters += [seat for seat in _candidates(member, gone) if seat not in gone]
+    voters = voters or [bytes(member.own)]
+    note = f"{peer.hex(':')} {'is removed' if intent.by_word else 'is taken for dead'}, {spans.size(slots)} addresses"
+    if tuple(sorted(set(voters))) != charter.voters:
+        following = charter.with_voters(voters, note)
+        # Those who by an operator's word never speak again cannot be asked what they know.
+        former = tuple(seat for seat in charter.voters if seat not in intent.without)
+        following = replace(following, former=former)
+    else:
+        following = charter.plain(note)
+    following = replace(following.with_fence(fence), grants=tuple(grants))
+    if len(grants) > GRANTS_MAX or len(encode_charter(following)) > CHARTER_BYTES_MAX:
+        return None
+    return following

@@ -1,0 +1,237 @@
+"""Slots change hands between owners: gifts made, taken and seen to be taken; what is kept for others.
+
+An owner that runs short asks one other for slots, and is given half of the longest free span there. The donor lets go
+first, on disk; the gift is the taker's as soon as the taker says so; and the donor goes on showing the gift until then.
+A gift may come late, twice, or be shown by a donor that has since been retired: each of these has its rule here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from gossip.names import PeerName
+from mesh.ipam import spans
+from mesh.ipam.spans import Spans
+from mesh.ipam.statement import GIFTS_MAX, Ask, Gift, Range, Refusal, Statement
+
+if TYPE_CHECKING:
+    from mesh.ipam.member import Member
+
+Stamp = tuple[int, int]
+
+
+def settle(member: Member, now: float) -> None:
+    _take_gifts(member)
+    _finish_gifts(member)
+    _yield_to_newer(member)
+    _keep_for_others(member)
+    _answer_asks(member, now)
+
+
+# -- who has what, as far as we know -------------------------------------------------------------------
+
+
+def overlaps(member: Member, peer: PeerName, said: Statement) -> bool:
+    """Whether somebody else, as far as we know, has slots that `peer` says are its own."""
+    assert member.charter is not None
+    owned = said.owned
+    for other, theirs in member.members():
+        if other != peer and not member.charter.fenced_after(other, theirs.tip) and spans.both(owned, theirs.owned):
+            return True
+    if peer != member.own and spans.both(owned, member.holdings.owned):
+        return True
+    for grant in member.charter.grants:
+        heir = member.peer_at(grant.heir)
+        if heir != peer and spans.both(owned, grant.slots) and not _has_taken(member, heir, grant.number):
+            return True
+    return False
+
+
+def _has_taken(member: Member, heir: PeerName | None, number: int) -> bool:
+    if heir == member.own:
+        return member.tip >= number
+    said = member.statement(heir) if heir is not None else None
+    return said is not None and said.tip >= number
+
+
+def taken(member: Member, peer: PeerName, slots: Spans) -> Spans:
+    """Which of these slots, once of `peer`, others have by now: under a stamp above those of its own statement, or of
+    its gifts, which are as good as made."""
+    held = member.voter.receipts.get(peer)
+    said = member.statement(peer)
+    if held is not None and (said is None or held.statement.sequence > said.sequence):
+        said = held.statement
+    theirs: list[tuple[tuple[int, int], Stamp]] = []
+    if said is not None:
+        theirs += [(each.span, (each.term, each.count)) for each in said.ranges]
+        theirs += [(gift.range.span, (gift.range.term, gift.range.count - 1)) for gift in said.gifts]
+    others = [(other, each) for other, each in member.members() if other != peer]
+    others += [(other, receipt.statement) for other, receipt in member.voter.receipts.items() if other != peer]
+    if member.own != peer and member.charter is not None:
+        mine = Statement(ranges=tuple(member.holdings.ranges), gifts=tuple(member.holdings.gifts))
+        others.append((member.own, mine))
+    gone: list[tuple[int, int]] = []
+    for other, each in others:
+        ranges = [*each.ranges, *(gift.range for gift in each.gifts if gift.to != peer)]
+        if member.charter is not None and member.charter.fenced_after(other, each.tip) and other != member.own:
+            continue
+        for their in ranges:
+            for span in spans.both(slots, (their.span,)):
+                below = [stamp for mine, stamp in theirs if spans.both((mine,), (span,))]
+                if (their.term, their.count) > max(below, default=(-1, -1)):
+                    gone.append(span)
+    return spans.normal(gone)
+
+
+def _yield_to_newer(member: Member) -> None:
+    """Somebody has slots of ours under a later stamp. No honest course of things leads there but a copied state
+    directory; what is in doubt is given by neither."""
+    for other, said in member.members():
+        if said.tip < member.tip:
+            continue
+        for their in said.ranges:
+            for mine in member.holdings.ranges:
+                doubt = spans.both((their.span,), (mine.span,))
+                if doubt and (their.term, their.count) > (mine.term, mine.count):
+                    member.holdings.remove(doubt)
+                    member.events.append(f"{spans.size(doubt)} addresses of ours are owned by {other.hex(':')} too")
+                    return
+
+
+# -- gifts ---------------------------------------------------------------------------------------------
+
+
+def _take_gifts(member: Member) -> None:
+    assert member.charter is not None
+    for donor, said in member.members():
+        before = member.taken_gifts.get(donor, set())
+        nonces = {gift.nonce for gift in said.gifts if gift.to == member.own}
+        shown = before & nonces
+        if not member.charter.fenced_after(donor, said.tip):
+            for gift in said.gifts:
+                if gift.to == member.own and gift.nonce not in before and member.holdings.can_take_more:
+                    each = gift.range
+                    new = Range(each.start, each.end, each.term, each.count, donor, said.sequence)
+                    if not spans.both((each.span,), member.holdings.owned):
+                        member.holdings.add_range(new)
+                    shown.add(gift.nonce)
+                    member.asks.pop(gift.nonce, None)
+        if shown != before:
+            if shown:
+                member.taken_gifts[donor] = shown
+                member.changes[b"t" + donor] = msgpack.packb(sorted(shown))
+            else:
+                member.taken_gifts.pop(donor, None)
+                member.changes[b"t" + donor] = None
+
+
+def _finish_gifts(member: Member) -> None:
+    """Gifts of ours that have arrived, under a stamp no lower than theirs; and those whose taker was retired before it
+    took them, which are ours again unless they went to its heir."""
+    assert member.charter is not None
+    done: list[Gift] = []
+    back: list[Range] = []
+    for gift in member.holdings.gifts:
+        newer = [
+            each.span for peer, said in member.members() for each in (*said.ranges, *(g.range for g in said.gifts))
+            if (each.term, each.count) >= (gift.range.term, gift.range.count)
+        ]  # fmt: skip
+        granted = [pair for grant in member.charter.grants if grant.number > gift.range.term for pair in grant.slots]
+        rest = spans.minus((gift.range.span,), spans.normal([*newer, *granted]))
+        if not rest:
+            done.append(gift)
+            continue
+        fence = member.charter.fence_of(gift.to)
+        said = member.statement(gift.to)
+        if fence is None or (said is not None and said.tip >= fence.number):
+            continue
+        heir = member.peer_at(fence.heir)
+        if _has_taken(member, heir, fence.number) or any(g.number == fence.number for g in member.charter.grants):
+            done.append(gift)
+            back += [Range(start, end, fence.number, 0) for start, end in rest]
+    member.holdings.drop_gifts(done)
+    for each in back:
+        member.holdings.add_range(each)
+
+
+def _answer_asks(member: Member, now: float) -> None:
+    """Give, or say why not. An answer stands until the ask is gone."""
+    asked: dict[PeerName, list[Ask]] = {}
+    for peer, said in member.members():
+        mine = [ask for ask in said.asks if ask.donor == member.own]
+        if mine and peer in member.reachable:
+            asked[peer] = mine
+    for peer in [peer for peer in member.refusals if peer not in asked]:
+        del member.refusals[peer]
+    if now >= member.lease.until or member.conflict:
+        return
+    for peer, asks in asked.items():
+        answered = {gift.nonce for gift in member.holdings.gifts if gift.to == peer}
+        for ask in asks:
+            refusal = member.refusals.get(peer)
+            if ask.nonce in answered or (refusal is not None and refusal.nonce == ask.nonce):
+                continue
+            span, reason = _choose(member, peer, ask)
+            if span is None:
+                if reason is not None:
+                    member.refusals[peer] = Refusal(peer, ask.nonce, reason)
+                continue
+            if refusal is not None and refusal.nonce != ask.nonce:
+                del member.refusals[peer]
+            stamp = max((r.term, r.count) for r in member.holdings.ranges if spans.both((r.span,), (span,)))
+            member.holdings.give_away(Gift(peer, ask.nonce, Range(*span, stamp[0], stamp[1] + 1)))
+
+
+def _choose(member: Member, peer: PeerName, ask: Ask) -> tuple[tuple[int, int] | None, str | None]:
+    """What to give; or why nothing, or None to answer later."""
+    holdings = member.holdings
+    if len(holdings.gifts) >= GIFTS_MAX:
+        return None, None
+    wanted = spans.both(holdings.owned, ((ask.start, ask.end),))
+    if ask.exact:
+        if wanted != ((ask.start, ask.end),):
+            return None, ""
+        for slot in range(ask.start, ask.end):
+            if (given := holdings.given.get(slot)) is not None:
+                return None, f"given to {given.owner}"
+            if slot in holdings.resting:
+                return None, f"released by {holdings.resting[slot][1]} less than a minute ago"
+            for other, (_, slots) in holdings.kept.items():
+                if other != peer and spans.holds(slots, slot):
+                    return None, f"kept for containers of {other.hex(':')}"
+            if member.around.used_elsewhere(slot) and not spans.holds(member.around.endpoints_of(peer), slot):
+                return None, "in use on another host"
+        return (ask.start, ask.end), None
+    free = holdings.unannounced((ask.start, ask.end))
+    if not free:
+        pooled = spans.of_slots(holdings.pool((ask.start, ask.end)))
+        free = ((lambda span: (span[0] + (span[1] - span[0]) // 2, span[1]))(spans.largest(pooled)),) if pooled else ()
+    if not free:
+        return None, ""
+    start, end = spans.largest(free)
+    if 2 * (end - start) > spans.size(free) and end - start > 1:
+        start += (end - start) // 2
+    return (start, end), None
+
+
+# -- keeping -------------------------------------------------------------------------------------------
+
+
+def _keep_for_others(member: Member) -> None:
+    """Slots of ours that are in use elsewhere: all that a take-over found, until their host is back and says which of
+    them it still uses; then those."""
+    assert member.charter is not None
+    holdings = member.holdings
+    for peer, (number, slots) in list(holdings.kept.items()):
+        said = member.statement(peer)
+        if member.is_removed(peer):
+            holdings.keep(peer, -1, spans.NONE)
+        elif said is not None and said.tip >= number:
+            holdings.keep(peer, -1, spans.both(said.guests, holdings.owned))
+        elif number >= 0:
+            holdings.keep(peer, number, slots)
+    for peer, said in member.members():
+        if said.guests and peer not in holdings.kept and not member.is_removed(peer):
+            holdings.keep(peer, -1, spans.both(said.guests, holdings.owned))

@@ -1,0 +1,699 @@
+"""One member of the ring, without sockets, disk or clock: pages and requests in; journal changes and pages out.
+
+Everything that others must be able to count on leaves through `take`: changes for the journal, and pages to publish
+once those are on disk. In between this host believes in what is not on disk yet, and shows nobody. After each input
+`settle` looks at all of it: which ring, which decision, what to vote, what was given to us, what is asked of us. Each
+step is a rule over what is known now; none remembers which page led to it.
+
+`mesh.ipam.desk` gives addresses, `mesh.ipam.elections` says which votes to hold; what both look at is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import ip_interface
+from random import Random
+
+import msgpack
+
+from gossip.errors import ProtocolError
+from gossip.names import PeerName, parse_name
+from mesh.ipam import elections, exchange, spans
+from mesh.ipam.ballots import Ballots
+from mesh.ipam.charter import (
+    Charter,
+    Seat,
+    decode_charter_untrusted,
+    encode_charter,
+    first_charter,
+    is_name,
+    nickname_seat,
+    unpack,
+)
+from mesh.ipam.holdings import Changes, Holdings
+from mesh.ipam.lease import Lease
+from mesh.ipam.space import Network, Space
+from mesh.ipam.spans import Spans
+from mesh.ipam.statement import (
+    BALLOT,
+    CHARTER,
+    PROPOSAL,
+    RECEIPTS,
+    RELICS,
+    RELICS_MAX,
+    REPORT,
+    STATEMENT,
+    Ask,
+    Proposal,
+    Range,
+    Receipts,
+    Refusal,
+    Report,
+    Statement,
+    Vote,
+    decode_proposal_untrusted,
+    decode_receipts_untrusted,
+    decode_relic_untrusted,
+    decode_report_untrusted,
+    decode_statement_untrusted,
+    decode_vote_untrusted,
+    encode_proposal,
+    encode_receipts,
+    encode_relic,
+    encode_report,
+    encode_statement,
+    encode_vote,
+    receipt_page,
+)
+from mesh.ipam.voter import Voter
+
+CONSENSUS, SEED, OBSERVER = "consensus", "seed", "observer"
+RENEWALS = 3
+"""So many statements a lease, if nothing changes."""
+ADOPT_PATIENCE_S = 60.0
+SETTLE_TURNS_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user may set. The ranges and the lease are those of the ring, once there is one."""
+
+    space: Space
+    """`charter.AUTOMATIC6` for a range to be made from the ring's id."""
+    default: tuple[Network, ...] = ()
+    """Subnets to give from where none is named, of each version of IP; else the whole range."""
+    lease_s: int = 3600
+    init: str = CONSENSUS
+    expected: int = 0
+    """Peers to count on for the first vote; 0: those that are named or known."""
+    seeds: tuple[str, ...] = ()
+    """Names or nicknames."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a member asks of the host around it."""
+
+    own: PeerName
+    nickname: str
+    epoch: int
+    """Of this start."""
+    boot: bytes
+    """What tells this boot of the machine from any other."""
+    used_elsewhere: Callable[[int], bool] = lambda slot: False
+    """Whether another host says that it uses an address of this slot."""
+    endpoints_of: Callable[[PeerName], Spans] = lambda peer: ()
+    """The slots of which another host says that it uses them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """What has to be on disk, and what to publish then, by page."""
+
+    changes: Changes
+    pages: dict[int, bytes]
+
+
+@dataclass(slots=True)
+class Known:
+    """What one other peer says."""
+
+    statement: Statement | None = None
+    charter: Charter | None = None
+    vote: Vote = field(default_factory=Vote)
+    report: Report = field(default_factory=Report)
+    proposal: Proposal | None = None
+    receipts: dict[int, Receipts] = field(default_factory=dict)
+
+
+class Member:
+    """This host in its ring, or before it has one. `now` is always seconds of one clock that counts sleep too."""
+
+    def __init__(
+        self, settings: Settings, around: Surroundings, contents: dict[bytes, bytes], rng: Random, now: float
+    ) -> None:
+        """`contents`: what the journal has."""
+        self.settings = settings
+        self.around = around
+        self.own = around.own
+        self.rng = rng
+        self.changes: Changes = {}
+        self.charter: Charter | None = None
+        self.known: dict[PeerName, Known] = {}
+        self.reachable: frozenset[PeerName] = frozenset()
+        self.unreachable_since: dict[PeerName, float] = {}
+        self.expected = settings.expected or 1
+        """For the first vote; the daemon tells how many peers the user named."""
+        self.wants_ring = False
+        self.removals: dict[PeerName, None] = {}
+        """Peers that an operator wants removed."""
+        self.asks: dict[int, Ask] = {}
+        """By nonce."""
+        self.refusals: dict[PeerName, Refusal] = {}
+        self.resigned = False
+        self.has_given = False
+        self.joins: tuple[bytes, bytes] = (b"", b"")
+        self.conflict = ""
+        """Why nothing may be given here although everything else is in order."""
+        self.lost: Spans = spans.NONE
+        """What was taken over while we were away."""
+        self.splits: dict[bytes, list[PeerName]] = {}
+        """Other rings in reach, and who is in them."""
+        self.events: list[str] = []
+        """What happened, for the log."""
+        self.seat: Seat = nickname_seat(around.nickname)
+        self.holdings = Holdings(self.changes)
+        self.lease = Lease()
+        self.voter = Voter(self.changes, around.boot, now)
+        self.ballots = Ballots(around.own, around.epoch, rng)
+        self.taken_gifts: dict[PeerName, set[int]] = {}
+        """By donor: gifts of its that we took, by nonce; a late page of the donor may still show them."""
+        self.relics: dict[PeerName, Statement] = {}
+        """What voters still hold of peers that gossip has forgotten."""
+        self.onsets: dict[object, float] = {}
+        self._relics = 0
+        self._statements = 0
+        self._said: Statement | None = None
+        self._said_version = -1
+        self._postponed: float | None = None
+        self._out: dict[int, bytes] = {}
+        self._unheld: set[PeerName] = set()
+        self._load(contents, now)
+
+    def _load(self, contents: dict[bytes, bytes], now: float) -> None:
+        if (body := contents.get(b"c")) is not None:
+            self.charter = decode_charter_untrusted(body)
+        if (body := contents.get(b"m")) is not None:
+            self.has_given, left, right, self.conflict = unpack(body)
+            self.joins = (left, right)
+        for key, value in contents.items():
+            if key[:1] == b"t":
+                self.taken_gifts[PeerName(key[1:])] = set(unpack(value))
+        self.holdings.load(contents, now)
+        self.voter.load(contents, now)
+        if self.charter is None and self.settings.init == SEED and self.settings.seeds:
+            self._adopt(_seeded(self.settings), now)
+        self._announce_first()
+
+    def _announce_first(self) -> None:
+        if self.charter is not None and self.holdings.owned:
+            self.holdings.announce_more(self.space.whole())
+
+    # -- what is known -----------------------------------------------------------------------------
+
+    @property
+    def space(self) -> Space:
+        return self.charter.space if self.charter is not None else self.settings.space
+
+    @property
+    def tip(self) -> int:
+        return self.charter.number if self.charter is not None else -1
+
+    @property
+    def ring(self) -> bytes:
+        return self.charter.ring if self.charter is not None else b""
+
+    @property
+    def votes_at_all(self) -> bool:
+        return self.settings.init != OBSERVER and not self.resigned
+
+    @property
+    def own_seat(self) -> Seat | None:
+        """Under which name we vote, if we do."""
+        if self.charter is None or self.resigned:
+            return None
+        return next((seat for seat in (bytes(self.own), self.seat) if seat in self.charter.voters), None)
+
+    def seat_of(self, peer: PeerName) -> Seat | None:
+        """Under which name a peer votes."""
+        assert self.charter is not None
+        if peer == self.own:
+            return self.own_seat
+        said = self.statement(peer)
+        seats = (bytes(peer), said.seat if said is not None else b"")
+        return next((seat for seat in seats if seat in self.charter.voters), None)
+
+    def peer_at(self, seat: Seat) -> PeerName | None:
+        """Who has a seat; None where that is not known yet."""
+        if is_name(seat):
+            return PeerName(seat)
+        if seat == self.seat and self.settings.init == SEED:
+            return self.own
+        return next((peer for peer in sorted(self.known) if self._said_seat(peer) == seat), None)
+
+    def _said_seat(self, peer: PeerName) -> bytes:
+        said = self.statement(peer)
+        return said.seat if said is not None else b""
+
+    def statement(self, peer: PeerName) -> Statement | None:
+        """What a peer says, if it is of our ring."""
+        if peer == self.own:
+            return self._said
+        known = self.known.get(peer)
+        said = known.statement if known is not None else None
+        return said if said is not None and said.ring == self.ring else None
+
+    def members(self) -> list[tuple[PeerName, Statement]]:
+        """Everybody else of our ring who has said something."""
+        return [
+            (peer, known.statement) for peer, known in sorted(self.known.items())
+            if known.statement is not None and known.statement.ring == self.ring
+        ]  # fmt: skip
+
+    def is_removed(self, peer: PeerName) -> bool:
+        """Whether an operator's word, or its own, has removed a peer, and it has not come back since."""
+        fence = self.charter.fence_of(peer) if self.charter is not None else None
+        said = self.statement(peer)
+        return fence is not None and fence.removed and (said is None or said.tip < fence.number)
+
+    # -- inputs ------------------------------------------------------------------------------------
+
+    def hear_untrusted(self, peer: PeerName, page: int, body: bytes) -> bool:
+        """The newest version of one page of another peer; whether it could be read. `settle` is to follow."""
+        assert peer != self.own
+        known = self.known.setdefault(peer, Known())
+        try:
+            if page == STATEMENT:
+                known.statement = decode_statement_untrusted(body) if body else None
+                self._unheld.add(peer)
+            elif page == CHARTER:
+                known.charter = decode_charter_untrusted(body) if body else None
+            elif page == BALLOT:
+                known.vote = decode_vote_untrusted(body) if body else Vote()
+                self.ballots.see(known.vote.promised)
+            elif page == REPORT:
+                known.report = decode_report_untrusted(body) if body else Report()
+            elif page == PROPOSAL:
+                known.proposal = decode_proposal_untrusted(body) if body else None
+            elif page >= RELICS:
+                if body:
+                    dead, said = decode_relic_untrusted(body)
+                    before = self.relics.get(dead)
+                    if before is None or before.sequence < said.sequence:
+                        self.relics[dead] = said
+            elif page >= RECEIPTS:
+                if body:
+                    known.receipts[page] = decode_receipts_untrusted(body)
+                else:
+                    known.receipts.pop(page, None)
+        except ProtocolError:
+            return False
+        return True
+
+    def forget(self, peer: PeerName) -> None:
+        """Gossip has forgotten a peer."""
+        self.known.pop(peer, None)
+        self.unreachable_since.pop(peer, None)
+
+    def reach(self, reachable: frozenset[PeerName], now: float) -> None:
+        for peer in self.reachable - reachable:
+            self.unreachable_since[peer] = now
+        for peer in reachable - self.reachable:
+            self.unreachable_since.pop(peer, None)
+        self.reachable = reachable
+
+    def unreachable_for_s(self, peer: PeerName, now: float) -> float:
+        if peer in self.reachable:
+            return 0.0
+        return now - self.unreachable_since.setdefault(peer, now)
+
+    # -- settling ----------------------------------------------------------------------------------
+
+    def settle(self, now: float) -> None:
+        """Draw every conclusion from what is known."""
+        for _ in range(SETTLE_TURNS_MAX):
+            before = (self.ring, self.tip, self.holdings.version, self.voter.vote, self.ballots.proposal)
+            self._choose_ring(now)
+            self._learn(now)
+            if self.charter is not None:
+                self._serve_as_voter(now)
+                exchange.settle(self, now)
+                if self.lease.hear(self._held_by):
+                    self.holdings.confirm_donors()
+            self._vote(now)
+            elections.settle(self, now)
+            if before == (self.ring, self.tip, self.holdings.version, self.voter.vote, self.ballots.proposal):
+                break
+        self.holdings.wake(now)
+
+    def _choose_ring(self, now: float) -> None:
+        """Which ring we belong to. One that was never used yields to one that was, and of two the greater id."""
+        if self.resigned:
+            return
+        rings: dict[bytes, list[PeerName]] = {}
+        for peer, known in sorted(self.known.items()):
+            said = known.statement
+            if said is None or peer not in self.reachable:
+                continue
+            if said.ring and said.ring != self.ring:
+                rings.setdefault(said.ring, []).append(peer)
+        self.splits = {}
+        for ring, peers in sorted(rings.items()):
+            if self.charter is None:
+                self._move_to(ring, peers, now)
+            elif self._has_been_joined(ring):
+                self.joins = (self.ring, ring)
+                self._move_to(ring, peers, now)
+            elif not self._is_used(self.ring):
+                if self._is_used(ring) or ring < self.ring:
+                    self._move_to(ring, peers, now)
+            elif self._is_used(ring):
+                self.splits[ring] = peers
+
+    def _has_been_joined(self, ring: bytes) -> bool:
+        """Whether an operator's word moved our ring into that one."""
+        said = [self.joins, *(known.statement.joins for known in self.known.values() if known.statement is not None)]
+        return (self.ring, ring) in said
+
+    def _is_used(self, ring: bytes) -> bool:
+        if ring == self.ring and self.has_given:
+            return True
+        said = (known.statement for known in self.known.values() if known.statement is not None)
+        return any(each.ring == ring and each.has_given for each in said)
+
+    def _move_to(self, ring: bytes, peers: list[PeerName], now: float) -> None:
+        charters = [self.known[peer].charter for peer in peers]
+        found = [charter for charter in charters if charter is not None and charter.ring == ring]
+        if found:
+            self._adopt(max(found, key=lambda charter: charter.number), now)
+
+    def _learn(self, now: float) -> None:
+        """The newest decision that anybody of our ring knows."""
+        if self.charter is None:
+            return
+        found = [known.charter for known in self.known.values() if known.charter is not None]
+        later = [charter for charter in found if charter.ring == self.ring and charter.number > self.tip]
+        if later:
+            charter = max(later, key=lambda charter: charter.number)
+            if self._may_adopt(charter, now):
+                self.adopt(charter, now)
+
+    def adopt(self, charter: Charter, now: float) -> None:
+        """A decision of our ring, or the one that makes it."""
+        if self.charter is None or charter.number > self.tip:
+            self._adopt(charter, now)
+
+    def _may_adopt(self, charter: Charter, now: float) -> bool:
+        """What a donor gave us just before it was retired may be ours or its heir's: that must be known first."""
+        for each in self.holdings.ranges:
+            if each.donor and charter.fenced_after(each.donor, self.tip) and self._after_fence(charter, each) is None:
+                self._postponed = now if self._postponed is None else self._postponed
+                return now >= self._postponed + ADOPT_PATIENCE_S
+        self._postponed = None
+        return True
+
+    def _after_fence(self, charter: Charter, each: Range) -> Spans | None:
+        """Which slots of a retired donor went to its heir; None where that is not known."""
+        fence = charter.fence_of(each.donor)
+        if fence is None:
+            return None
+        granted = [grant.slots for grant in charter.grants if grant.number == fence.number]
+        if granted:
+            return spans.union(*granted)
+        heir = self.peer_at(fence.heir)
+        said = self.statement(heir) if heir is not None else None
+        return said.owned if said is not None and said.tip >= fence.number else None
+
+    def _adopt(self, charter: Charter, now: float) -> None:
+        before, tip = self.charter, self.tip
+        if before is not None and before.ring != charter.ring:
+            self._leave()
+            tip = -1
+        if before is None or before.space != charter.space:
+            self._renumber(self.settings.space if before is None else before.space, charter.space)
+        self.charter = charter
+        self.changes[b"c"] = encode_charter(charter)
+        if tip >= 0 and charter.fenced_after(self.own, tip):
+            self.lost = self.holdings.owned
+            self.holdings.remove(self.lost)
+            self.lease.end()
+            self.events.append(f"lost {spans.size(self.lost)} addresses: they were taken over while this host was away")
+        for each in [each for each in self.holdings.ranges if each.donor]:
+            if tip >= 0 and charter.fenced_after(each.donor, tip):
+                covered = self._after_fence(charter, each)
+                self.holdings.remove(spans.both((each.span,), covered if covered is not None else (each.span,)))
+        for grant in charter.grants:
+            if grant.number > tip and grant.heir in self._own_seats():
+                for start, end in spans.minus(grant.slots, self.holdings.owned):
+                    self.holdings.add_range(Range(start, end, grant.number, 0))
+                if grant.source:
+                    self.holdings.keep(PeerName(grant.source), grant.number, grant.reserved)
+        self._announce_first()
+        self.voter.forget_retired(charter)
+        self.voter.say_all_again()
+        self._unheld.update(self.known)
+        self.ballots.drop()
+        self._note_mind()
+        self.events.append(f"decision {charter.number}: {charter.note}")
+
+    def _own_seats(self) -> set[bytes]:
+        return {bytes(self.own), *([self.seat] if self.settings.init == SEED else [])}
+
+    def _leave(self) -> None:
+        """Our ring is not ours any more: what we had of it is left to its others, what is in use goes on."""
+        self.holdings.leave()
+        self.voter.forget_all()
+        self.lease.end()
+        self.asks.clear()
+        self.refusals.clear()
+        self.has_given = False
+
+    def _renumber(self, before: Space, after: Space) -> None:
+        """The same addresses under the numbers of another range."""
+        if (before.range4, before.range6) == (after.range4, after.range6) or not self.holdings.given:
+            return
+        numbers: dict[int, int | None] = {}
+        for slot, given in self.holdings.given.items():
+            found = (after.slot(ip_interface(text).ip) for text in given.addresses)
+            numbers[slot] = next((number for number in found if number is not None), None)
+        self.holdings.renumber(numbers)
+
+    def _note_mind(self) -> None:
+        self.changes[b"m"] = msgpack.packb([self.has_given, *self.joins, self.conflict])
+
+    def note_given(self) -> None:
+        """An address of this ring is in use."""
+        if not self.has_given:
+            self.has_given = True
+            self._note_mind()
+
+    def note_conflict(self, text: str) -> None:
+        """Stop giving, now and after a restart; an empty text ends that."""
+        self.conflict = text
+        self._note_mind()
+
+    def join(self, ring: bytes, now: float) -> None:
+        """By an operator's word, our ring joins another one in reach."""
+        assert self.charter is not None and ring in self.splits
+        self.joins = (self.ring, ring)
+        self._note_mind()
+
+    # -- as a voter --------------------------------------------------------------------------------
+
+    def _serve_as_voter(self, now: float) -> None:
+        """Hold others' statements."""
+        charter = self.charter
+        assert charter is not None
+        seat = self.own_seat
+        if seat is None:
+            return
+        if not self.voter.has_inherited(charter):
+            if not self.voter.inherit(charter, seat, self._receipts_at, self._newest, now):
+                return
+            self._unheld.update(self.known)
+        still: set[PeerName] = set()
+        for peer in sorted(self._unheld):
+            said = self.statement(peer)
+            if said is not None and not self._hold(peer, said, now) and said.tip >= charter.number:
+                still.add(peer)
+        self._unheld = still
+
+    def _newest(self, peer: PeerName) -> Statement | None:
+        """What a peer says, or said last as far as any voter tells."""
+        said, relic = self.statement(peer), self.relics.get(peer)
+        if relic is not None and relic.ring == self.ring and (said is None or relic.sequence > said.sequence):
+            return relic
+        return said
+
+    def _hold(self, peer: PeerName, said: Statement, now: float) -> bool:
+        """Take a statement into our receipts, unless something stands against it; false where that may pass."""
+        assert self.charter is not None
+        held = self.voter.receipts.get(peer)
+        if held is not None and held.statement.sequence >= said.sequence:
+            return True
+        if said.tip != self.tip or self.voter.refuses(peer, said, self.charter):
+            return False
+        is_known = held is not None and held.statement.ranges == said.ranges
+        if not is_known and (not self._has_provenance(said) or exchange.overlaps(self, peer, said)):
+            return False
+        self.voter.take(peer, said, now)
+        return True
+
+    def _has_provenance(self, said: Statement) -> bool:
+        """Whether we know the word by which every donor let go of what it gave."""
+        for each in said.ranges:
+            if each.donor and each.donor != self.own:
+                donor = self.statement(each.donor)
+                held = self.voter.receipts.get(each.donor)
+                best = max(donor.sequence if donor else 0, held.statement.sequence if held else 0)
+                if best < each.donor_sequence:
+                    return False
+        return True
+
+    def _receipts_at(self, seat: Seat) -> dict[int, Receipts]:
+        peer = self.peer_at(seat)
+        if peer == self.own:
+            return self.voter_pages()
+        known = self.known.get(peer) if peer is not None else None
+        return known.receipts if known is not None else {}
+
+    def voter_pages(self) -> dict[int, Receipts]:
+        """All our receipts, as others see them."""
+        dirty = set(self.voter.dirty)
+        self.voter.say_all_again()
+        pages = self.voter.pages(self.ring, self.tip)
+        self.voter.dirty = dirty
+        return pages
+
+    def _held_by(self, seat: Seat) -> int:
+        """Which of our statements a voter holds."""
+        peer = self.peer_at(seat)
+        if peer == self.own:
+            held = self.voter.receipts.get(self.own)
+            return held.statement.sequence if held is not None else 0
+        known = self.known.get(peer) if peer is not None else None
+        page = known.receipts.get(receipt_page(self.own)) if known is not None else None
+        return page.held.get(self.own, 0) if page is not None and page.ring == self.ring else 0
+
+    # -- votes -------------------------------------------------------------------------------------
+
+    def _vote(self, now: float) -> None:
+        """Promise or accept what is proposed to us, our own proposal included; and count the votes for that."""
+        proposals = [self.known[peer].proposal for peer in sorted(self.known)]
+        for proposal in (*proposals, self.ballots.proposal):
+            if proposal is not None and self._may_vote(proposal):
+                peer = proposal.intent.retire
+                best = self.statement(peer) if peer else None
+                taken = partial(exchange.taken, self, peer)
+                self.voter.consider(proposal, self.charter, best, taken, self.own, now)
+                self.ballots.see(proposal.ballot)
+        decided = elections.count(self, now)
+        if decided is not None:
+            self.adopt(decided, now)
+
+    def _may_vote(self, proposal: Proposal) -> bool:
+        if proposal.ring != self.ring or proposal.number != self.tip + 1:
+            return False
+        if self.charter is None:
+            return self.votes_at_all
+        seat = self.own_seat
+        return seat is not None and self.voter.has_inherited(self.charter)
+
+    # -- what we say -------------------------------------------------------------------------------
+
+    def take(self, now: float) -> Out:
+        """What is to be written and then published. The caller does both, in order, before it takes again."""
+        self._speak(now)
+        pages = self._pages()
+        changes = dict(self.changes)
+        self.changes.clear()
+        changed = {page: body for page, body in pages.items() if self._out.get(page, b"") != body}
+        self._out |= changed
+        return Out(changes, changed)
+
+    def say_again(self, pages: Iterable[int]) -> None:
+        """These pages did not get out."""
+        for page in pages:
+            self._out.pop(page, None)
+            if page >= RELICS:
+                self._relics = max(self._relics, page - RELICS + 1)
+            elif page >= RECEIPTS:
+                self.voter.dirty.add(page)
+
+    def _speak(self, now: float) -> None:
+        """A new statement where there is something new to say, or the last one grows old."""
+        said = self._said
+        flags = (self.tip, self.ring, self.wants_ring, self.expected, self.has_given, self.resigned, self.joins)
+        version = hash((self.holdings.version, tuple(self.asks), tuple(sorted(self.refusals.items())), flags))
+        renewed = self.lease.renewed_at()
+        old = self.charter is not None and (renewed is None or now >= renewed + self.charter.lease_s / RENEWALS)
+        if said is not None and version == self._said_version and not old:
+            return
+        if self.charter is not None and self.lease.is_full and not old:
+            return
+        self._said_version = version
+        self._statements += 1
+        holdings = self.holdings
+        said = Statement(
+            ring=self.ring,
+            tip=self.tip,
+            sequence=(self.around.epoch << 24) + self._statements,
+            ranges=tuple(holdings.ranges),
+            used=holdings.announced,
+            guests=spans.coarse(spans.of_slots(holdings.guests), 300, ((0, 1 << 64),)),
+            gifts=tuple(holdings.gifts),
+            asks=tuple(self.asks.values()),
+            refusals=tuple(self.refusals.values()),
+            expects=self.expected if self.votes_at_all else 0,
+            wants_ring=self.wants_ring,
+            has_given=self.has_given,
+            resigned=self.resigned,
+            seat=self.seat if self.settings.init == SEED else b"",
+            joins=self.joins,
+        )
+        self._said = said
+        if self.charter is not None:
+            self.lease.say(said.sequence, now, spans.both(said.owned, said.used), self.charter)
+            if self.own_seat is not None and self.voter.has_inherited(self.charter):
+                self._hold(self.own, said, now)
+                if self.lease.hear(self._held_by):
+                    self.holdings.confirm_donors()
+
+    def _pages(self) -> dict[int, bytes]:
+        assert self._said is not None
+        pages = {
+            STATEMENT: encode_statement(self._said),
+            CHARTER: encode_charter(self.charter) if self.charter is not None else b"",
+            BALLOT: encode_vote(self.voter.vote) if self.voter.vote.number >= 0 else b"",
+            REPORT: encode_report(self.voter.report) if self.voter.report.number >= 0 else b"",
+            PROPOSAL: encode_proposal(self.ballots.proposal) if self.ballots.proposal is not None else b"",
+        }
+        if self.own_seat is not None:
+            lost = [peer for peer in sorted(self.voter.receipts) if peer != self.own and self.statement(peer) is None]
+            for place in range(max(len(lost[:RELICS_MAX]), self._relics)):
+                held = self.voter.receipts[lost[place]].statement if place < len(lost) else None
+                pages[RELICS + place] = encode_relic(lost[place], held) if held is not None else b""
+            self._relics = len(lost[:RELICS_MAX])
+        if self.charter is not None:
+            for page, receipts in self.voter.pages(self.ring, self.tip).items():
+                pages[page] = encode_receipts(receipts) if receipts.held else b""
+        return pages
+
+    def next_due(self, now: float) -> float:
+        """When `settle` and `take` should be called again at the latest."""
+        due = [now + 1.0]
+        if self.ballots.due is not None:
+            due.append(self.ballots.due)
+        return max(now + 0.02, min(due))
+
+    def resign(self) -> None:
+        """Leave for good: the others decide at once who has what was ours."""
+        self.resigned = True
+
+
+def _seeded(settings: Settings) -> Charter:
+    """The ring that everybody makes alike who was given the same seeds."""
+    seats = sorted({_seed_seat(seed) for seed in settings.seeds})
+    text = f"{settings.space.range4} {settings.space.range6} {settings.lease_s}".encode()
+    ring = hashlib.sha256(b"weft ring\x00" + text + b"\x00".join(seats)).digest()[:16]
+    return first_charter(ring, settings.space, settings.lease_s, seats, "the ring of the seeds")
+
+
+def _seed_seat(seed: str) -> Seat:
+    try:
+        return bytes(parse_name(seed))
+    except ValueError:
+        return nickname_seat(seed)

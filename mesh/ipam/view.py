@@ -1,0 +1,243 @@
+"""The ring as people and scripts see it: status, warnings, what to do; what `export` writes and `check` compares. Pure:
+everything is read from the member, nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_interface
+from typing import Any
+
+from gossip.names import PeerName, format_name
+from mesh.endpoints import EndpointTable, Interface
+from mesh.ipam import spans
+from mesh.ipam.desk import Desk
+from mesh.ipam.member import OBSERVER, Member
+from mesh.requests import ApiError
+
+ENTRIES_MAX = 10_000
+FORMAT = 1
+NOT_ATTACHED = "given to what is not attached"
+NOT_GIVEN = "attached and not given"
+
+Nickname = Callable[[PeerName], str]
+
+
+def state_of(member: Member, now: float) -> str:
+    if not member.space.ranges:
+        return "off"
+    if member.conflict:
+        return "conflict"
+    if member.charter is None:
+        asked = member.wants_ring or any(
+            known.statement is not None and known.statement.wants_ring for known in member.known.values()
+        )
+        if not asked:
+            return "idle"
+        return "observing" if member.settings.init == OBSERVER else "forming"
+    if member.splits:
+        return "split"
+    return "ready" if now < member.lease.until else "unconfirmed"
+
+
+def waiting_for(member: Member, desk: Desk, now: float) -> str:
+    """Why this host may not give addresses now; empty where it may."""
+    if member.conflict:
+        return member.conflict
+    if member.charter is None:
+        return desk.why_no_ring()
+    return "" if now < member.lease.until else desk.why_not_confirmed()
+
+
+def why_no_majority(member: Member) -> str:
+    assert member.charter is not None
+    peers = [(seat, member.peer_at(seat)) for seat in member.charter.voters]
+    missing = [peer for _, peer in peers if peer is not None and peer != member.own and peer not in member.reachable]
+    names = " ".join(map(format_name, missing)) or "none"
+    return (
+        f"no majority of the {len(peers)} voters could be had in time (out of reach: {names}); bring them back, "
+        "or, where they are gone for good too, name them in the same `weft rmpeer`"
+    )
+
+
+def _advice(member: Member, desk: Desk, now: float, disk_trouble: str) -> str | None:
+    if disk_trouble:
+        return disk_trouble
+    if member.conflict:
+        return f"{member.conflict}; then run `weft ipam check --repair` on the one that stays"
+    state = state_of(member, now)
+    if state == "split":
+        other = next(iter(member.splits)).hex()[:8]
+        return (
+            f"two rings that formed apart have met: `weft ipam join --ring {other}` here, or its like there, joins them"
+        )
+    if state in ("forming", "observing"):
+        return f"waiting for {desk.why_no_ring()}"
+    if state == "unconfirmed":
+        return f"waiting for {desk.why_not_confirmed()}"
+    if member.charter is not None:
+        gone = [
+            peer for peer, said in member.members()
+            if said.owned and peer not in member.reachable and not member.charter.fenced_after(peer, said.tip)
+        ]  # fmt: skip
+        if gone:
+            names = " ".join(map(format_name, gone[:4]))
+            auto = len(member.charter.voters) > 2
+            later = f"taken over by itself {member.charter.lease_s} s after it was last heard of, or " if auto else ""
+            return f"addresses of hosts out of reach: {later}at once by `weft rmpeer {names}` if they are gone for good"
+    return None
+
+
+def status(member: Member, desk: Desk, nickname: Nickname, now: float, disk_trouble: str) -> dict[str, Any]:
+    """What `weft status ipam --json` prints."""
+    space, charter = member.space, member.charter
+    advice = _advice(member, desk, now, disk_trouble)
+    for peer in (*member.known, member.own):
+        advice = advice.replace(format_name(peer), nickname(peer)) if advice else None
+    voters = [member.peer_at(seat) for seat in charter.voters] if charter is not None else []
+    return {
+        "range": str(space.range4) if space.range4 is not None else None,
+        "range6": _range6(member),
+        "default_subnet": str(member.settings.default[0]) if member.settings.default else None,
+        "state": state_of(member, now),
+        "advice": advice,
+        "ring": charter.ring.hex() if charter is not None else None,
+        "decision": charter.number if charter is not None else None,
+        "voters": [
+            {"peer": format_name(peer), "nickname": nickname(peer), "self": peer == member.own,
+             "reachable": peer == member.own or peer in member.reachable}
+            for peer in voters if peer is not None
+        ],
+        "lease_s": charter.lease_s if charter is not None else member.settings.lease_s,
+        "confirmed_for_s": round(member.lease.until - now, 1) if now < member.lease.until else None,
+        "peers": _peers(member, nickname),
+        "entries": list(_entries(member, nickname)),
+        "pending": [
+            {"owner": request.owner, "wants": " ".join(map(str, request.wants)), "since_s": round(now - request.since, 1),
+             "waiting_for": request.waiting_for}
+            for request in desk.waiting.values()
+        ],
+        "other_rings": [
+            {"ring": ring.hex(), "peers": [nickname(peer) for peer in peers]}
+            for ring, peers in member.splits.items()
+        ],
+    }  # fmt: skip
+
+
+def _range6(member: Member) -> str | None:
+    range6 = member.space.range6
+    if range6 is None or (member.charter is None and range6.prefixlen < 64):
+        return None
+    return str(range6)
+
+
+def _peers(member: Member, nickname: Nickname) -> list[dict[str, Any]]:
+    """Who owns how much. Of others only what they announce is known: what is not free may still be in their pool."""
+    holdings, size = member.holdings, max(1, member.space.size)
+    here = len(holdings.given) - len(holdings.guests) + spans.size(holdings.kept_slots) + len(holdings.resting)
+    rows = [(member.own, holdings.owned, here)]
+    rows += [(peer, said.owned, spans.size(said.used)) for peer, said in member.members()]
+    found = []
+    for peer, owned, used in rows:
+        count = spans.size(owned)
+        if count or peer == member.own:
+            found.append(
+                {"peer": format_name(peer), "nickname": nickname(peer), "self": peer == member.own,
+                 "reachable": peer == member.own or peer in member.reachable, "addresses": count,
+                 "share": round(count / size, 4), "used": used, "free": max(0, count - used)}
+            )  # fmt: skip
+    return found
+
+
+def _entries(member: Member, nickname: Nickname) -> Iterable[dict[str, Any]]:
+    holdings, own = member.holdings, nickname(member.own)
+    for slot, given in sorted(holdings.given.items())[:ENTRIES_MAX]:
+        state = "guest" if slot in holdings.guests and member.charter is not None else "given"
+        yield {"owner": given.owner, "addresses": list(given.addresses), "state": state, "peer": own}
+    for slot, (_, owner) in sorted(holdings.resting.items())[:ENTRIES_MAX]:
+        yield {"owner": owner, "addresses": [member.space.text(slot)], "state": "resting", "peer": own}
+    for peer, (_, kept) in sorted(holdings.kept.items()):
+        texts = [
+            member.space.text(start) if end == start + 1 else f"{member.space.text(start)} and {end - start - 1} more"
+            for start, end in kept
+        ]
+        yield {"owner": nickname(peer), "addresses": texts, "state": "reserved", "peer": nickname(peer)}
+
+
+def warnings(member: Member, now: float, disk_trouble: str) -> list[str]:
+    """Lines for `weft status`: only what somebody should act on."""
+    found = []
+    if disk_trouble:
+        found.append(f"addresses cannot be saved: {disk_trouble}")
+    if member.conflict:
+        found.append(f"no addresses are given: {member.conflict}")
+    if member.splits:
+        rings = ", ".join(ring.hex()[:8] for ring in member.splits)
+        found.append(f"two groups of hosts give addresses independently (other ring: {rings}): see `weft status ipam`")
+    if member.lost:
+        found.append(
+            f"{spans.size(member.lost)} addresses of this host were taken over while it was away; what runs keeps them"
+        )
+    if member.charter is not None and member.holdings.owned and now >= member.lease.until:
+        found.append("this host may not give addresses now: see `weft status ipam`")
+    return found
+
+
+def conflicts(member: Member, table: EndpointTable, theirs: list[PeerName], nickname: Nickname) -> list[dict[str, str]]:
+    """Addresses that hosts of our ring and of another one use both."""
+    ours = {member.own, *(peer for peer, _ in member.members())}
+    found = []
+    for peer in theirs:
+        for endpoint in table.of(peer):
+            for binding in endpoint.bindings:
+                for other in table.claimants(binding.ip):
+                    if other.owner in ours:
+                        here = f"{other.id} on {nickname(other.owner)}"
+                        there = f"{endpoint.id} on {nickname(peer)}"
+                        found.append({"address": str(binding.ip), "here": here, "there": there})
+    return found
+
+
+def export(member: Member) -> dict[str, Any]:
+    """What is given here, for `ipam import`; and the ring, for people."""
+    entries = [{"owner": given.owner, "addresses": list(given.addresses)} for given in member.holdings.given.values()]
+    ranges = [[member.space.text(start), end - start] for start, end in member.holdings.owned]
+    return {
+        "format": FORMAT,
+        "peer": format_name(member.own),
+        "ring": member.ring.hex() or None,
+        "decision": member.tip if member.charter is not None else None,
+        "owned": ranges,
+        "entries": entries,
+    }
+
+
+def imported(document: Any) -> list[tuple[str, list[str]]]:
+    """Owners and addresses of an exported document. Raises `ApiError` where it is none."""
+    try:
+        if document["format"] != FORMAT:
+            raise ApiError("bad-request", f"the file has format {document['format']}, and {FORMAT} is what this reads")
+        found = []
+        for entry in document["entries"]:
+            owner, addresses = entry["owner"], entry["addresses"]
+            if not isinstance(owner, str) or not all(isinstance(each, str) for each in addresses):
+                raise ValueError
+            found.append((owner, [str(ip_interface(each)) for each in addresses]))
+        return found
+    except (KeyError, TypeError, ValueError):
+        raise ApiError("bad-request", "the file is not what `weft ipam export` writes; give it one that is") from None
+
+
+def differences(member: Member, attached: Mapping[Interface, str]) -> list[dict[str, Any]]:
+    """What is given and not attached, and what is attached and not given."""
+    there = {str(interface.ip): owner for interface, owner in attached.items()}
+    found: list[dict[str, Any]] = []
+    for given in member.holdings.given.values():
+        for text in given.addresses:
+            if there.get(text.partition("/")[0]) != given.owner:
+                found.append({"address": text, "owner": given.owner, "problem": NOT_ATTACHED, "repaired": False})
+    for interface, owner in attached.items():
+        slot = member.space.slot(interface.ip)
+        known = member.holdings.given.get(slot) if slot is not None else None
+        if slot is not None and (known is None or known.owner != owner):
+            found.append({"address": str(interface), "owner": owner, "problem": NOT_GIVEN, "repaired": False})
+    return found

@@ -1,0 +1,263 @@
+"""A voter's memory: which statements it holds, what it promised, what it accepted; on disk before anybody sees it.
+
+Decisions are made one after the other, each by Paxos (Lamport, "Paxos Made Simple", 2001) among the voters that the one
+before named. What is added to Paxos here, for votes that take a peer's slots away:
+
+- who has a receipt of that peer's statement promises nothing before the lease has run out, by its own clock;
+- with its promise it reports the newest statement of that peer that it knows, and which of the slots others have;
+- from its promise until the decision it takes no statement of that peer, and none of others that newly own its slots.
+
+Since a majority promises, and every blocking set has a member in every majority, nothing that an owner may still do,
+and nothing that anybody may do with slots it got from that owner, is unknown to the vote. docs/ipam.md has the argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import msgpack
+
+from gossip.names import PeerName
+from mesh.ipam import spans
+from mesh.ipam.charter import Charter, flat, spans_of, unpack
+from mesh.ipam.holdings import Changes
+from mesh.ipam.lease import voter_limit_s
+from mesh.ipam.spans import Spans
+from mesh.ipam.statement import (
+    ACCEPT,
+    NO_BALLOT,
+    PREPARE,
+    RECEIPT_PAGES,
+    RECEIPTS,
+    Proposal,
+    Receipts,
+    Report,
+    Statement,
+    Vote,
+    decode_report_untrusted,
+    decode_statement_untrusted,
+    decode_vote_untrusted,
+    encode_report,
+    encode_statement,
+    encode_vote,
+    receipt_page,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A statement that is on our disk, and when it got there."""
+
+    statement: Statement
+    at: float
+    """On the clock of this boot; of a receipt from an earlier boot, when this life began."""
+
+
+class Voter:
+    """One host's votes and receipts. What is not a voter holds no receipts and promises nothing."""
+
+    def __init__(self, changes: Changes, boot: bytes, now: float) -> None:
+        self.changes = changes
+        self.vote = Vote()
+        self.report = Report()
+        self.receipts: dict[PeerName, Receipt] = {}
+        self.dirty: set[int] = set()
+        """Our pages of receipts that have to be said anew."""
+        self._frozen: dict[PeerName, Spans] = {}
+        """By each peer that we promised a vote on for this decision: the slots that others must not newly own. They add
+        up: what a lower ballot proposed may still be what is decided."""
+        self._boot = boot
+        self._inherited = -1
+        self._heard_of_all = now
+        """When we took over what earlier voters knew: until a lease later any of them may have confirmed anybody."""
+
+    def load(self, contents: dict[bytes, bytes], now: float) -> None:
+        if (body := contents.get(b"v")) is not None:
+            self.vote = decode_vote_untrusted(body)
+        if (body := contents.get(b"w")) is not None:
+            report, frozen = unpack(body)
+            self.report = decode_report_untrusted(report)
+            self._frozen = {PeerName(peer): spans_of(slots, 1 << 20) for peer, slots in frozen}
+        if (body := contents.get(b"i")) is not None:
+            self._inherited, boot, at = unpack(body)
+            self._heard_of_all = min(now, at) if boot == self._boot else now
+        for key, value in contents.items():
+            if key[:1] == b"a":
+                boot, at, statement = unpack(value)
+                said_at = min(now, at) if boot == self._boot else now
+                self.receipts[PeerName(key[1:])] = Receipt(decode_statement_untrusted(statement), said_at)
+
+    # -- receipts ----------------------------------------------------------------------------------
+
+    def take(self, peer: PeerName, said: Statement, now: float) -> None:
+        """Hold a statement: once that is on disk, its peer may count on it."""
+        self.receipts[peer] = Receipt(said, now)
+        self.changes[b"a" + peer] = msgpack.packb([self._boot, now, encode_statement(said)])
+        self.dirty.add(receipt_page(peer))
+
+    def refuses(self, peer: PeerName, said: Statement, charter: Charter) -> bool:
+        """Whether a promise of ours stands against it."""
+        vote = self.vote
+        if vote.number != charter.number + 1 or vote.ring != charter.ring:
+            return False
+        if peer in self._frozen:
+            return True
+        held = self.receipts.get(peer)
+        new = spans.minus(said.owned, held.statement.owned if held is not None else spans.NONE)
+        return any(spans.both(new, slots) for slots in self._frozen.values())
+
+    def _concerned(self, peer: PeerName, said: Statement | None, charter: Charter) -> Spans:
+        parts = [grant.slots for grant in charter.granted(peer)]
+        if said is not None:
+            parts += [said.owned, said.given_away]
+        return spans.union(*parts)
+
+    def pages(self, ring: bytes, tip: int) -> dict[int, Receipts]:
+        """Our pages of receipts that have changed, to be said."""
+        by_page: dict[int, dict[PeerName, int]] = {}
+        for peer, receipt in self.receipts.items():
+            by_page.setdefault(receipt_page(peer), {})[peer] = receipt.statement.sequence
+        mask = sum(1 << (page - RECEIPTS) for page in by_page)
+        changed, self.dirty = self.dirty, set()
+        return {page: Receipts(ring, tip, mask, by_page.get(page, {})) for page in sorted(changed)}
+
+    def say_all_again(self) -> None:
+        self.dirty = set(range(RECEIPTS, RECEIPTS + RECEIPT_PAGES))
+
+    def forget_all(self) -> None:
+        """We are of another ring now, or vote no more."""
+        for peer in self.receipts:
+            self.changes[b"a" + peer] = None
+        self.receipts = {}
+        self.vote, self.report = Vote(), Report()
+        self._frozen = {}
+        self.changes[b"v"] = self.changes[b"w"] = self.changes[b"i"] = None
+        self._inherited = -1
+        self.say_all_again()
+
+    def forget_retired(self, charter: Charter) -> None:
+        """What a decision took away is decided; what its peer said before is of no use any more."""
+        for fence in charter.fences:
+            held = self.receipts.get(fence.peer)
+            if held is not None and held.statement.tip < fence.number:
+                del self.receipts[fence.peer]
+                self.changes[b"a" + fence.peer] = None
+
+    # -- inheriting --------------------------------------------------------------------------------
+
+    def has_inherited(self, charter: Charter) -> bool:
+        """Whether we know all that those who voted before knew. Without that nobody votes."""
+        return self._inherited >= charter.since
+
+    def inherit(
+        self,
+        charter: Charter,
+        own: bytes,
+        receipts_of: Callable[[bytes], dict[int, Receipts]],
+        known: Callable[[PeerName], Statement | None],
+        now: float,
+    ) -> bool:
+        """Take over what a majority of the former voters hold, as far as they have said all of it since that decision.
+        Whether that could be done."""
+        needed: dict[PeerName, int] = {}
+        if charter.since > 0:
+            full = 0
+            for seat in charter.former:
+                pages = receipts_of(seat)
+                masks = {
+                    page.pages for page in pages.values() if page.ring == charter.ring and page.tip >= charter.since
+                }
+                if len(masks) != 1:
+                    continue
+                (mask,) = masks
+                used = [RECEIPTS + bit for bit in range(RECEIPT_PAGES) if mask >> bit & 1]
+                if not all(page in pages and pages[page].tip >= charter.since for page in used):
+                    continue
+                full += 1
+                for page in used:
+                    for peer, sequence in pages[page].held.items():
+                        needed[peer] = max(needed.get(peer, 0), sequence)
+            if full < len(charter.former) // 2 + 1:
+                return False
+        found: dict[PeerName, Statement] = {}
+        for peer, sequence in needed.items():
+            held = self.receipts.get(peer)
+            if held is not None and held.statement.sequence >= sequence:
+                continue
+            said = known(peer)
+            if said is None or said.sequence < sequence or said.ring != charter.ring:
+                if said is None or said.ring == charter.ring:
+                    return False
+                continue  # it has left the ring by its own word
+            found[peer] = said
+        for peer, said in sorted(found.items()):
+            self.take(peer, said, now)
+        fewer = charter.majority < len(charter.former) // 2 + 1
+        if own not in charter.former or fewer or charter.since == 0:
+            self._heard_of_all = now
+        self._inherited = charter.since
+        self.changes[b"i"] = msgpack.packb([self._inherited, self._boot, self._heard_of_all])
+        self.say_all_again()
+        return True
+
+    def lease_is_over(self, peer: PeerName, lease_s: float, now: float) -> bool:
+        """Whether nothing that we, or those before us, confirmed entitles `peer` to anything any more."""
+        held = self.receipts.get(peer)
+        last = max(self._heard_of_all, held.at) if held is not None else self._heard_of_all
+        return now >= last + voter_limit_s(lease_s)
+
+    # -- votes -------------------------------------------------------------------------------------
+
+    def consider(
+        self, proposal: Proposal, charter: Charter | None, best: Statement | None, taken: Callable[[Spans], Spans],
+        own: PeerName, now: float,
+    ) -> bool:  # fmt: skip
+        """Promise or accept if we may; whether we did. `best`: the newest statement that we know of the peer to retire;
+        `taken`: which of some slots others have."""
+        vote = self.vote
+        if (vote.ring, vote.number) != (proposal.ring, proposal.number):
+            vote = Vote(proposal.ring, proposal.number)
+        if proposal.phase == PREPARE and proposal.ballot > vote.promised:
+            intent = proposal.intent
+            if (
+                charter is not None
+                and intent.retire
+                and not intent.by_word
+                and (intent.retire == own or not self.lease_is_over(intent.retire, charter.lease_s, now))
+            ):
+                return False
+            if vote.promised == NO_BALLOT:
+                self._frozen = {}
+            self.vote = replace(vote, promised=proposal.ballot, intent=intent)
+            self.report = Report(proposal.number, proposal.ballot)
+            if intent.retire and charter is not None:
+                held = self.receipts.get(intent.retire)
+                if held is not None and (best is None or held.statement.sequence > best.sequence):
+                    best = held.statement
+                concerned = self._concerned(intent.retire, best, charter)
+                self._frozen[intent.retire] = spans.union(self._frozen.get(intent.retire, ()), concerned)
+                self.report = Report(proposal.number, proposal.ballot, best, taken(concerned))
+        elif (
+            proposal.phase == ACCEPT
+            and proposal.value is not None
+            and proposal.value.number == proposal.number
+            and proposal.ballot >= vote.promised
+            and proposal.ballot != vote.accepted
+        ):
+            if vote.promised == NO_BALLOT:
+                self._frozen = {}
+            self.vote = replace(
+                vote, promised=proposal.ballot, intent=proposal.intent, accepted=proposal.ballot, value=proposal.value
+            )
+        else:
+            return False
+        self.changes[b"v"] = encode_vote(self.vote)
+        frozen = [(peer, flat(slots)) for peer, slots in sorted(self._frozen.items())]
+        self.changes[b"w"] = msgpack.packb([encode_report(self.report), frozen])
+        return True
+
+    def is_open(self, charter: Charter | None) -> bool:
+        """Whether a promise of ours waits for a decision."""
+        ring, number = (charter.ring, charter.number + 1) if charter is not None else (b"", 0)
+        return self.vote.ring == ring and self.vote.number == number and self.vote.promised != NO_BALLOT

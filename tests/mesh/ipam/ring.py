@@ -1,0 +1,534 @@
+"""Many members of one ring under a virtual clock, with the faults that hosts have: one seed replays all of it.
+
+The members, their desks and the bytes of their pages and journals are the real ones. Pages travel as documents do: the
+newest version of each wins, late, reordered, or through others after a partition. A host can be cut off, killed,
+paused for longer than a lease, lose its disk, or have a clock that runs fast. After every step nobody may give what
+another may give, and no address has two holders; after healing every slot has one owner and everybody gets addresses.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, ip_interface
+from random import Random
+
+import msgpack
+
+from gossip.names import PeerName
+from mesh.ipam import spans
+from mesh.ipam.desk import Desk, Request
+from mesh.ipam.lease import DRIFT
+from mesh.ipam.member import Member, Out, Settings, Surroundings
+from mesh.ipam.space import Space
+from mesh.ipam.spans import Spans
+from mesh.ipam.wants import Claim, FromSubnet, Want
+
+ENDPOINTS = 1000
+"""Page number of what stands for the endpoint table here."""
+DETECTION_S = 3.0
+TRACE_TAIL = 30
+LEASE_S = 60
+
+
+class RingFailed(AssertionError):
+    """A promise was broken. The message names seed, time, what broke, and the last steps."""
+
+
+Key = tuple[PeerName, int]
+Version = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Host:
+    index: int
+    name: PeerName
+    rate: float
+    offset: float
+    epoch: int = 0
+    member: Member | None = None
+    desk: Desk | None = None
+    life: int = 0
+    disk: dict[bytes, bytes] = field(default_factory=dict)
+    store: dict[Key, tuple[Version, bytes]] = field(default_factory=dict)
+    held: dict[int, str] = field(default_factory=dict)
+    """Slots in use on this host, with their owners: what its containers really have."""
+    paused: bool = False
+    backlog: list[Callable[[], None]] = field(default_factory=list)
+    writing: bool = False
+    version: int = 0
+    answers: list[Request] = field(default_factory=list)
+    seen: frozenset[int] = frozenset()
+    tick_at: float = -1.0
+
+
+class Ring:
+    """Hosts, a network of documents, a clock and a seed."""
+
+    def __init__(
+        self, seed: int, hosts: int, range4: str = "10.32.0.0/24", settings: Settings | None = None, expected: int = 0
+    ) -> None:
+        self.seed = seed
+        self.rng = Random(seed)
+        self.now = 0.0
+        self.settings = settings or Settings(Space(IPv4Network(range4), None), lease_s=LEASE_S)
+        self.expected = expected or hosts
+        self.hosts: dict[int, Host] = {}
+        self.blocked: set[frozenset[int]] = set()
+        self.gone: list[Host] = []
+        """Lives of hosts whose disk was lost, with what their containers had."""
+        self.given = 0
+        self.refused: dict[str, int] = {}
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._counter = 0
+        self._tail: deque[str] = deque(maxlen=TRACE_TAIL)
+        for index in range(1, hosts + 1):
+            self.hosts[index] = self._new_host(index)
+
+    def _new_host(self, index: int) -> Host:
+        rate = 1.0 + self.rng.uniform(-0.45, 0.45) * DRIFT
+        return Host(index, PeerName(self.rng.randbytes(8)), rate, self.rng.uniform(0, 1e5))
+
+    # -- the clock ---------------------------------------------------------------------------------
+
+    def at(self, delay_s: float, action: Callable[[], None]) -> None:
+        self._counter += 1
+        heapq.heappush(self._queue, (self.now + delay_s, self._counter, action))
+
+    def run_for(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._queue and self._queue[0][0] <= end:
+            self.now, _, action = heapq.heappop(self._queue)
+            action()
+        self.now = end
+
+    def clock(self, host: Host) -> float:
+        return host.offset + self.now * host.rate
+
+    # -- hosts -------------------------------------------------------------------------------------
+
+    def start(self, index: int) -> None:
+        host = self.hosts[index]
+        assert host.member is None
+        host.epoch += 1
+        host.life += 1
+        host.version = 0
+        host.store = {}
+        host.paused, host.backlog, host.writing, host.answers = False, [], False, []
+        around = Surroundings(
+            host.name, f"h{index}", host.epoch, b"boot",
+            lambda slot: any(slot in self._endpoints(host, peer) for peer in self._publishers(host)),
+            lambda peer: spans.of_slots(self._endpoints(host, peer)),
+        )  # fmt: skip
+        rng = Random(self.rng.getrandbits(64))
+        host.member = Member(self.settings, around, dict(host.disk), rng, self.clock(host))
+        host.member.expected = self.expected
+        host.desk = Desk(host.member)
+        self.log(f"h{index} starts, epoch {host.epoch}")
+        for slot, owner in list(host.held.items()):
+            given = host.member.holdings.given.get(slot)
+            if given is None or given.owner != owner:
+                self.fail(f"h{index} forgot that {owner} has slot {slot}")
+        for slot, given in list(host.member.holdings.given.items()):
+            if slot not in host.held:  # given, and the answer never went out: nobody has it
+                host.member.holdings.release(slot, self.clock(host))
+        self.publish(host, {ENDPOINTS: msgpack.packb(sorted(host.held))})
+        self._sync(host)
+        self._reach()
+        self.wake(host)
+
+    def kill(self, index: int, disk: bool = True) -> None:
+        """Without `disk` everything on it is lost, containers included, and another host comes in its place."""
+        host = self.hosts[index]
+        self.log(f"h{index} is killed{'' if disk else ' and loses its disk'}")
+        host.member = host.desk = None
+        host.life += 1
+        if not disk:
+            self.gone.append(host)
+            self.hosts[index] = self._new_host(index)
+        self._reach()
+
+    def pause(self, index: int, seconds: float) -> None:
+        host = self.hosts[index]
+        if host.member is None or host.paused:
+            return
+        self.log(f"h{index} is paused for {seconds:.0f} s")
+        host.paused = True
+        life = host.life
+        self._reach()
+
+        def resume() -> None:
+            if host.life == life and host.paused:
+                self.log(f"h{index} goes on")
+                host.paused = False
+                backlog, host.backlog = host.backlog, []
+                for action in backlog:
+                    action()
+                self._reach()
+                self._sync(host)
+                self.wake(host)
+
+        self.at(seconds, resume)
+
+    def partition(self, side: set[int]) -> None:
+        self.log(f"hosts {sorted(side)} are cut off")
+        for a in side:
+            for b in set(self.hosts) - side:
+                self.blocked.add(frozenset((a, b)))
+        self._reach()
+
+    def heal(self) -> None:
+        self.log("the network heals")
+        self.blocked.clear()
+        for host in self.hosts.values():
+            self._sync(host)
+        self._reach()
+
+    def connected(self, a: Host, b: Host) -> bool:
+        both_up = a.member is not None and b.member is not None and not a.paused and not b.paused
+        return both_up and frozenset((a.index, b.index)) not in self.blocked
+
+    def _reach(self) -> None:
+        """Who reaches whom is known a little later."""
+        for host in self.hosts.values():
+            self.at(self.rng.uniform(0.0, DETECTION_S), lambda host=host: self._look_around(host))  # type: ignore[misc]
+
+    def _look_around(self, host: Host) -> None:
+        if host.member is None or host.paused:
+            return
+        seen, edge = {host.index}, [host]
+        while edge:
+            at = edge.pop()
+            for other in self.hosts.values():
+                if other.index not in seen and self.connected(at, other):
+                    seen.add(other.index)
+                    edge.append(other)
+        names = frozenset(self.hosts[index].name for index in seen - {host.index})
+        if names != host.member.reachable:
+            host.member.reach(names, self.clock(host))
+            self.wake(host)
+
+    # -- documents ---------------------------------------------------------------------------------
+
+    def publish(self, host: Host, pages: dict[int, bytes]) -> None:
+        for page, body in sorted(pages.items()):
+            host.version += 1
+            host.store[(host.name, page)] = ((host.epoch, host.version), body)
+            self._spread(host, (host.name, page))
+
+    def _spread(self, source: Host, key: Key) -> None:
+        for other in self.hosts.values():
+            if other is not source and self.connected(source, other):
+                self._send(source, other, key)
+
+    def _send(self, source: Host, target: Host, key: Key) -> None:
+        version, body = source.store[key]
+        life = target.life
+
+        def arrive() -> None:
+            if target.life != life or target.member is None:
+                return
+            if target.paused:
+                target.backlog.append(arrive)
+                return
+            held = target.store.get(key)
+            if key[0] == target.name or (held is not None and held[0] >= version):
+                return
+            target.store[key] = (version, body)
+            if key[1] != ENDPOINTS and not target.member.hear_untrusted(key[0], key[1], body):
+                self.fail(f"h{target.index} cannot read page {key[1]}")
+            self._spread(target, key)
+            self.wake(target)
+
+        self.at(self.rng.choice([0.005, 0.02, 0.1, 0.5]) * self.rng.random(), arrive)
+
+    def _sync(self, host: Host) -> None:
+        for other in self.hosts.values():
+            if other is not host and self.connected(host, other):
+                for key in list(other.store):
+                    self._send(other, host, key)
+                for key in list(host.store):
+                    self._send(host, other, key)
+
+    def _publishers(self, host: Host) -> list[PeerName]:
+        member = host.member
+        return [
+            owner for owner, page in host.store
+            if page == ENDPOINTS and owner != host.name and not (member is not None and member.is_removed(owner))
+        ]  # fmt: skip
+
+    def _endpoints(self, host: Host, peer: PeerName) -> list[int]:
+        found = host.store.get((peer, ENDPOINTS))
+        return list(msgpack.unpackb(found[1])) if found is not None else []
+
+    # -- one host at work --------------------------------------------------------------------------
+
+    def wake(self, host: Host) -> None:
+        """Settle soon, together with what else arrives until then."""
+        due = self.now + 0.01
+        if host.member is not None and not (self.now <= host.tick_at <= due):
+            host.tick_at = due
+            life = host.life
+            self.at(due - self.now, lambda: self._tick(host, life))
+
+    def _tick(self, host: Host, life: int) -> None:
+        if host.member is None or host.desk is None or host.life != life:
+            return
+        if host.paused:
+            host.backlog.append(lambda: self._tick(host, life))
+            return
+        now = self.clock(host)
+        host.member.settle(now)
+        host.desk.work(now)
+        self._write(host)
+        self._check(host)
+        delay = max(1.0, host.member.next_due(now) - now)
+        if host.tick_at <= self.now:
+            host.tick_at = self.now + delay
+            self.at(delay, lambda: self._tick(host, life))
+
+    def _write(self, host: Host) -> None:
+        """Take what there is to write, and publish and answer when it is on disk: a host may die in between."""
+        assert host.member is not None
+        if host.writing:
+            return
+        out = host.member.take(self.clock(host))
+        done = [request for request in host.answers if request.is_done]
+        if not (out.changes or out.pages or done):
+            return
+        host.answers = [request for request in host.answers if not request.is_done]
+        host.writing = True
+        life = host.life
+
+        def written() -> None:
+            if host.life != life or host.member is None:
+                return
+            for key, value in out.changes.items():
+                if value is None:
+                    host.disk.pop(key, None)
+                else:
+                    host.disk[key] = value
+            self._after(host, life, out, done)
+
+        self.at(self.rng.choice([0.001, 0.01, 0.2]), written)
+
+    def _after(self, host: Host, life: int, out: Out, done: list[Request]) -> None:
+        if host.life != life or host.member is None or host.desk is None:
+            return
+        if host.paused:
+            host.backlog.append(lambda: self._after(host, life, out, done))
+            return
+        host.writing = False
+        self.publish(host, out.pages)
+        for request in done:
+            self._answer(host, request)
+        self.wake(host)
+
+    def _answer(self, host: Host, request: Request) -> None:
+        assert host.member is not None and host.desk is not None
+        if request.refused is not None:
+            self.refused[request.refused.code] = self.refused.get(request.refused.code, 0) + 1
+            return
+        if not host.desk.still_holds(request, self.clock(host)):
+            self.refused["lapsed"] = self.refused.get("lapsed", 0) + 1
+            return
+        for slot in request.slots:
+            for other in (*self.hosts.values(), *self.gone):
+                if slot in other.held:
+                    self.fail(f"slot {slot} is given to {request.owner} on h{host.index} and held on h{other.index} by "
+                              f"{other.held[slot]}")  # fmt: skip
+            host.held[slot] = request.owner
+            self.given += 1
+        if request.slots:
+            self.log(f"h{host.index} gives {request.slots} to {request.owner}")
+            self.publish(host, {ENDPOINTS: msgpack.packb(sorted(host.held))})
+
+    def obtain(self, index: int, owner: str, *wants: Want) -> Request | None:
+        host = self.hosts[index]
+        if host.member is None or host.desk is None or host.paused:
+            return None
+        now = self.clock(host)
+        request = host.desk.submit(owner, wants or (FromSubnet(None),), now, now + 10.0)
+        host.answers.append(request)
+        self.wake(host)
+        return request
+
+    def claim(self, index: int, owner: str, slot: int) -> Request | None:
+        """As an attach does: not of an address that, as far as this host knows, is in use. Before there is a ring nobody
+        watches over what is claimed."""
+        member = self.hosts[index].member
+        if member is None or member.charter is None or member.around.used_elsewhere(slot):
+            return None
+        address = self.settings.space.address(slot, 4)
+        return self.obtain(index, owner, Claim(ip_interface(f"{address}/24")))
+
+    def release(self, index: int, slot: int) -> None:
+        host = self.hosts[index]
+        if host.member is None or host.desk is None or host.paused or slot not in host.held:
+            return
+        given = host.member.holdings.given[slot]
+        texts = {text.partition("/")[0] for text in given.addresses}
+        host.desk.release(given.owner, texts, self.clock(host))
+        del host.held[slot]
+        self.log(f"h{index} takes back {slot}")
+        self.publish(host, {ENDPOINTS: msgpack.packb(sorted(host.held))})
+        self.wake(host)
+
+    def remove(self, index: int, peer: PeerName) -> None:
+        """By an operator's word: that peer, and what it had, is gone for good."""
+        host = self.hosts[index]
+        if host.member is None:
+            return
+        self.log(f"h{index} removes {peer.hex()}")
+        host.member.removals[peer] = None
+        self.wake(host)
+
+    # -- promises ----------------------------------------------------------------------------------
+
+    def _check(self, host: Host) -> None:
+        """Nobody may give what another one may give."""
+        assert host.member is not None
+        if self.clock(host) >= host.member.lease.until:
+            return
+        mine = host.member.lease._may
+        for other in self.hosts.values():
+            if other is host or other.member is None or self.clock(other) >= other.member.lease.until:
+                continue
+            if other.member.ring != host.member.ring:
+                continue
+            shared = spans.both(mine, other.member.lease._may)
+            if shared:
+                self.fail(f"h{host.index} and h{other.index} may both give {shared}")
+
+    def owners(self) -> dict[int, Spans]:
+        return {host.index: host.member.holdings.owned for host in self.hosts.values() if host.member is not None}
+
+    def check_whole(self) -> None:
+        """Every slot has one owner, and what is not free is in use somewhere."""
+        owned = self.owners()
+        rings = {host.member.ring for host in self.hosts.values() if host.member is not None}
+        if len(rings) != 1:
+            self.fail(f"{len(rings)} rings")
+        everything = spans.union(*owned.values())
+        size = self.settings.space.size
+        if spans.size(everything) != size or sum(map(spans.size, owned.values())) != size:
+            self.fail(f"of {size} slots {spans.size(everything)} are owned, {sum(map(spans.size, owned.values()))} times"
+                      f"; missing {spans.minus(((0, size),), everything)}; {owned}")  # fmt: skip
+        in_use = {slot for host in self.hosts.values() for slot in host.held}
+        for host in self.hosts.values():
+            assert host.member is not None
+            holdings = host.member.holdings
+            for slot in spans.slots(holdings.owned):
+                if slot in holdings.given and slot not in host.held:
+                    self.fail(f"h{host.index}: slot {slot} is given to {holdings.given[slot].owner}, who has it not")
+                if spans.holds(holdings.kept_slots, slot) and slot not in in_use:
+                    self.fail(f"h{host.index}: slot {slot} is kept for nobody: {holdings.kept}")
+
+    def fail(self, what: str) -> None:
+        tail = "\n".join(f"    {line}" for line in self._tail)
+        raise RingFailed(f"seed {self.seed}, at {self.now:.3f} s: {what}\n  last steps:\n{tail}\n"
+                         f"  replay: python -m tests.mesh.ipam.soak --seed {self.seed}")  # fmt: skip
+
+    def log(self, line: str) -> None:
+        self._tail.append(f"{self.now:10.3f} {line}")
+
+
+# -- scenarios -----------------------------------------------------------------------------------------
+
+
+def run_scenario(seed: int) -> Ring:
+    """Random hosts, requests and faults from one seed; heal; check. Raises `RingFailed`."""
+    choose = Random(seed ^ 0x1BA4)
+    ring = Ring(seed, choose.randint(2, 7), choose.choice(["10.32.0.0/27", "10.32.0.0/25", "10.32.0.0/23"]))
+    for index in ring.hosts:
+        ring.start(index)
+        ring.run_for(choose.choice([0.0, 0.3, 4.0]))
+    losses = (len(ring.hosts) - 1) // 2
+    serial = 0
+    for _ in range(choose.randint(10, 24)):
+        losses -= _one_fault(ring, choose, losses)
+        for _ in range(choose.randint(0, 8)):
+            serial += 1
+            _one_change(ring, choose, serial)
+            ring.run_for(choose.choice([0.0, 0.01, 0.3, 3.0]))
+        ring.run_for(choose.choice([0.5, 5.0, 30.0, 90.0]))
+    settle(ring)
+    return ring
+
+
+def _one_change(ring: Ring, choose: Random, serial: int) -> None:
+    index = choose.choice(sorted(ring.hosts))
+    held = sorted(ring.hosts[index].held)
+    what = choose.random()
+    if what < 0.3 and held:
+        ring.release(index, choose.choice(held))
+    elif what < 0.45:
+        ring.claim(index, f"c{serial}", choose.randrange(1, ring.settings.space.size - 1))
+    elif what < 0.6:
+        size = ring.settings.space.size // 4
+        start = choose.randrange(4) * size
+        subnet = IPv4Network((int(ring.settings.space.address(start, 4) or 0), 32 - (size - 1).bit_length()))
+        ring.obtain(index, f"c{serial}", FromSubnet(subnet))
+    else:
+        ring.obtain(index, f"c{serial}")
+
+
+def _one_fault(ring: Ring, choose: Random, losses: int) -> int:
+    indexes = sorted(ring.hosts)
+    index = choose.choice(indexes)
+    host = ring.hosts[index]
+    fault = choose.choice(
+        ["partition", "heal", "heal", "kill", "start", "start", "pause", "long pause", "lost", "none"]
+    )
+    if fault == "partition":
+        ring.partition(set(choose.sample(indexes, choose.randint(1, len(indexes) - 1))))
+    elif fault == "heal":
+        ring.heal()
+    elif fault == "kill" and host.member is not None:
+        ring.kill(index)
+    elif fault == "start" and host.member is None:
+        ring.start(index)
+    elif fault == "pause":
+        ring.pause(index, choose.uniform(1.0, 30.0))
+    elif fault == "long pause":
+        ring.pause(index, choose.uniform(1.0, 4.0) * LEASE_S)
+    elif fault == "lost" and losses > 0:
+        ring.kill(index, disk=False)
+        if choose.random() < 0.7:
+            ring.start(index)
+        return 1
+    return 0
+
+
+def settle(ring: Ring) -> None:
+    """Everything heals; the dead are removed; then all that was promised holds."""
+    ring.heal()
+    ring.run_for(5 * LEASE_S)  # pauses end
+    for index in sorted(ring.hosts):
+        if ring.hosts[index].member is None:
+            ring.start(index)
+    ring.heal()
+    ring.run_for(10.0)
+    while ring.gone:
+        lost = ring.gone.pop()
+        ring.remove(min(ring.hosts), lost.name)
+        ring.run_for(15.0)
+    ring.run_for(2 * LEASE_S)
+    if ring.hosts and ring.given == 0:
+        ring.obtain(min(ring.hosts), "first")
+        ring.run_for(20.0)
+    ring.run_for(2 * LEASE_S)
+    ring.check_whole()
+    for index, host in sorted(ring.hosts.items()):
+        for slot in sorted(host.held)[2:]:
+            ring.release(index, slot)
+    ring.run_for(90.0)
+    for index in sorted(ring.hosts):
+        request = ring.obtain(index, f"last{index}")
+        ring.run_for(12.0)
+        if request is None or request.answer is None:
+            why = request.refused if request is not None else "the host is down"
+            ring.fail(f"h{index} gets no address after healing: {why}")
+    ring.check_whole()
