@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 
+from mesh import allocation
+from mesh.ipam.wants import Claim, FromSubnet, Want
+
 DEFAULT_PORT = 6783
 PORT_MAX = 65535
 
@@ -33,7 +36,7 @@ _ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 _HOST_CHARS = _ALNUM | frozenset("-_")
 _LABEL_KEY_CHARS = _ALNUM | frozenset("-_./")
 
-_NO_ALLOCATION = "this version does not allocate addresses: give an explicit one such as 10.32.1.5/24"
+_NO_SUBNET = "a subnet is to take free addresses from: give addresses themselves, such as 10.32.1.5/24"
 
 
 def parse_peer(text: str) -> str:
@@ -76,7 +79,7 @@ def parse_advertised(text: str) -> str:
 def parse_address(text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
     """An overlay address with its length: `10.32.1.5/24`, `ip:10.32.1.5/24`, `fd00:32::5/64`."""
     if text.startswith("net:"):
-        raise ValueError(f"{text}: {_NO_ALLOCATION}")
+        raise ValueError(f"{text}: {_NO_SUBNET}")
     bare = text.removeprefix("ip:")
     if "/" not in bare:
         raise ValueError(f"{text!r} has no length: an address is written 10.32.1.5/24 or fd00:32::5/64")
@@ -104,10 +107,20 @@ def parse_addresses(texts: list[str]) -> list[ipaddress.IPv4Interface | ipaddres
     return interfaces
 
 
-def need_addresses(texts: list[str]) -> None:
-    """Refuse an `attach` that asks for automatic allocation."""
-    if not texts:
-        raise ValueError(f"no address given: {_NO_ALLOCATION}")
+def parse_want(text: str) -> Want:
+    """An address, or a subnet to take a free one from: `net:10.32.2.0/24`, `net:default`."""
+    if not text.startswith("net:"):
+        return Claim(parse_address(text))
+    subnet = text.removeprefix("net:")
+    return FromSubnet(None if subnet == "default" else allocation.parse_subnet(subnet))
+
+
+def parse_wants(texts: list[str]) -> list[Want]:
+    """What one command wants, in its order; each address once."""
+    if len(texts) > ADDRESSES_MAX:
+        raise ValueError(f"{len(texts)} addresses are too many for one container; at most {ADDRESSES_MAX}")
+    parse_addresses([text for text in texts if not text.startswith("net:")])
+    return list(dict.fromkeys(parse_want(text) for text in texts))
 
 
 def parse_label(text: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +33,7 @@ from mesh.attachment import (
     canonical,
     ifname_of,
     make_binding,
+    owner_of,
     too_long_away,
 )
 from mesh.endpoints import (
@@ -44,6 +46,8 @@ from mesh.endpoints import (
     derive_mac,
     encode_row,
 )
+from mesh.ipam.port import Allocator
+from mesh.ipam.wants import Claim, FromSubnet
 from mesh.logs import EventLog
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
@@ -67,6 +71,7 @@ class Surroundings:
     own: PeerName
     table: EndpointTable
     targets: Targets
+    ipam: Allocator
     nickname_of: Callable[[PeerName], str]
     is_reachable: Callable[[PeerName], bool]
     wait_settled: Callable[[], Awaitable[None]]
@@ -86,7 +91,9 @@ class Attachments:
         self._around = around
         self._lock = asyncio.Lock()
         self._closed = False
-        self._boot = _boot_id()
+        self._obtaining: Counter[str] = Counter()
+        """By owner: how many are being attached."""
+        self._boot = boot_id()
         document = around.store.read(DOCUMENT) or {"boot": self._boot, "attachments": []}
         loaded = [attachment_from_json(value) for value in document["attachments"]]
         if document["boot"] != self._boot:
@@ -119,13 +126,50 @@ class Attachments:
     # -- attach ------------------------------------------------------------------------------------
 
     async def attach(self, request: requests.Attach) -> Attachment:
-        """Raises `ApiError`; then nothing has changed."""
+        """Raises `ApiError`; then nothing has changed. Addresses are obtained first and outside the lock: that may take
+        seconds, in which others are attached and detached."""
         place = await self._around.targets.find(request.target)
+        before = self._before(place)
+        if before is not None:
+            owner = before.owner
+        else:
+            owner = owner_of(place.namespace.path, place.namespace.id, place.container, self._boot)
+        wants = request.wants or (() if before is not None else (FromSubnet(None),))
+        await self._around.wait_settled()
+        for want in wants:
+            if isinstance(want, Claim):
+                self._refuse_taken(want.interface, before)
+        self._obtaining[owner] += 1
+        try:
+            interfaces = await self._around.ipam.obtain(owner, wants) if wants else ()
+            try:
+                return await self._attach(request, place, owner, interfaces)
+            except ApiError:
+                await self._give_back(owner, interfaces)
+                raise
+        finally:
+            self._obtaining[owner] -= 1
+
+    def _before(self, place: Place) -> Attachment | None:
+        return self._of_namespace(place.namespace.id) or self._awaited(place)
+
+    async def _give_back(self, owner: str, interfaces: tuple[Interface, ...]) -> None:
+        """What was obtained and is not attached, unless somebody else is attaching the same container just now."""
+        if self._obtaining[owner] > 1:
+            return
+        attached = {binding.ip for held in self._held.values() if held.owner == owner for binding in held.bindings}
+        try:
+            await self._around.ipam.release(owner, {interface.ip for interface in interfaces} - attached)
+        except ApiError as error:
+            log.error("not-released", owner=owner, error=error)
+
+    async def _attach(
+        self, request: requests.Attach, place: Place, owner: str, interfaces: tuple[Interface, ...]
+    ) -> Attachment:
         async with self._lock:
             self._refuse_closed()
-            await self._around.wait_settled()
             await self._retire(self._strangers(place.namespace))
-            before, wanted = self._plan(request, place)
+            before, wanted = self._plan(request, place, owner, interfaces)
             if wanted == before:
                 return wanted
             await self._save(self._held | {wanted.ifname: wanted})
@@ -144,11 +188,15 @@ class Attachments:
             log.info("attached", id=wanted.id, addresses=",".join(wanted.texts()))
             return wanted
 
-    def _plan(self, request: requests.Attach, place: Place) -> tuple[Attachment | None, Attachment]:
+    def _plan(
+        self, request: requests.Attach, place: Place, owner: str, interfaces: tuple[Interface, ...]
+    ) -> tuple[Attachment | None, Attachment]:
         """What is there for this target, and what should be."""
-        before = self._of_namespace(place.namespace.id) or self._awaited(place)
+        before = self._before(place)
+        if before is None and not interfaces:
+            raise ApiError("target-changed", f"{request.target} was detached in the same moment; try again")
         bindings = list(before.bindings) if before else []
-        for interface in request.addresses:
+        for interface in interfaces:
             self._refuse_taken(interface, before)
             at = next((i for i, binding in enumerate(bindings) if binding.ip == interface.ip), None)
             if at is None:
@@ -165,7 +213,7 @@ class Attachments:
             mac = self._free_mac(request.network, bindings[0].ip, takes_over=True)
             wanted = Attachment(
                 request.target, ifname, found.path, found.id, mac, tuple(bindings), request.names, request.labels,
-                request.network, place.container,
+                request.network, place.container, owner,
             )  # fmt: skip
         self._refuse_unpublishable(wanted)
         return before, wanted
@@ -275,6 +323,14 @@ class Attachments:
             self._held = held
         await self._publish()
 
+    async def claim_again(self) -> None:
+        """What is attached is known to allocation, also where another version attached it."""
+        for held in self.all():
+            try:
+                await self._around.ipam.obtain(held.owner, tuple(Claim(binding.interface) for binding in held.bindings))
+            except ApiError as error:
+                log.warning("not-claimed", id=held.id, error=error)
+
     # -- detach ------------------------------------------------------------------------------------
 
     async def detach(self, request: requests.Detach) -> tuple[Binding, ...]:
@@ -300,7 +356,8 @@ class Attachments:
             self._around.tell(attachment.ifname, rest.endpoint(self._around.own) if rest else None)
             await self._publish()
             log.info("detached", id=attachment.id, addresses=",".join(map(str, gone)))
-            return gone
+        await self._around.ipam.release(attachment.owner, [binding.ip for binding in gone])
+        return gone
 
     async def _container_named(self, target: str) -> str | None:
         """Docker is asked only where it can matter."""
@@ -394,6 +451,7 @@ class Attachments:
         for ifname in sorted(before.keys() - held.keys()):
             log.info(why, id=before[ifname].id, addresses=",".join(before[ifname].texts()))
             self._around.tell(ifname, None)
+            await self._around.ipam.release_all(before[ifname].owner)
         for ifname, each in sorted(held.items()):
             if each.endpoint(self._around.own) != before[ifname].endpoint(self._around.own):
                 self._tell_again(each)
@@ -450,7 +508,7 @@ def _moved(attachment: Attachment, place: Place) -> Attachment:
     return replace(attachment, namespace=path, namespace_id=found.id, container=container, away_since=None)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
     """What tells this boot of the machine from any other."""
     try:
         with open(BOOT_ID, encoding="ascii") as file:

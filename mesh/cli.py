@@ -119,10 +119,9 @@ def _attach(parsed: Parsed) -> int:
 
     *addresses, target = parsed.words
     with _WrongUsage():
-        request: dict[str, Any] = {"target": _target(target)}
-        arguments.need_addresses(addresses)
-        request |= {
-            "addresses": [str(address) for address in arguments.parse_addresses(addresses)],
+        request: dict[str, Any] = {
+            "target": _target(target),
+            "addresses": _wants(addresses),
             "network": arguments.parse_network(parsed.value("--network") or arguments.DEFAULT_NETWORK),
             "labels": dict(arguments.parse_label(label) for label in parsed.values("--label")),
             "names": [arguments.parse_name(name) for name in parsed.values("-h")],
@@ -144,19 +143,28 @@ def _detach(parsed: Parsed) -> int:
     return 0
 
 
+def _wants(words: list[str]) -> list[str]:
+    """Checked, and in the words that the daemon reads."""
+    from mesh import arguments
+
+    return [str(want) for want in arguments.parse_wants(words)]
+
+
 def _expose(parsed: Parsed) -> int:
-    return _exposed(parsed, "expose", {"masquerade": not parsed.has("--without-masquerade")})
+    with _WrongUsage():
+        wants = _wants(parsed.words)
+    return _exposed(parsed, "expose", {"masquerade": not parsed.has("--without-masquerade"), "addresses": wants})
 
 
 def _hide(parsed: Parsed) -> int:
-    return _exposed(parsed, "hide", {})
-
-
-def _exposed(parsed: Parsed, verb: str, request: dict[str, Any]) -> int:
     from mesh import arguments
 
     with _WrongUsage():
-        request["addresses"] = [str(address) for address in arguments.parse_addresses(parsed.words)]
+        addresses = [str(address) for address in arguments.parse_addresses(parsed.words)]
+    return _exposed(parsed, "hide", {"addresses": addresses})
+
+
+def _exposed(parsed: Parsed, verb: str, request: dict[str, Any]) -> int:
     answer = _ask(verb, request)
     if parsed.has("--json"):
         _print_json(answer)
@@ -215,9 +223,28 @@ def _status(parsed: Parsed) -> int:
             "peers": render.peers,
             "targets": render.targets,
             "endpoints": render.endpoints,
+            "ipam": render.ipam,
         }
         print(renderers[topic](answer))
     return 0
+
+
+def _prime(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.prime(parsed)
+
+
+def _rmpeer(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.rmpeer(parsed)
+
+
+def _ipam(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.ipam(parsed)
 
 
 def _report(_: Parsed) -> int:
@@ -325,5 +352,8 @@ _VERBS = {
     "report": _report,
     "ps": _ps,
     "ping": _ping,
+    "prime": _prime,
+    "rmpeer": _rmpeer,
+    "ipam": _ipam,
     "version": _version,
 }

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh import arguments, directories
+from mesh import allocation, arguments, directories
+from mesh.allocation import Allocation
 from mesh.errors import UsageError, UserError
 from mesh.usage import Parsed
 
@@ -58,6 +59,7 @@ class LaunchConfig:
     vxlan: bool = True
     offloads_off: tuple[str, ...] = ()
     """What the sleeve and VXLAN do without, of `arguments.OFFLOADS`, sorted."""
+    allocation: Allocation = field(default_factory=Allocation)
     docker_socket: str = DEFAULT_DOCKER_SOCKET
     """Absolute; where Docker is asked, when there is something to ask."""
     log_level: str = "info"
@@ -85,6 +87,7 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
     passwords = _passwords(parsed, environment, from_file, path)
     chosen = {**from_file, **from_flags}
     run_dir, state_dir = directories.run_dir(), directories.state_dir()
+    allocating = _allocation(chosen, path)
     return LaunchConfig(
         run_dir=run_dir,
         state_dir=state_dir,
@@ -98,10 +101,27 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         discovery=not chosen.get("no-discovery", False),
         vxlan=not chosen.get("no-vxlan", False),
         offloads_off=tuple(sorted({name for names in chosen.get("without-offload", ()) for name in names})),
+        allocation=allocating,
         docker_socket=_docker_socket(environment),
         log_level=chosen.get("log-level", "info"),
         log_file=directories.log_path(state_dir) if background else None,
     )
+
+
+def _allocation(chosen: Mapping[str, Any], path: str) -> Allocation:
+    found = Allocation(
+        range4=chosen.get("ipalloc-range", allocation.DEFAULT_RANGE),
+        range6=chosen.get("ipalloc-range6", allocation.AUTOMATIC6),
+        is_named="ipalloc-range" in chosen,
+        default=chosen.get("ipalloc-default-subnet"),
+        init=chosen.get("ipalloc-init", allocation.Init()),
+        lease_s=chosen.get("ipalloc-lease", allocation.LEASE_DEFAULT_S),
+    )
+    try:
+        allocation.check_default(found)
+    except ValueError as error:
+        raise UsageError(f"launch: {error} (flags and {path} together)") from None
+    return found
 
 
 def _port(text: str) -> int:
@@ -139,6 +159,11 @@ _SETTINGS = {
     "no-discovery": _Setting(bool, _switch),
     "no-vxlan": _Setting(bool, _switch),
     "without-offload": _Setting(str, arguments.parse_offloads, many=True),
+    "ipalloc-range": _Setting(str, allocation.parse_range),
+    "ipalloc-range6": _Setting(str, allocation.parse_range6),
+    "ipalloc-default-subnet": _Setting(str, allocation.parse_subnet),
+    "ipalloc-init": _Setting(str, allocation.parse_init),
+    "ipalloc-lease": _Setting(str, allocation.parse_lease),
     "log-level": _Setting(str, _log_level),
 }
 
@@ -215,9 +240,7 @@ def _file_value(name: str, value: Any, path: str) -> Any:
     return parsed if setting.many else parsed[0]
 
 
-def _passwords(
-    parsed: Parsed, environment: Mapping[str, str], from_file: dict[str, Any], path: str
-) -> tuple[str, ...]:
+def _passwords(parsed: Parsed, environment: Mapping[str, str], from_file: dict[str, Any], path: str) -> tuple[str, ...]:
     """The secrets from the first place that names any: flags, environment, file.
 
     A place that is named and turns out empty is an error, never "no secret": somebody wanted encryption. An empty

@@ -24,7 +24,7 @@ from dataplane.kernel import Fault
 from dataplane.linux.underlay import Survey
 from dataplane.objects import tap_name
 from dataplane.sleeve.control import Configure
-from gossip.events import Event, NameConflict, PeerChanged, Settled
+from gossip.events import Event, NameConflict, OwnerForgotten, PageChanged, PeerChanged, Settled
 from gossip.names import PeerName, format_name
 from gossip.node import Node, NodeConfig
 from gossip.pages import TablePager
@@ -32,7 +32,7 @@ from gossip.peers import LIVE, PeerRecord
 from gossip.secret import NO_SECRET_PSK, derive_psk, warning_for
 from gossip.transport import Transport
 from mesh import api, directories, requests, status
-from mesh.attach import Attachments, Surroundings
+from mesh.attach import Attachments, Surroundings, boot_id
 from mesh.config import LaunchConfig
 from mesh.docker import Docker
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
@@ -42,12 +42,17 @@ from mesh.forwarding import UNDERLAY_MTU, Local, Path
 from mesh.handover import Handover
 from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
+from mesh.ipam.build import build, collides_on
+from mesh.ipam.port import EXPOSE_OWNER
+from mesh.ipam.service import Mesh
+from mesh.ipam.statement import IPAM_TABLE
 from mesh.logs import EventLog
 from mesh.offloadguard import DOCUMENT as OFFLOADS
 from mesh.offloadguard import OffloadGuard
 from mesh.pinger import Pinger
 from mesh.probes import DOCUMENT as PROBES
 from mesh.probes import Probes
+from mesh.requests import ApiError
 from mesh.returns import Returns
 from mesh.router import BRIDGE, VNI, Router, Seen
 from mesh.sleeve import Supervisor
@@ -61,6 +66,10 @@ from mesh.version import VERSION
 SETTLE_LIMIT_S = 60.0
 """What an earlier life left in the kernel of remote endpoints stays this long at most without news of them."""
 ATTACH_SETTLE_S = 2.0
+COPIED = (
+    "something else speaks with this host's identity: its state directory was copied, or restored from a backup. Run "
+    "`weft reset` on all but one of those hosts"
+)
 SAVE_RETRY_S = 5.0
 IDENTITY = "identity"
 
@@ -103,12 +112,23 @@ class Daemon:
         self._told_mtu = self._underlay.mtu
         self._heap = Heap()
         targets = Targets(Docker(config.docker_socket))
+        self._ipam = build(
+            config.allocation, store.directory, identity.name, config.nickname, epoch, boot_id(), self._router.table,
+            Mesh(
+                self._publish_ipam,
+                lambda: self.node.replica.reachable,
+                lambda peer: status.nickname(self._router, peer),
+                lambda: len(self.node.targets(time.monotonic())) + 1,
+            ),
+            collides_on(BRIDGE),
+        )  # fmt: skip
         around = Surroundings(
             store=store,
             write=self._write,
             own=identity.name,
             table=self._router.table,
             targets=targets,
+            ipam=self._ipam,
             nickname_of=lambda peer: status.nickname(self._router, peer),
             is_reachable=lambda peer: peer in self.node.replica.reachable,
             wait_settled=self._wait_settled,
@@ -167,14 +187,24 @@ class Daemon:
         self._spawn(self._returns.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
-            self.node, self._router, self._attachments, self._exposures, transport, self._pinger,
+            self.node, self._router, self._attachments, self._exposures, transport, self._pinger, self._ipam,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
                 self._sleeve_view, self._returns,
             ),
             self._write, self._end,
         )  # fmt: skip
+        self._ipam.start()
+        self._spawn(self._reconcile_addresses())
         self._has_started = True
+
+    async def _reconcile_addresses(self) -> None:
+        """What a crash left given and not attached is released, and what is attached is claimed."""
+        owners = {EXPOSE_OWNER, *(held.owner for held in self._attachments.all())}
+        with contextlib.suppress(ApiError):  # a full disk: it is said in the status, and tried again at the next start
+            await self._ipam.keep_only(owners)
+        await self._attachments.claim_again()
+        await self._exposures.claim_again()
 
     def stop(self) -> None:
         self._end(False)
@@ -193,11 +223,14 @@ class Daemon:
         self._closed = True
         self._handover.abandon()
         await self._attachments.close()
+        if self._gone and self._has_started:
+            await self._ipam.resign()
         if self._transport is not None:
             self._transport.perform(self.node.leave(self._gone, time.monotonic()))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._ipam.close()
         self._pinger.close()
         self._probes.close()
         self._offloads.close()
@@ -229,10 +262,18 @@ class Daemon:
                 log.info("peer", peer=format_name(peer), nickname=record and record.nickname, reachable=reachable)
                 if self._transport is not None:
                     self._describe()
+                self._ipam.look_around()
+            case PageChanged(owner, table, index) if table == IPAM_TABLE and owner != self.node.name:
+                page = self.node.replica.store.get((owner, table, index))
+                if page is not None:
+                    self._ipam.hear_untrusted(owner, index, page.body)
+            case OwnerForgotten(owner):
+                self._ipam.forget(owner)
             case Settled():
                 log.info("settled")
             case NameConflict(text):
                 log.error("name-in-use", text=text)
+                self._ipam.copied(COPIED)
         if self._router.take(event):
             self._refresh_soon()
 
@@ -391,6 +432,11 @@ class Daemon:
         if self._transport is not None:
             self._transport.perform(outcomes)
 
+    def _publish_ipam(self, index: int, body: bytes) -> None:
+        outcomes = self.node.publish(IPAM_TABLE, index, body, time.monotonic())
+        if self._transport is not None:
+            self._transport.perform(outcomes)
+
     def _say_who_passes_udp(self) -> None:
         """One page that says with which link neighbours our worker exchanges datagrams: others find ways by it."""
         body = own_page((link.peer for link in self.node.links()), self._sleeve.known)
@@ -417,6 +463,7 @@ class Daemon:
 
     async def _store_epoch(self, epoch: int) -> None:
         """Somebody saw a later epoch of ours: on disk first, however long that takes."""
+        self._ipam.copied(COPIED)
         while True:
             try:
                 await self._write(IDENTITY, document_of(self._keys, epoch))

@@ -20,6 +20,8 @@ from mesh import requests
 from mesh.arguments import ADDRESSES_MAX
 from mesh.attach import KERNEL_TIMEOUT_S, Attachments, Surroundings
 from mesh.endpoints import EXPOSED_ID, Binding, Endpoint, Interface, bridge_mac
+from mesh.ipam.port import EXPOSE_OWNER
+from mesh.ipam.wants import Claim, FromSubnet
 from mesh.logs import EventLog
 from mesh.requests import ApiError
 from mesh.router import BRIDGE
@@ -76,13 +78,24 @@ class Exposures:
     async def expose(self, request: requests.Expose) -> Held:
         """Add addresses to what is exposed, or change how they are; all that is then. Raises `ApiError`; then nothing
         has changed."""
+        if not request.wants and self._held:
+            return self._held
+        await self._around.wait_settled()
+        wants = request.wants or (FromSubnet(None),)
+        for want in wants:
+            if isinstance(want, Claim):
+                self._refuse_taken(want.interface)
+        interfaces = await self._around.ipam.obtain(EXPOSE_OWNER, wants)
+        try:
+            return await self._expose(interfaces, request.masquerade)
+        except ApiError:
+            held = {each.binding.ip for each in self._held}
+            await self._around.ipam.release(EXPOSE_OWNER, {interface.ip for interface in interfaces} - held)
+            raise
+
+    async def _expose(self, interfaces: tuple[Interface, ...], masquerade: bool) -> Held:
         async with self._attachments.changing():
-            if not request.addresses:
-                if not self._held:
-                    raise ApiError("bad-request", _NOTHING_EXPOSED)
-                return self._held
-            await self._around.wait_settled()
-            before, wanted = self._held, self._plan(request)
+            before, wanted = self._held, self._plan(interfaces, masquerade)
             if wanted == before:
                 return wanted
             for held in wanted:
@@ -103,17 +116,17 @@ class Exposures:
             log.info("exposed", addresses=",".join(_texts(wanted)))
             return wanted
 
-    def _plan(self, request: requests.Expose) -> Held:
+    def _plan(self, interfaces: tuple[Interface, ...], masquerade: bool) -> Held:
         wanted = list(self._held)
-        for interface in request.addresses:
+        for interface in interfaces:
             self._refuse_taken(interface)
             at = next((i for i, held in enumerate(wanted) if held.binding.ip == interface.ip), None)
             if at is None:
                 claim = self._around.table.next_claim(interface.ip)
-                wanted.append(Exposure(_binding(interface, claim), request.masquerade))
+                wanted.append(Exposure(_binding(interface, claim), masquerade))
             else:
                 claim = wanted[at].binding.claim
-                wanted[at] = Exposure(_binding(interface, claim), request.masquerade)
+                wanted[at] = Exposure(_binding(interface, claim), masquerade)
         if len(wanted) > ADDRESSES_MAX:
             text = f"this host would be exposed with {len(wanted)} addresses; at most {ADDRESSES_MAX}"
             raise ApiError("too-many", f"{text}: hide some first")
@@ -154,7 +167,16 @@ class Exposures:
                 self._around.tell(BRIDGE, self.endpoint())
                 await self._publish()
                 log.info("hidden", addresses=",".join(_texts(gone)))
-            return gone
+        await self._around.ipam.release(EXPOSE_OWNER, [held.binding.ip for held in gone])
+        return gone
+
+    async def claim_again(self) -> None:
+        """What is exposed is known to allocation, also where another version exposed it."""
+        wants = tuple(Claim(held.binding.interface) for held in self._held)
+        try:
+            await self._around.ipam.obtain(EXPOSE_OWNER, wants)
+        except ApiError as error:
+            log.warning("not-claimed", addresses=",".join(_texts(self._held)), error=error)
 
     async def _take_back(self, before: Held) -> None:
         try:
@@ -179,11 +201,6 @@ class Exposures:
                 return await self._around.publish()
         except TimeoutError:
             return None
-
-
-_NOTHING_EXPOSED = (
-    "this host is not exposed, and this version does not allocate addresses: give an explicit one such as 10.32.1.1/16"
-)
 
 
 def _binding(interface: Interface, claim: int) -> Binding:

@@ -31,11 +31,16 @@ def status(answer: Row) -> str:
         ("encryption", encryption),
         ("mtu", _text(answer.get("mtu"))),
         ("endpoints", _endpoint_counts(answer)),
+        ("ipam", _ipam_summary(answer.get("ipam") or {})),
     ]
     lines = [head, "", *table([(f"  {key}", value) for key, value in facts])]
     lines += _refused(answer.get("refused") or {})
     lines += _warnings(answer.get("warnings") or [])
     return "\n".join(lines)
+
+
+def _ipam_summary(ipam: Row) -> str:
+    return f"{_ipam_state(ipam)}; {_count(ipam.get('given'), 'address').replace('addresss', 'addresses')} given here"
 
 
 def _endpoint_counts(answer: Row) -> str:
@@ -145,6 +150,78 @@ def endpoints(rows: list[Row]) -> str:
         # Further addresses on lines of their own: in one cell they would push everything else off the screen.
         cells += [(address, "", "", "", "") for address in addresses[1:]]
     return _listing(("ADDRESS", "MAC", "PEER", "NETWORK", "NAMES AND LABELS"), cells, "nothing is attached anywhere")
+
+
+def ipam(answer: Row) -> str:
+    """Who owns how much, what is given, what is waited for, and what to do where something is wrong."""
+    ranges = "  ".join(_text(answer[key]) for key in ("range", "range6") if answer.get(key)) or "none"
+    facts = [("range", ranges), ("state", _ipam_state(answer))]
+    if answer.get("default_subnet"):
+        facts.append(("default subnet", _text(answer["default_subnet"])))
+    if answer.get("ring"):
+        facts.append(("ring", f"{_text(answer['ring'])[:8]}, decision {_text(answer.get('decision'))}"))
+        facts.append(("voters", _voters(answer.get("voters") or [])))
+        facts.append(("lease", _lease(answer)))
+    if answer.get("advice"):
+        facts.append(("to do", _text(answer["advice"])))
+    lines = table([(f"  {key}", value) for key, value in facts])
+    peers = [
+        (_text(row.get("nickname")), _text(row.get("addresses")), f"{100 * float(row.get('share') or 0):.1f} %",
+         _text(row.get("used")), _text(row.get("free")), "" if row.get("reachable") else "unreachable")
+        for row in answer.get("peers") or []
+    ]  # fmt: skip
+    if peers:
+        lines += [
+            "",
+            *table([("  PEER", "OWNS", "SHARE", "IN USE", "FREE", ""), *((f"  {p[0]}", *p[1:]) for p in peers)]),
+        ]
+    entries = [
+        (f"  {_text(row.get('owner'))}", _listed(row.get("addresses")), _text(row.get("state")))
+        for row in answer.get("entries") or []
+    ]
+    if entries:
+        lines += ["", *table([("  GIVEN TO", "ADDRESSES", "STATE"), *entries])]
+    pending = [
+        (
+            f"  {_text(row.get('owner'))}",
+            _text(row.get("wants")),
+            age(row.get("since_s")),
+            _text(row.get("waiting_for")),
+        )
+        for row in answer.get("pending") or []
+    ]
+    if pending:
+        lines += ["", *table([("  PENDING", "WANTS", "SINCE", "WAITS FOR"), *pending])]
+    for other in answer.get("other_rings") or []:
+        lines += ["", f"  other ring {_text(other.get('ring'))[:8]}: {_listed(other.get('peers'))}"]
+    return "\n".join(lines)
+
+
+_IPAM_STATES = {
+    "off": "off: no range to give addresses from",
+    "idle": "nothing was asked for yet",
+    "forming": "waiting for enough hosts to agree",
+    "observing": "waiting for another host to begin (this one observes)",
+    "unconfirmed": "no addresses may be given now",
+    "ready": "ready",
+    "split": "two groups of hosts give addresses independently",
+    "conflict": "nothing is given: two hosts have one identity",
+}
+
+
+def _ipam_state(answer: Row) -> str:
+    state = _text(answer.get("state"))
+    return _IPAM_STATES.get(state, state)
+
+
+def _voters(rows: list[Row]) -> str:
+    return ", ".join(_text(row.get("nickname")) + ("" if row.get("reachable") else " (unreachable)") for row in rows)
+
+
+def _lease(answer: Row) -> str:
+    left = answer.get("confirmed_for_s")
+    may = f"this host may give for {age(left)} more" if left is not None else "this host may not give now"
+    return f"{age(answer.get('lease_s'))}; {may}"
 
 
 def ps(rows: list[Row], now_unix_s: float) -> str:

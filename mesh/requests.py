@@ -14,9 +14,11 @@ from typing import Any, NoReturn
 
 from mesh import arguments
 from mesh.errors import UserError
+from mesh.ipam.wants import Want
 
-READS = ("status", "peers", "connections", "targets", "endpoints", "ps", "report")
+READS = ("status", "peers", "connections", "targets", "endpoints", "ipam", "ps", "report")
 
+PRIME_TIMEOUT_MAX_S = 86_400.0
 PING_COUNT_MAX = 100_000
 PING_INTERVAL_MIN_S = 0.01
 PING_INTERVAL_MAX_S = 60.0
@@ -52,8 +54,8 @@ class Forget:
 @dataclass(frozen=True, slots=True)
 class Attach:
     target: str
-    addresses: tuple[IPv4Interface | IPv6Interface, ...]
-    """At least one, each address once."""
+    wants: tuple[Want, ...]
+    """None at all means what the target has, or a free address of the default subnet."""
     network: str
     labels: tuple[tuple[str, str], ...]
     """Sorted by key."""
@@ -69,8 +71,8 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class Expose:
-    addresses: tuple[IPv4Interface | IPv6Interface, ...]
-    """None at all asks what is exposed."""
+    wants: tuple[Want, ...]
+    """None at all asks what is exposed, or for a free address of the default subnet."""
     masquerade: bool
 
 
@@ -89,6 +91,40 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class Prime:
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePeers:
+    peers: tuple[str, ...]
+    """Names or nicknames."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRing:
+    ring: str | None
+    """The beginning of its id; None: the only other one."""
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    document: dict[str, Any]
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    repair: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     pass
 
@@ -98,7 +134,8 @@ class Reset:
     pass
 
 
-Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | Stop | Reset
+IpamRequest = Prime | RemovePeers | JoinRing | Export | Import | Check
+Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | IpamRequest | Stop | Reset
 
 
 def parse_request(line: bytes) -> tuple[str, Request]:
@@ -143,7 +180,6 @@ def _parse_forget(verb: str, args: dict[str, Any]) -> Request:
 def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
     target = arguments.parse_target(_take(args, "target", str))
     addresses = _texts(args, "addresses", arguments.ADDRESSES_MAX)
-    arguments.need_addresses(addresses)
     labels = _take(args, "labels", dict, {})
     if len(labels) > arguments.LABELS_MAX:
         raise ValueError(f"{len(labels)} labels are too many; at most {arguments.LABELS_MAX}")
@@ -152,7 +188,7 @@ def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
     names = [arguments.parse_name(name) for name in _texts(args, "names", arguments.NAMES_MAX)]
     return Attach(
         target=target,
-        addresses=tuple(arguments.parse_addresses(addresses)),
+        wants=tuple(arguments.parse_wants(addresses)),
         network=arguments.parse_network(_take(args, "network", str, arguments.DEFAULT_NETWORK)),
         labels=tuple(sorted(arguments.check_label(key, value) for key, value in labels.items())),
         names=tuple(dict.fromkeys(names)),
@@ -166,8 +202,8 @@ def _parse_detach(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_expose(verb: str, args: dict[str, Any]) -> Request:
-    addresses = arguments.parse_addresses(_texts(args, "addresses", arguments.ADDRESSES_MAX))
-    return Expose(tuple(addresses), _take(args, "masquerade", bool, True))
+    wants = arguments.parse_wants(_texts(args, "addresses", arguments.ADDRESSES_MAX))
+    return Expose(tuple(wants), _take(args, "masquerade", bool, True))
 
 
 def _parse_hide(verb: str, args: dict[str, Any]) -> Request:
@@ -183,6 +219,39 @@ def _parse_ping(verb: str, args: dict[str, Any]) -> Request:
     if not PING_INTERVAL_MIN_S <= interval_s <= PING_INTERVAL_MAX_S:
         raise ValueError(f"interval_s must be from {PING_INTERVAL_MIN_S} to {PING_INTERVAL_MAX_S}")
     return Ping(peer, count, interval_s)
+
+
+def _parse_prime(verb: str, args: dict[str, Any]) -> Request:
+    timeout_s = _take(args, "timeout_s", (int, float), 0)
+    if not 0 <= timeout_s <= PRIME_TIMEOUT_MAX_S:
+        raise ValueError(f"timeout_s must be from 0 to {PRIME_TIMEOUT_MAX_S:g}")
+    return Prime(float(timeout_s) or None)
+
+
+def _parse_rmpeer(verb: str, args: dict[str, Any]) -> Request:
+    peers = tuple(arguments.parse_target(text) for text in _texts(args, "peers", arguments.PEERS_MAX))
+    if not peers:
+        raise ValueError("no peer is named")
+    return RemovePeers(tuple(dict.fromkeys(peers)))
+
+
+def _parse_join(verb: str, args: dict[str, Any]) -> Request:
+    ring = _take(args, "ring", str, "")
+    if not set(ring) <= set("0123456789abcdef") or len(ring) > 32:
+        raise ValueError(f"{ring[:64]!r} is not the id of a ring: up to 32 hexadecimal digits")
+    return JoinRing(ring or None, _take(args, "force", bool, False))
+
+
+def _parse_export(verb: str, args: dict[str, Any]) -> Request:
+    return Export()
+
+
+def _parse_import(verb: str, args: dict[str, Any]) -> Request:
+    return Import(_take(args, "document", dict), _take(args, "force", bool, False))
+
+
+def _parse_check(verb: str, args: dict[str, Any]) -> Request:
+    return Check(_take(args, "repair", bool, False))
 
 
 def _parse_stop(verb: str, args: dict[str, Any]) -> Request:
@@ -202,6 +271,12 @@ _PARSERS: dict[str, Callable[[str, dict[str, Any]], Request]] = {
     "expose": _parse_expose,
     "hide": _parse_hide,
     "ping": _parse_ping,
+    "prime": _parse_prime,
+    "rmpeer": _parse_rmpeer,
+    "ipam-join": _parse_join,
+    "ipam-export": _parse_export,
+    "ipam-import": _parse_import,
+    "ipam-check": _parse_check,
     "stop": _parse_stop,
     "reset": _parse_reset,
 }

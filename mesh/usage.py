@@ -86,9 +86,13 @@ class Parsed:
 _MANY = 1 << 30
 _JSON = Option("--json", "", "print JSON")
 
-STATUS_TOPICS = ("peers", "connections", "targets", "endpoints")
+STATUS_TOPICS = ("peers", "connections", "targets", "endpoints", "ipam")
 
 _ADDRESSES = "ADDR is 10.32.1.5/24, ip:10.32.1.5/24 or ip:fd00:32::5/64."
+_WANTS = (
+    "ADDR is an address with its length, 10.32.1.5/24 or ip:fd00:32::5/64, or where to take a free one\n"
+    "from: net:10.32.2.0/24, net:default. Without ADDR it is taken from the default subnet, IPv4 and IPv6."
+)
 _TARGET = (
     "TARGET is a named network namespace, a path to one, a process id, or a Docker container, by its\n"
     "name, its id, or a beginning of its id. One word that means several is taken in this order."
@@ -122,6 +126,11 @@ VERBS = (
             Option(
                 "--without-offload", "NAME", "no tap, udp-segment, udp-gro, vxlan-checksum, vxlan-segment", repeat=True
             ),
+            Option("--ipalloc-range", "CIDR", "where addresses come from, default 10.32.0.0/12; none: no IPv4"),
+            Option("--ipalloc-range6", "CIDR", "the same for IPv6, default a /64 of the mesh's own; none: no IPv6"),
+            Option("--ipalloc-default-subnet", "CIDR", "where `attach` takes them from, default the whole range"),
+            Option("--ipalloc-init", "HOW", "consensus[=N] (default), seed=NAME,NAME,... or observer"),
+            Option("--ipalloc-lease", "TIME", "how long a silent host's addresses stay its own, default 1h"),
             Option("--log-level", "LEVEL", "debug, info, warning or error; default info"),
             Option("--config", "FILE", "TOML file, default /etc/weft/weft.toml; need not exist"),
             Option("--foreground", "", "do not go to the background; log to standard error"),
@@ -148,10 +157,10 @@ VERBS = (
     Verb(
         "attach",
         "[ADDR...] TARGET",
-        "put a container on the network with these addresses",
+        "put a container on the network, with these addresses or free ones",
         least=1,
         most=_MANY,
-        details=f"{_ADDRESSES}\n{_TARGET}\nPrints the addresses, one a line.\n\n{_BACK}",
+        details=f"{_WANTS}\n{_TARGET}\nPrints the addresses, one a line.\n\n{_BACK}",
         options=(
             Option("--network", "NETWORK", "the network to attach to; only `weft` in this version"),
             Option("--label", "KEY=VALUE", "a label of the endpoint; may be repeated", repeat=True),
@@ -175,7 +184,7 @@ VERBS = (
         "put the host itself on the network, and lead its containers out",
         most=_MANY,
         details=(
-            f"{_ADDRESSES}\nPrints what is exposed then, one a line; without ADDR only that.\n"
+            f"{_WANTS}\nPrints what is exposed then, one a line; without ADDR only that, if anything is.\n"
             "Containers in the network of an exposed address reach the outside through it, under an address\n"
             "of the host; nothing comes in unasked."
         ),
@@ -211,6 +220,43 @@ VERBS = (
         options=(
             Option("-c", "COUNT", "how many, default 5"),
             Option("-i", "SECONDS", "time between two, default 1"),
+            _JSON,
+        ),
+    ),
+    Verb(
+        "prime",
+        "",
+        "wait until this host may give addresses",
+        details="Prints what it waits for. What `attach` would otherwise wait for is done then.",
+        options=(Option("--timeout", "SECONDS", "give up after so long, default never"),),
+    ),
+    Verb(
+        "rmpeer",
+        "PEER...",
+        "take over the addresses of peers that are gone for good",
+        least=1,
+        most=_MANY,
+        details=(
+            "PEER is a peer's name or nickname. Only for hosts that do not come back: one that still runs\n"
+            "would give addresses a second time until it hears of this."
+        ),
+        options=(Option("--force", "", "do not ask"), _JSON),
+    ),
+    Verb(
+        "ipam",
+        "join|export|import|check [FILE]",
+        "join two rings; save, restore and check what addresses are given",
+        least=1,
+        most=2,
+        details=(
+            "join: this host's ring joins another one that formed apart; conflicting addresses are listed first.\n"
+            "export [FILE]: what is given on this host, as JSON. import FILE: claim it all again.\n"
+            "check: compare what is given with what is attached; --repair mends what differs."
+        ),
+        options=(
+            Option("--ring", "ID", "join: which one, where there are several"),
+            Option("--force", "", "join in spite of conflicts; import in spite of what is given"),
+            Option("--repair", "", "check: mend what differs"),
             _JSON,
         ),
     ),

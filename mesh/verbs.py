@@ -20,9 +20,12 @@ from gossip.transport import Transport
 from mesh import arguments, requests, status
 from mesh.api import SendRow
 from mesh.attach import Attachments
-from mesh.endpoints import bridge_mac
+from mesh.endpoints import Interface, bridge_mac
 from mesh.expose import Exposures
 from mesh.forwarding import NONE, UNREACHABLE, Path
+from mesh.ipam.port import EXPOSE_OWNER
+from mesh.ipam.service import Ipam
+from mesh.ipam.verbs import IpamVerbs
 from mesh.pinger import Pinger
 from mesh.requests import ApiError
 from mesh.returns import Returns
@@ -60,6 +63,7 @@ class Verbs:
         exposures: Exposures,
         transport: Transport,
         pinger: Pinger,
+        ipam: Ipam,
         facts: Facts,
         write: Callable[[str, dict[str, Any]], Awaitable[None]],
         end: Callable[[bool], None],
@@ -71,6 +75,8 @@ class Verbs:
         self._exposures = exposures
         self._transport = transport
         self._pinger = pinger
+        self._ipam = ipam
+        self._ipam_verbs = IpamVerbs(ipam, router.table, router.find_peer, self._attached)
         self._facts = facts
         self._write = write
         self._end = end
@@ -98,6 +104,15 @@ class Verbs:
                 return status.exposed(await asyncio.shield(self._exposures.hide(request)))
             case requests.Ping():
                 return await self._ping(request, send_row)
+            case (
+                requests.Prime()
+                | requests.RemovePeers()
+                | requests.JoinRing()
+                | requests.Export()
+                | requests.Import()
+                | requests.Check()
+            ):
+                return await self._ipam_verbs.handle(request, send_row)
             case requests.Stop():
                 self._end(False)
             case requests.Reset():
@@ -112,6 +127,7 @@ class Verbs:
             "connections": lambda: status.connections(self._router, self._facts.encrypted, self._facts.sleeve()),
             "targets": lambda: status.targets(self._router, now),
             "endpoints": lambda: status.endpoints(self._router, now),
+            "ipam": self._ipam.status,
             "ps": lambda: [*status.ps(self._attachments.all()), *status.ps_host(self._exposures.endpoint())],
         }
         if verb == "report":
@@ -133,10 +149,18 @@ class Verbs:
             self._router, self._facts.report(), attachments, self._facts.weak_password, view, now
         )
         warnings += self._facts.returns.warnings()
+        warnings += self._ipam.warnings()
         return status.summary(
             self._router, VERSION, now - self._facts.started, self._facts.encrypted, attachments,
-            self._transport.refusals, warnings, view, now,
+            self._transport.refusals, warnings, view, self._ipam.summary(), now,
         )  # fmt: skip
+
+    def _attached(self) -> dict[Interface, str]:
+        """Who has every address that is attached here."""
+        found = {
+            binding.interface: held.owner for held in self._attachments.all() for binding in held.bindings
+        }
+        return found | {held.binding.interface: EXPOSE_OWNER for held in self._exposures.all()}
 
     async def _connect(self, peers: list[str], replace: bool) -> object:
         async with self._targets_changing:

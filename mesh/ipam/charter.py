@@ -21,6 +21,7 @@ import msgpack
 
 from gossip.errors import ProtocolError
 from gossip.names import PEER_NAME_BYTES, PeerName
+from mesh.allocation import AUTOMATIC6
 from mesh.ipam import spans
 from mesh.ipam.space import SLOTS_MAX, Space, unique_local
 from mesh.ipam.spans import Spans
@@ -144,10 +145,6 @@ def first_charter(ring: bytes, space: Space, lease_s: int, seats: list[Seat], no
     grants = tuple(Grant(0, seat, (share,), (), b"") for seat, share in zip(seats, shares, strict=True))
     voters = tuple(sorted(seats[:VOTERS_MAX]))
     return Charter(ring, 0, space, lease_s, voters, grants=grants, note=note)
-
-
-AUTOMATIC6 = IPv6Network("fd00::/8")
-"""Stands for the /64 that is made from the ring's id."""
 
 
 def _shares(size: int, count: int) -> list[tuple[int, int]]:

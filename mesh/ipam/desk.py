@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
 from gossip.names import PeerName, format_name
+from mesh.allocation import AUTOMATIC6
 from mesh.endpoints import Interface
 from mesh.ipam import elections, spans
-from mesh.ipam.charter import AUTOMATIC6
 from mesh.ipam.errors import Refused
 from mesh.ipam.member import Member
 from mesh.ipam.space import Network
@@ -402,6 +402,6 @@ class Desk:
         more = f" and {len(parts) - 8} hosts more" if len(parts) > 8 else ""
         subnet = want.network if want.network is not None else "the default subnet"
         return (
-            f"no address of {subnet} is free (owned by {'; '.join(parts[:8]) or 'nobody in sight'}{more}{rests}): detach "
-            "what is not needed, `weft rmpeer` hosts that are gone, or name another subnet"
+            f"no address of {subnet} is free (owned by {'; '.join(parts[:8]) or 'nobody in sight'}{more}{rests}): "
+            "detach what is not needed, `weft rmpeer` hosts that are gone, or name another subnet"
         )

@@ -257,7 +257,8 @@ def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter |
     charter = member.charter
     assert charter is not None
     peer = intent.retire
-    said = max((r.statement for r in reports if r.statement is not None), key=lambda s: s.sequence, default=None)
+    statements = [*(report.statement for report in reports), _best(member, peer), member.newest(peer)]
+    said = max((each for each in statements if each is not None), key=lambda each: each.sequence, default=None)
     if said is not None and said.ring != charter.ring:
         said = None
     seats = {bytes(peer), said.seat if said is not None and said.seat else bytes(peer)}

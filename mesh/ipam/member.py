@@ -21,6 +21,7 @@ import msgpack
 
 from gossip.errors import ProtocolError
 from gossip.names import PeerName, parse_name
+from mesh.allocation import CONSENSUS, OBSERVER, SEED
 from mesh.ipam import elections, exchange, spans
 from mesh.ipam.ballots import Ballots
 from mesh.ipam.charter import (
@@ -70,7 +71,6 @@ from mesh.ipam.statement import (
 )
 from mesh.ipam.voter import Voter
 
-CONSENSUS, SEED, OBSERVER = "consensus", "seed", "observer"
 RENEWALS = 3
 """So many statements a lease, if nothing changes."""
 ADOPT_PATIENCE_S = 60.0
@@ -501,7 +501,7 @@ class Member:
         if seat is None:
             return
         if not self.voter.has_inherited(charter):
-            if not self.voter.inherit(charter, seat, self._receipts_at, self._newest, now):
+            if not self.voter.inherit(charter, seat, self._receipts_at, self.newest, now):
                 return
             self._unheld.update(self.known)
         still: set[PeerName] = set()
@@ -511,7 +511,7 @@ class Member:
                 still.add(peer)
         self._unheld = still
 
-    def _newest(self, peer: PeerName) -> Statement | None:
+    def newest(self, peer: PeerName) -> Statement | None:
         """What a peer says, or said last as far as any voter tells."""
         said, relic = self.statement(peer), self.relics.get(peer)
         if relic is not None and relic.ring == self.ring and (said is None or relic.sequence > said.sequence):
@@ -662,7 +662,7 @@ class Member:
             PROPOSAL: encode_proposal(self.ballots.proposal) if self.ballots.proposal is not None else b"",
         }
         if self.own_seat is not None:
-            lost = [peer for peer in sorted(self.voter.receipts) if peer != self.own and self.statement(peer) is None]
+            lost = [peer for peer in sorted(self.voter.receipts) if self._is_relic(peer)]
             for place in range(max(len(lost[:RELICS_MAX]), self._relics)):
                 held = self.voter.receipts[lost[place]].statement if place < len(lost) else None
                 pages[RELICS + place] = encode_relic(lost[place], held) if held is not None else b""
@@ -671,6 +671,12 @@ class Member:
             for page, receipts in self.voter.pages(self.ring, self.tip).items():
                 pages[page] = encode_receipts(receipts) if receipts.held else b""
         return pages
+
+    def _is_relic(self, peer: PeerName) -> bool:
+        """Whether gossip knows less of a peer than we have on disk."""
+        said = self.statement(peer)
+        sequence = said.sequence if said is not None else 0
+        return peer != self.own and self.voter.receipts[peer].statement.sequence > sequence
 
     def next_due(self, now: float) -> float:
         """When `settle` and `take` should be called again at the latest."""

@@ -203,7 +203,7 @@ class Ipam:
         self, error: StoreError, changes: Mapping[bytes, bytes | None], pages: Mapping[int, bytes],
         done: list[tuple[Request, asyncio.Future[None]]],
     ) -> None:  # fmt: skip
-        """Nothing of it happened, as far as anybody but us can tell; what is still so is written with the next change."""
+        """Nothing of it happened, as far as others can tell; what is still so is written with the next change."""
         self.disk_trouble = str(error)
         log.error("not-saved", error=error)
         for key, value in changes.items():
@@ -363,7 +363,7 @@ class Ipam:
             self._soon()
             await asyncio.sleep(0.05)
             if time.monotonic() > deadline:
-                raise ApiError("ipam-waiting", "the other ring has not been heard of in full yet; it is joined as soon as "
+                raise ApiError("ipam-waiting", "the other ring is not known in full yet; joined as soon as "
                                "it is")  # fmt: skip
         await self._saved()
         return {"joined": found[0].hex(), "conflicts": conflicts}
@@ -412,8 +412,12 @@ class Ipam:
     def status(self) -> dict[str, Any]:
         return view.status(self.member, self.desk, self._mesh.nickname_of, self._clock(), self.disk_trouble)
 
-    def warnings(self) -> list[str]:
-        return [self._named(text) for text in view.warnings(self.member, self._clock(), self.disk_trouble)]
+    def warnings(self) -> list[dict[str, str]]:
+        return view.warnings(self.member, self._clock(), self.disk_trouble)
+
+    def summary(self) -> dict[str, Any]:
+        """For one line of `weft status`."""
+        return {"state": view.state_of(self.member, self._clock()), "given": len(self.member.holdings.given)}
 
 
 def slots_of(member: Member, table: EndpointTable, peer: PeerName) -> Spans:

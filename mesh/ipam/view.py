@@ -8,10 +8,11 @@ from ipaddress import ip_interface
 from typing import Any
 
 from gossip.names import PeerName, format_name
+from mesh.allocation import OBSERVER
 from mesh.endpoints import EndpointTable, Interface
 from mesh.ipam import spans
 from mesh.ipam.desk import Desk
-from mesh.ipam.member import OBSERVER, Member
+from mesh.ipam.member import Member
 from mesh.requests import ApiError
 
 ENTRIES_MAX = 10_000
@@ -112,7 +113,8 @@ def status(member: Member, desk: Desk, nickname: Nickname, now: float, disk_trou
         "peers": _peers(member, nickname),
         "entries": list(_entries(member, nickname)),
         "pending": [
-            {"owner": request.owner, "wants": " ".join(map(str, request.wants)), "since_s": round(now - request.since, 1),
+            {"owner": request.owner, "wants": " ".join(map(str, request.wants)),
+             "since_s": round(now - request.since, 1),
              "waiting_for": request.waiting_for}
             for request in desk.waiting.values()
         ],
@@ -163,22 +165,27 @@ def _entries(member: Member, nickname: Nickname) -> Iterable[dict[str, Any]]:
         yield {"owner": nickname(peer), "addresses": texts, "state": "reserved", "peer": nickname(peer)}
 
 
-def warnings(member: Member, now: float, disk_trouble: str) -> list[str]:
-    """Lines for `weft status`: only what somebody should act on."""
+def warnings(member: Member, now: float, disk_trouble: str) -> list[dict[str, str]]:
+    """For `weft status`: only what somebody should act on, each with its cure."""
     found = []
+
+    def warn(code: str, text: str, cure: str) -> None:
+        found.append({"code": code, "text": text, "cure": cure})
+
     if disk_trouble:
-        found.append(f"addresses cannot be saved: {disk_trouble}")
+        warn("ipam-not-saved", f"addresses cannot be given: {disk_trouble}", "free some space, or check the disk")
     if member.conflict:
-        found.append(f"no addresses are given: {member.conflict}")
-    if member.splits:
-        rings = ", ".join(ring.hex()[:8] for ring in member.splits)
-        found.append(f"two groups of hosts give addresses independently (other ring: {rings}): see `weft status ipam`")
+        cure = "`weft reset` on all but one of them, then `weft ipam check --repair` on that one"
+        warn("ipam-conflict", f"no addresses are given: {member.conflict}", cure)
+    for ring, peers in member.splits.items():
+        text = f"{len(peers)} other hosts in reach give addresses independently of this one (ring {ring.hex()[:8]})"
+        warn("ipam-split", text, f"`weft ipam join --ring {ring.hex()[:8]}` here, or its like there, joins them")
     if member.lost:
-        found.append(
-            f"{spans.size(member.lost)} addresses of this host were taken over while it was away; what runs keeps them"
-        )
-    if member.charter is not None and member.holdings.owned and now >= member.lease.until:
-        found.append("this host may not give addresses now: see `weft status ipam`")
+        text = f"{spans.size(member.lost)} addresses of this host were taken over while it was away"
+        warn("ipam-lost", text, "nothing is to be done: what runs keeps its own; `weft launch` anew ends this notice")
+    if member.charter is not None and member.holdings.owned and now >= member.lease.until and not member.conflict:
+        cure = "bring the voters back that `weft status ipam` lists as unreachable, or `weft rmpeer` them"
+        warn("ipam-unconfirmed", "this host may not give addresses now: too few voters confirm it", cure)
     return found
 
 

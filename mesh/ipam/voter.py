@@ -8,7 +8,7 @@ before named. What is added to Paxos here, for votes that take a peer's slots aw
 - from its promise until the decision it takes no statement of that peer, and none of others that newly own its slots.
 
 Since a majority promises, and every blocking set has a member in every majority, nothing that an owner may still do,
-and nothing that anybody may do with slots it got from that owner, is unknown to the vote. docs/ipam.md has the argument.
+and nothing that anybody may do with slots it got from that owner, is unknown to the vote: docs/ipam.md argues it.
 """
 
 from __future__ import annotations
@@ -67,12 +67,14 @@ class Voter:
         self._frozen: dict[PeerName, Spans] = {}
         """By each peer that we promised a vote on for this decision: the slots that others must not newly own. They add
         up: what a lower ballot proposed may still be what is decided."""
+        self._mask = 0
         self._boot = boot
         self._inherited = -1
         self._heard_of_all = now
         """When we took over what earlier voters knew: until a lease later any of them may have confirmed anybody."""
 
     def load(self, contents: dict[bytes, bytes], now: float) -> None:
+        self.say_all_again()
         if (body := contents.get(b"v")) is not None:
             self.vote = decode_vote_untrusted(body)
         if (body := contents.get(b"w")) is not None:
@@ -119,6 +121,9 @@ class Voter:
         for peer, receipt in self.receipts.items():
             by_page.setdefault(receipt_page(peer), {})[peer] = receipt.statement.sequence
         mask = sum(1 << (page - RECEIPTS) for page in by_page)
+        if mask != self._mask:
+            self._mask = mask
+            self.say_all_again()  # each page says which there are
         changed, self.dirty = self.dirty, set()
         return {page: Receipts(ring, tip, mask, by_page.get(page, {})) for page in sorted(changed)}
 

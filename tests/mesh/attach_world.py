@@ -101,7 +101,7 @@ class World:
         monkeypatch.setattr(targets_module, "find_namespace", self._find)
         monkeypatch.setattr(targets_module, "PROC", self.proc)
         monkeypatch.setattr(attach_module, "is_there", self._is_there)
-        monkeypatch.setattr(attach_module, "_boot_id", lambda: self.boot)
+        monkeypatch.setattr(attach_module, "boot_id", lambda: self.boot)
         self.add("c1", 1)
         self.add("c2", 2)
         self.attachments = self.launch()
