@@ -31,7 +31,7 @@ def status(answer: Row) -> str:
         ("encryption", encryption),
         ("mtu", _text(answer.get("mtu"))),
         ("endpoints", _endpoint_counts(answer)),
-        ("ipam", _ipam_summary(answer.get("ipam") or {})),
+        *([("addresses", _ipam_summary(answer["ipam"]))] if answer.get("ipam") else []),
     ]
     lines = [head, "", *table([(f"  {key}", value) for key, value in facts])]
     lines += _refused(answer.get("refused") or {})

@@ -91,7 +91,7 @@ STATUS_TOPICS = ("peers", "connections", "targets", "endpoints", "ipam")
 _ADDRESSES = "ADDR is 10.32.1.5/24, ip:10.32.1.5/24 or ip:fd00:32::5/64."
 _WANTS = (
     "ADDR is an address with its length, 10.32.1.5/24 or ip:fd00:32::5/64, or where to take a free one\n"
-    "from: net:10.32.2.0/24, net:default. Without ADDR it is taken from the default subnet, IPv4 and IPv6."
+    "from: net:10.32.2.0/24, net:default. Without ADDR: from the default subnet, IPv4 and IPv6."
 )
 _TARGET = (
     "TARGET is a named network namespace, a path to one, a process id, or a Docker container, by its\n"

@@ -50,7 +50,8 @@ class Ballots:
         if before is not None and (before.ring, before.number) != (ring, number):
             self.drop()
             before = None
-        if now < self._not_before or (before is not None and now < self._until):
+        is_urgent = before is not None and intent.by_word and before.intent != intent
+        if not is_urgent and (now < self._not_before or (before is not None and now < self._until)):
             return False
         if before is not None and before.intent == intent:
             self.tries += 1

@@ -12,9 +12,10 @@ from mesh import allocation
 from mesh.allocation import Allocation
 from mesh.endpoints import EndpointTable
 from mesh.errors import UsageError
-from mesh.ipam.member import Member, Settings, Surroundings
+from mesh.ipam.member import Member
 from mesh.ipam.service import JOURNAL, Ipam, Mesh, boottime, is_used_elsewhere, slots_of
 from mesh.ipam.space import Space
+from mesh.ipam.surroundings import Settings, Surroundings
 from mesh.journal import Journal
 from mesh.logs import EventLog
 

@@ -24,6 +24,7 @@ from mesh.ipam.charter import (
     first_charter,
 )
 from mesh.ipam.statement import USED_MAX, Intent, Report, Statement, Vote
+from mesh.ipam.voter import are_complete
 
 if TYPE_CHECKING:
     from mesh.ipam.member import Member
@@ -56,7 +57,13 @@ def _intent(member: Member, now: float) -> Intent | None:
             return _intent(member, now)
         return Intent(wanted, True, without)
     rank = _rank(member)
-    if rank is None:
+    if rank is not None and (resigned := _resigned(member)):
+        # By their own word they vote no more, so that whoever is left decides without them.
+        seats = tuple(seat for peer in resigned if (seat := member.seat_of(peer)) is not None)
+        intent = Intent(resigned[0], True, seats)
+        if now >= member.onsets.setdefault((member.tip, intent), now) + rank * TURN_S:
+            return intent
+    if rank is None or not _has_majority(member):
         return None
     for intent, after_s in _due(member, now):
         onset = member.onsets.setdefault((member.tip, intent), now)
@@ -100,6 +107,14 @@ def missing_for_first(member: Member) -> int:
     return max(0, _needed(member) - len(_electors(member)))
 
 
+def _has_majority(member: Member) -> bool:
+    """Whether enough voters are in reach for a vote to come to anything."""
+    assert member.charter is not None
+    peers = (member.peer_at(seat) for seat in member.charter.voters)
+    there = sum(peer is not None and (peer == member.own or peer in member.reachable) for peer in peers)
+    return there >= member.charter.majority
+
+
 def _rank(member: Member) -> int | None:
     """How many voters in reach stand before us; None where we are none."""
     assert member.charter is not None
@@ -113,10 +128,6 @@ def _due(member: Member, now: float) -> list[tuple[Intent, float]]:
     """Votes that should be held, each with how long that must have been so."""
     assert member.charter is not None
     due: list[tuple[Intent, float]] = []
-    resigned = [peer for peer, said in member.members() if said.resigned and _has_part(member, peer)]
-    if resigned:
-        seats = tuple(seat for peer in resigned if (seat := member.seat_of(peer)) is not None)
-        due.append((Intent(resigned[0], True, seats), 0.0))
     for peer in _dead(member, now):
         due.append((Intent(peer), 0.0))
     if member.voter.is_open(member.charter):
@@ -124,6 +135,10 @@ def _due(member: Member, now: float) -> list[tuple[Intent, float]]:
     elif _candidates(member):
         due.append((Intent(), SETTLED_S))
     return due
+
+
+def _resigned(member: Member) -> list[PeerName]:
+    return [peer for peer, said in member.members() if said.resigned and _has_part(member, peer)]
 
 
 def _dead(member: Member, now: float) -> list[PeerName]:
@@ -208,7 +223,15 @@ def count(member: Member, now: float) -> Charter | None:
     else:
         left = [seat for seat in member.charter.voters if seat not in proposal.intent.without]
         electorate = Electorate(left, len(left) // 2 + 1)
+    value = proposal.value
+    if member.charter is not None and value is not None and value.since == value.number:
+        # Those who will vote have to know what those who voted held: it is decided when it shows.
+        votes = {seat: vote for seat, vote in votes.items() if _shows_receipts(member, seat, value.number)}
     return member.ballots.advance(votes, electorate, lambda intent, reports: _value(member, intent, reports, now), now)
+
+
+def _shows_receipts(member: Member, seat: bytes, number: int) -> bool:
+    return are_complete(member.receipts_at(seat), member.ring, number)
 
 
 def _seat_any(member: Member, peer: PeerName) -> bytes | None:

@@ -11,8 +11,7 @@ step is a rule over what is known now; none remembers which page led to it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import partial
 from ipaddress import ip_interface
 from random import Random
@@ -21,7 +20,7 @@ import msgpack
 
 from gossip.errors import ProtocolError
 from gossip.names import PeerName, parse_name
-from mesh.allocation import CONSENSUS, OBSERVER, SEED
+from mesh.allocation import OBSERVER, SEED
 from mesh.ipam import elections, exchange, spans
 from mesh.ipam.ballots import Ballots
 from mesh.ipam.charter import (
@@ -36,7 +35,7 @@ from mesh.ipam.charter import (
 )
 from mesh.ipam.holdings import Changes, Holdings
 from mesh.ipam.lease import Lease
-from mesh.ipam.space import Network, Space
+from mesh.ipam.space import Space
 from mesh.ipam.spans import Spans
 from mesh.ipam.statement import (
     BALLOT,
@@ -44,7 +43,6 @@ from mesh.ipam.statement import (
     PROPOSAL,
     RECEIPTS,
     RELICS,
-    RELICS_MAX,
     REPORT,
     STATEMENT,
     Ask,
@@ -61,72 +59,14 @@ from mesh.ipam.statement import (
     decode_report_untrusted,
     decode_statement_untrusted,
     decode_vote_untrusted,
-    encode_proposal,
-    encode_receipts,
-    encode_relic,
-    encode_report,
-    encode_statement,
-    encode_vote,
     receipt_page,
 )
+from mesh.ipam.surroundings import Known, Out, Settings, Surroundings
+from mesh.ipam.voice import Voice
 from mesh.ipam.voter import Voter
 
-RENEWALS = 3
-"""So many statements a lease, if nothing changes."""
 ADOPT_PATIENCE_S = 60.0
 SETTLE_TURNS_MAX = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the user may set. The ranges and the lease are those of the ring, once there is one."""
-
-    space: Space
-    """`charter.AUTOMATIC6` for a range to be made from the ring's id."""
-    default: tuple[Network, ...] = ()
-    """Subnets to give from where none is named, of each version of IP; else the whole range."""
-    lease_s: int = 3600
-    init: str = CONSENSUS
-    expected: int = 0
-    """Peers to count on for the first vote; 0: those that are named or known."""
-    seeds: tuple[str, ...] = ()
-    """Names or nicknames."""
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a member asks of the host around it."""
-
-    own: PeerName
-    nickname: str
-    epoch: int
-    """Of this start."""
-    boot: bytes
-    """What tells this boot of the machine from any other."""
-    used_elsewhere: Callable[[int], bool] = lambda slot: False
-    """Whether another host says that it uses an address of this slot."""
-    endpoints_of: Callable[[PeerName], Spans] = lambda peer: ()
-    """The slots of which another host says that it uses them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Out:
-    """What has to be on disk, and what to publish then, by page."""
-
-    changes: Changes
-    pages: dict[int, bytes]
-
-
-@dataclass(slots=True)
-class Known:
-    """What one other peer says."""
-
-    statement: Statement | None = None
-    charter: Charter | None = None
-    vote: Vote = field(default_factory=Vote)
-    report: Report = field(default_factory=Report)
-    proposal: Proposal | None = None
-    receipts: dict[int, Receipts] = field(default_factory=dict)
 
 
 class Member:
@@ -174,12 +114,10 @@ class Member:
         self.relics: dict[PeerName, Statement] = {}
         """What voters still hold of peers that gossip has forgotten."""
         self.onsets: dict[object, float] = {}
-        self._relics = 0
-        self._statements = 0
-        self._said: Statement | None = None
-        self._said_version = -1
+        self.said: Statement | None = None
+        """Our own newest statement."""
+        self._voice = Voice()
         self._postponed: float | None = None
-        self._out: dict[int, bytes] = {}
         self._unheld: set[PeerName] = set()
         self._load(contents, now)
 
@@ -251,7 +189,7 @@ class Member:
     def statement(self, peer: PeerName) -> Statement | None:
         """What a peer says, if it is of our ring."""
         if peer == self.own:
-            return self._said
+            return self.said
         known = self.known.get(peer)
         said = known.statement if known is not None else None
         return said if said is not None and said.ring == self.ring else None
@@ -331,7 +269,7 @@ class Member:
             if self.charter is not None:
                 self._serve_as_voter(now)
                 exchange.settle(self, now)
-                if self.lease.hear(self._held_by):
+                if self.lease.hear(self.held_by):
                     self.holdings.confirm_donors()
             self._vote(now)
             elections.settle(self, now)
@@ -501,13 +439,13 @@ class Member:
         if seat is None:
             return
         if not self.voter.has_inherited(charter):
-            if not self.voter.inherit(charter, seat, self._receipts_at, self.newest, now):
+            if not self.voter.inherit(charter, seat, self.receipts_at, self.newest, now):
                 return
             self._unheld.update(self.known)
         still: set[PeerName] = set()
         for peer in sorted(self._unheld):
             said = self.statement(peer)
-            if said is not None and not self._hold(peer, said, now) and said.tip >= charter.number:
+            if said is not None and not self.hold(peer, said, now) and said.tip >= charter.number:
                 still.add(peer)
         self._unheld = still
 
@@ -518,13 +456,13 @@ class Member:
             return relic
         return said
 
-    def _hold(self, peer: PeerName, said: Statement, now: float) -> bool:
+    def hold(self, peer: PeerName, said: Statement, now: float) -> bool:
         """Take a statement into our receipts, unless something stands against it; false where that may pass."""
         assert self.charter is not None
         held = self.voter.receipts.get(peer)
         if held is not None and held.statement.sequence >= said.sequence:
             return True
-        if said.tip != self.tip or self.voter.refuses(peer, said, self.charter):
+        if said.tip != self.tip or self.voter.refuses(peer, said, self.charter) or self.voter.is_closed(self.charter):
             return False
         is_known = held is not None and held.statement.ranges == said.ranges
         if not is_known and (not self._has_provenance(said) or exchange.overlaps(self, peer, said)):
@@ -543,7 +481,7 @@ class Member:
                     return False
         return True
 
-    def _receipts_at(self, seat: Seat) -> dict[int, Receipts]:
+    def receipts_at(self, seat: Seat) -> dict[int, Receipts]:
         peer = self.peer_at(seat)
         if peer == self.own:
             return self.voter_pages()
@@ -554,11 +492,12 @@ class Member:
         """All our receipts, as others see them."""
         dirty = set(self.voter.dirty)
         self.voter.say_all_again()
-        pages = self.voter.pages(self.ring, self.tip)
+        assert self.charter is not None
+        pages = self.voter.pages(self.charter)
         self.voter.dirty = dirty
         return pages
 
-    def _held_by(self, seat: Seat) -> int:
+    def held_by(self, seat: Seat) -> int:
         """Which of our statements a voter holds."""
         peer = self.peer_at(seat)
         if peer == self.own:
@@ -590,93 +529,20 @@ class Member:
         if self.charter is None:
             return self.votes_at_all
         seat = self.own_seat
-        return seat is not None and self.voter.has_inherited(self.charter)
+        return seat is not None and (proposal.intent.by_word or self.voter.has_inherited(self.charter))
 
     # -- what we say -------------------------------------------------------------------------------
 
     def take(self, now: float) -> Out:
         """What is to be written and then published. The caller does both, in order, before it takes again."""
-        self._speak(now)
-        pages = self._pages()
+        pages = self._voice.speak(self, now)
         changes = dict(self.changes)
         self.changes.clear()
-        changed = {page: body for page, body in pages.items() if self._out.get(page, b"") != body}
-        self._out |= changed
-        return Out(changes, changed)
+        return Out(changes, pages)
 
     def say_again(self, pages: Iterable[int]) -> None:
         """These pages did not get out."""
-        for page in pages:
-            self._out.pop(page, None)
-            if page >= RELICS:
-                self._relics = max(self._relics, page - RELICS + 1)
-            elif page >= RECEIPTS:
-                self.voter.dirty.add(page)
-
-    def _speak(self, now: float) -> None:
-        """A new statement where there is something new to say, or the last one grows old."""
-        said = self._said
-        flags = (self.tip, self.ring, self.wants_ring, self.expected, self.has_given, self.resigned, self.joins)
-        version = hash((self.holdings.version, tuple(self.asks), tuple(sorted(self.refusals.items())), flags))
-        renewed = self.lease.renewed_at()
-        old = self.charter is not None and (renewed is None or now >= renewed + self.charter.lease_s / RENEWALS)
-        if said is not None and version == self._said_version and not old:
-            return
-        if self.charter is not None and self.lease.is_full and not old:
-            return
-        self._said_version = version
-        self._statements += 1
-        holdings = self.holdings
-        said = Statement(
-            ring=self.ring,
-            tip=self.tip,
-            sequence=(self.around.epoch << 24) + self._statements,
-            ranges=tuple(holdings.ranges),
-            used=holdings.announced,
-            guests=spans.coarse(spans.of_slots(holdings.guests), 300, ((0, 1 << 64),)),
-            gifts=tuple(holdings.gifts),
-            asks=tuple(self.asks.values()),
-            refusals=tuple(self.refusals.values()),
-            expects=self.expected if self.votes_at_all else 0,
-            wants_ring=self.wants_ring,
-            has_given=self.has_given,
-            resigned=self.resigned,
-            seat=self.seat if self.settings.init == SEED else b"",
-            joins=self.joins,
-        )
-        self._said = said
-        if self.charter is not None:
-            self.lease.say(said.sequence, now, spans.both(said.owned, said.used), self.charter)
-            if self.own_seat is not None and self.voter.has_inherited(self.charter):
-                self._hold(self.own, said, now)
-                if self.lease.hear(self._held_by):
-                    self.holdings.confirm_donors()
-
-    def _pages(self) -> dict[int, bytes]:
-        assert self._said is not None
-        pages = {
-            STATEMENT: encode_statement(self._said),
-            CHARTER: encode_charter(self.charter) if self.charter is not None else b"",
-            BALLOT: encode_vote(self.voter.vote) if self.voter.vote.number >= 0 else b"",
-            REPORT: encode_report(self.voter.report) if self.voter.report.number >= 0 else b"",
-            PROPOSAL: encode_proposal(self.ballots.proposal) if self.ballots.proposal is not None else b"",
-        }
-        if self.own_seat is not None:
-            lost = [peer for peer in sorted(self.voter.receipts) if self._is_relic(peer)]
-            for place in range(max(len(lost[:RELICS_MAX]), self._relics)):
-                held = self.voter.receipts[lost[place]].statement if place < len(lost) else None
-                pages[RELICS + place] = encode_relic(lost[place], held) if held is not None else b""
-            self._relics = len(lost[:RELICS_MAX])
-        if self.charter is not None:
-            for page, receipts in self.voter.pages(self.ring, self.tip).items():
-                pages[page] = encode_receipts(receipts) if receipts.held else b""
-        return pages
-
-    def _is_relic(self, peer: PeerName) -> bool:
-        """Whether gossip knows less of a peer than we have on disk."""
-        said = self.statement(peer)
-        sequence = said.sequence if said is not None else 0
-        return peer != self.own and self.voter.receipts[peer].statement.sequence > sequence
+        self._voice.say_again(self, pages)
 
     def next_due(self, now: float) -> float:
         """When `settle` and `take` should be called again at the latest."""
@@ -688,6 +554,7 @@ class Member:
     def resign(self) -> None:
         """Leave for good: the others decide at once who has what was ours."""
         self.resigned = True
+        self.lease.end()
 
 
 def _seeded(settings: Settings) -> Charter:

@@ -13,7 +13,7 @@ and nothing that anybody may do with slots it got from that owner, is unknown to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import msgpack
@@ -115,8 +115,16 @@ class Voter:
             parts += [said.owned, said.given_away]
         return spans.union(*parts)
 
-    def pages(self, ring: bytes, tip: int) -> dict[int, Receipts]:
+    def is_closed(self, charter: Charter) -> bool:
+        """Whether we accepted that others vote from now on: until we know what came of it we hold no more statements,
+        so that what our receipts say is all that those who follow us have to know."""
+        vote = self.vote
+        value = vote.value if (vote.ring, vote.number) == (charter.ring, charter.number + 1) else None
+        return value is not None and value.since == value.number
+
+    def pages(self, charter: Charter) -> dict[int, Receipts]:
         """Our pages of receipts that have changed, to be said."""
+        ring, tip = charter.ring, charter.number + self.is_closed(charter)
         by_page: dict[int, dict[PeerName, int]] = {}
         for peer, receipt in self.receipts.items():
             by_page.setdefault(receipt_page(peer), {})[peer] = receipt.statement.sequence
@@ -170,18 +178,11 @@ class Voter:
             full = 0
             for seat in charter.former:
                 pages = receipts_of(seat)
-                masks = {
-                    page.pages for page in pages.values() if page.ring == charter.ring and page.tip >= charter.since
-                }
-                if len(masks) != 1:
-                    continue
-                (mask,) = masks
-                used = [RECEIPTS + bit for bit in range(RECEIPT_PAGES) if mask >> bit & 1]
-                if not all(page in pages and pages[page].tip >= charter.since for page in used):
+                if not are_complete(pages, charter.ring, charter.since):
                     continue
                 full += 1
-                for page in used:
-                    for peer, sequence in pages[page].held.items():
+                for page in pages.values():
+                    for peer, sequence in page.held.items():
                         needed[peer] = max(needed.get(peer, 0), sequence)
             if full < len(charter.former) // 2 + 1:
                 return False
@@ -257,6 +258,8 @@ class Voter:
             )
         else:
             return False
+        if charter is not None and self.is_closed(charter):
+            self.say_all_again()
         self.changes[b"v"] = encode_vote(self.vote)
         frozen = [(peer, flat(slots)) for peer, slots in sorted(self._frozen.items())]
         self.changes[b"w"] = msgpack.packb([encode_report(self.report), frozen])
@@ -266,3 +269,14 @@ class Voter:
         """Whether a promise of ours waits for a decision."""
         ring, number = (charter.ring, charter.number + 1) if charter is not None else (b"", 0)
         return self.vote.ring == ring and self.vote.number == number and self.vote.promised != NO_BALLOT
+
+
+def are_complete(pages: Mapping[int, Receipts], ring: bytes, number: int) -> bool:
+    """Whether these are all the receipts of a voter, and none was added since it accepted decision `number`."""
+    newest = [page for page in pages.values() if page.ring == ring and page.tip >= number]
+    masks = {page.pages for page in newest}
+    if len(masks) != 1:
+        return False
+    (mask,) = masks
+    said = {page for page, receipts in pages.items() if receipts in newest}
+    return all(RECEIPTS + bit in said for bit in range(RECEIPT_PAGES) if mask >> bit & 1)

@@ -63,8 +63,8 @@ def test_an_address_keeps_its_length(text: str, written: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("net:10.32.2.0/24", "does not allocate"),
-        ("net:default", "does not allocate"),
+        ("net:10.32.2.0/24", "take free addresses from"),
+        ("net:default", "take free addresses from"),
         ("10.32.1.5", "has no length"),
         ("10.32.1.5/", "with its length"),
         ("10.32.1.5/33", "with its length"),

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from mesh import cli, requests
+from mesh.ipam.wants import Claim
 from mesh.requests import ApiError
 from mesh.version import VERSION
 
@@ -74,16 +75,23 @@ def test_no_verb_shows_all_and_is_wrong_usage(weft: Any) -> None:
     [
         (["dns-add", "10.0.0.1"], "no verb 'dns-add'"),
         (["help", "nothing"], "no verb 'nothing'"),
-        (["status", "ipam"], "no `status ipam`"),
+        (["status", "rings"], "no `status rings`"),
         (["status", "peers", "x"], "too much"),
         (["status", "--yaml"], "unknown option --yaml"),
         (["connect"], "PEER is missing"),
         (["connect", "a b"], "not a peer"),
         (["connect", "host2:0"], "no valid port"),
         (["forget", ""], "not a peer"),
-        (["attach", "c1"], "does not allocate"),
-        (["attach", "net:default", "c1"], "does not allocate"),
-        (["attach", "net:10.32.2.0/24", "c1"], "does not allocate"),
+        (["attach", "net:", "c1"], "is not a subnet"),
+        (["attach", "net:10.32.2.1/24", "c1"], "was 10.32.2.0/24 meant?"),
+        (["attach", "net:10.32.2.0/31", "c1"], "4 at least"),
+        (["detach", "net:default", "c1"], "take free addresses from"),
+        (["ipam"], "is missing"),
+        (["ipam", "forget"], "no `ipam forget`"),
+        (["ipam", "check", "file"], "'file' is too much"),
+        (["ipam", "import"], "FILE is missing"),
+        (["prime", "--timeout", "soon"], "is not a number of seconds"),
+        (["rmpeer"], "PEER is missing"),
         (["attach", "10.0.0.1", "c1"], "has no length"),
         (["attach", "10.0.0.1/24", "10.0.0.2/24"], "name the container after it"),
         (["attach", "10.0.0.1/24"], "name the container after it"),
@@ -97,7 +105,7 @@ def test_no_verb_shows_all_and_is_wrong_usage(weft: Any) -> None:
         (["attach", "10.0.0.1/24", "--allow-mac", "c1"], "unknown option --allow-mac"),
         (["detach", "10.0.0.0/24", "c1"], "first or last"),
         (["expose", "10.0.0.1"], "has no length"),
-        (["expose", "net:default"], "does not allocate"),
+        (["hide", "net:default"], "take free addresses from"),
         (["expose", "10.0.0.1/24", "ip:10.0.0.1/24"], "given twice"),
         (["hide", "--without-masquerade"], "unknown option --without-masquerade"),
         (["ping", "-c", "0", "host2"], "-c '0' is not a number"),
@@ -166,7 +174,7 @@ def test_attach_prints_the_addresses_one_a_line(weft: Any, daemon: Any) -> None:
     assert daemon.requests == [
         requests.Attach(
             target="c1.1",
-            addresses=(ip_interface("10.32.1.5/24"), ip_interface("fd00:32::5/64")),
+            wants=(Claim(ip_interface("10.32.1.5/24")), Claim(ip_interface("fd00:32::5/64"))),
             network="weft",
             labels=(("app", "web"), ("tier", "")),
             names=("web", "www"),
@@ -195,7 +203,7 @@ def test_expose_and_hide_print_addresses_one_a_line_or_json(weft: Any, daemon: A
         assert weft(*words).stdout == "10.32.1.1/16\nfd00:32::1/64\n"
         assert json.loads(weft(*words, "--json").stdout) == answer
     assert weft("expose", "--without-masquerade", "10.32.1.1/16").returncode == 0
-    addresses = (ip_interface("10.32.1.1/16"), ip_interface("fd00:32::1/64"))
+    addresses = (Claim(ip_interface("10.32.1.1/16")), Claim(ip_interface("fd00:32::1/64")))
     assert daemon.requests == [
         *[requests.Expose(addresses, True)] * 2,
         *[requests.Hide(())] * 2,

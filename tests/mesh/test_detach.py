@@ -203,10 +203,14 @@ def test_many_changes_at_once_end_as_if_one_after_another(world: World) -> None:
 
     async def storm() -> None:
         work: list[Awaitable[object]] = []
+        await asyncio.gather(
+            *(world.attachments.attach(wish(f"m{number}", f"10.32.2.{number}/16")) for number in range(1, 20, 2))
+        )
         for number in range(20):
-            work.append(world.attachments.attach(wish(f"m{number}", f"10.32.2.{number}/16")))
             if number % 2:
                 work.append(world.attachments.detach(unwish(f"m{number}")))
+            else:
+                work.append(world.attachments.attach(wish(f"m{number}", f"10.32.2.{number}/16")))
         await asyncio.gather(*work)
 
     run(storm())

@@ -15,9 +15,10 @@ from dataplane.kernel import DELETE, Fault, KernelError, Operation
 from dataplane.objects import FORWARDING, GATEWAY, GUEST_ROUTE, HOST_ADDRESS, Gateway, Key, address_item
 from mesh import expose as expose_module
 from mesh import requests
-from mesh.arguments import ADDRESSES_MAX
+from mesh.arguments import ADDRESSES_MAX, parse_wants
 from mesh.endpoints import EXPOSED_ID, Interface, bridge_mac, decode_row_untrusted, encode_row
 from mesh.expose import DOCUMENT
+from mesh.ipam.port import EXPOSE_OWNER
 from mesh.requests import ApiError
 from tests.mesh.attach_world import ME, P, World, attach, run, wish
 
@@ -32,7 +33,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def ask(*addresses: str, masquerade: bool = True) -> requests.Expose:
-    return requests.Expose(tuple(map(ip_interface, addresses)), masquerade)
+    return requests.Expose(tuple(parse_wants(list(addresses))), masquerade)
 
 
 def expose(world: World, *addresses: str, masquerade: bool = True) -> list[str]:
@@ -88,9 +89,17 @@ def test_it_adds_up_may_be_repeated_and_changes_what_is_said_anew(world: World) 
     assert Key(GATEWAY, "weft") not in world.kernel.objects
 
 
-def test_without_an_address_nothing_can_be_listed_or_given_out(world: World) -> None:
-    """There is no allocation yet, and an empty answer would be taken for one."""
-    assert "give an explicit one" in refused(world, world.exposures.expose(ask()), "bad-request")
+def test_without_an_address_a_free_one_is_taken_once(world: World) -> None:
+    """The next time it is listed, and nothing is asked for."""
+    assert expose(world) == ["10.33.0.1/16"]
+    assert expose(world) == ["10.33.0.1/16"] and len(world.ipam.wanted) == 1
+    assert hide(world) == ["10.33.0.1/16"] and world.ipam.addresses_of(EXPOSE_OWNER) == []
+
+
+def test_what_cannot_be_exposed_is_given_back(world: World) -> None:
+    world.disk_full = True
+    refused(world, world.exposures.expose(ask()), "not-saved")
+    assert world.ipam.addresses_of(EXPOSE_OWNER) == []
 
 
 def test_hiding_takes_some_or_all_and_may_be_repeated(world: World) -> None:

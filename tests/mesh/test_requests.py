@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh import arguments, requests
+from mesh.ipam.wants import Claim, FromSubnet
 from mesh.requests import ApiError
 
 
@@ -33,7 +34,7 @@ def test_an_attach_is_parsed_into_addresses_labels_and_names() -> None:
     )
     assert request == requests.Attach(
         target="c1",
-        addresses=(ip_interface("10.0.0.1/24"), ip_interface("fd00::1/64")),
+        wants=(Claim(ip_interface("10.0.0.1/24")), Claim(ip_interface("fd00::1/64"))),
         network="weft",
         labels=(("a", "1"), ("b", "2")),
         names=("web",),
@@ -41,11 +42,27 @@ def test_an_attach_is_parsed_into_addresses_labels_and_names() -> None:
 
 
 def test_a_detach_without_addresses_means_all() -> None:
+    assert ask("attach", target="c1").wants == ()
+    assert ask("attach", target="c1", addresses=["net:default", "net:10.32.2.0/24"]).wants == (
+        FromSubnet(None),
+        FromSubnet(ip_network("10.32.2.0/24")),
+    )
     assert ask("detach", target="c1") == requests.Detach("c1", ())
 
 
+def test_the_verbs_of_allocation_are_parsed() -> None:
+    assert ask("prime") == requests.Prime(None)
+    assert ask("prime", timeout_s=2) == requests.Prime(2.0)
+    assert ask("rmpeer", peers=["h1", "h1", "h2"]) == requests.RemovePeers(("h1", "h2"))
+    assert ask("ipam-join") == requests.JoinRing(None, False)
+    assert ask("ipam-join", ring="ab12", force=True) == requests.JoinRing("ab12", True)
+    assert ask("ipam-export") == requests.Export()
+    assert ask("ipam-import", document={"a": 1}) == requests.Import({"a": 1}, False)
+    assert ask("ipam-check", repair=True) == requests.Check(True)
+
+
 def test_expose_masquerades_and_hide_without_addresses_means_all() -> None:
-    assert ask("expose", addresses=["ip:10.0.0.1/24"]) == requests.Expose((ip_interface("10.0.0.1/24"),), True)
+    assert ask("expose", addresses=["ip:10.0.0.1/24"]) == requests.Expose((Claim(ip_interface("10.0.0.1/24")),), True)
     assert ask("expose", masquerade=False) == requests.Expose((), False)
     assert ask("hide") == requests.Hide(())
 
@@ -73,7 +90,17 @@ def test_ping_has_defaults_and_stop_and_reset_have_nothing() -> None:
         ("connect", {"peers": ["a"], "replace": 1}),
         ("connect", {"peers": [f"h{n}" for n in range(arguments.PEERS_MAX + 1)]}),
         ("attach", {"addresses": ["10.0.0.1/24"]}),
-        ("attach", {"target": "c1"}),
+        ("attach", {"target": "c1", "addresses": ["net:10.32.2.1/24"]}),
+        ("attach", {"target": "c1", "addresses": ["net:10.32.2.0/31"]}),
+        ("prime", {"timeout_s": -1}),
+        ("prime", {"timeout_s": True}),
+        ("rmpeer", {}),
+        ("rmpeer", {"peers": [7]}),
+        ("ipam-join", {"ring": "xyz"}),
+        ("ipam-join", {"ring": "a" * 33}),
+        ("ipam-import", {}),
+        ("ipam-import", {"document": []}),
+        ("ipam-check", {"repair": 1}),
         ("attach", {"target": 7, "addresses": ["10.0.0.1/24"]}),
         ("attach", {"target": "c1\n", "addresses": ["10.0.0.1/24"]}),
         ("attach", {"target": "c1", "addresses": ["10.0.0.1"]}),

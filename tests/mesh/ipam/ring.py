@@ -21,9 +21,10 @@ from gossip.names import PeerName
 from mesh.ipam import spans
 from mesh.ipam.desk import Desk, Request
 from mesh.ipam.lease import DRIFT
-from mesh.ipam.member import Member, Out, Settings, Surroundings
+from mesh.ipam.member import Member
 from mesh.ipam.space import Space
 from mesh.ipam.spans import Spans
+from mesh.ipam.surroundings import Out, Settings, Surroundings
 from mesh.ipam.wants import Claim, FromSubnet, Want
 
 ENDPOINTS = 1000
@@ -131,7 +132,7 @@ class Ring:
             given = host.member.holdings.given.get(slot)
             if given is None or given.owner != owner:
                 self.fail(f"h{index} forgot that {owner} has slot {slot}")
-        for slot, given in list(host.member.holdings.given.items()):
+        for slot in list(host.member.holdings.given):
             if slot not in host.held:  # given, and the answer never went out: nobody has it
                 host.member.holdings.release(slot, self.clock(host))
         self.publish(host, {ENDPOINTS: msgpack.packb(sorted(host.held))})
@@ -356,8 +357,8 @@ class Ring:
         return request
 
     def claim(self, index: int, owner: str, slot: int) -> Request | None:
-        """As an attach does: not of an address that, as far as this host knows, is in use. Before there is a ring nobody
-        watches over what is claimed."""
+        """As an attach does: not of an address that, as far as this host knows, is in use. Before there is a ring
+        nobody watches over what is claimed."""
         member = self.hosts[index].member
         if member is None or member.charter is None or member.around.used_elsewhere(slot):
             return None
@@ -413,9 +414,10 @@ class Ring:
             self.fail(f"{len(rings)} rings")
         everything = spans.union(*owned.values())
         size = self.settings.space.size
-        if spans.size(everything) != size or sum(map(spans.size, owned.values())) != size:
-            self.fail(f"of {size} slots {spans.size(everything)} are owned, {sum(map(spans.size, owned.values()))} times"
-                      f"; missing {spans.minus(((0, size),), everything)}; {owned}")  # fmt: skip
+        times = sum(map(spans.size, owned.values()))
+        if spans.size(everything) != size or times != size:
+            missing = spans.minus(((0, size),), everything)
+            self.fail(f"of {size} slots {spans.size(everything)} are owned, {times} times; missing {missing}; {owned}")
         in_use = {slot for host in self.hosts.values() for slot in host.held}
         for host in self.hosts.values():
             assert host.member is not None

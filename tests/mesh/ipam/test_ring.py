@@ -1,0 +1,242 @@
+"""What the ring promises whatever fails, in a simulation; `make soak` runs any number of other seeds."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+
+import pytest
+
+from mesh.allocation import AUTOMATIC6, OBSERVER, SEED
+from mesh.ipam import spans
+from mesh.ipam.space import Space
+from mesh.ipam.surroundings import Settings
+from mesh.ipam.wants import FromSubnet
+from tests.mesh.ipam.ring import LEASE_S, Ring, run_scenario
+
+SPACE = Space(IPv4Network("10.32.0.0/24"), None)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_address_is_given_twice_or_lost_for_ever(seed: int) -> None:
+    """Partitions, crashes with and without a disk, pauses longer than the lease, clocks that drift."""
+    run_scenario(seed)
+
+
+def started(hosts: int, settings: Settings | None = None, expected: int = 0) -> Ring:
+    ring = Ring(7, hosts, settings=settings, expected=expected)
+    for index in ring.hosts:
+        ring.start(index)
+    ring.run_for(4.0)
+    return ring
+
+
+def given(ring: Ring, index: int, owner: str, patience_s: float = 8.0) -> list[str]:
+    request = ring.obtain(index, owner)
+    assert request is not None
+    ring.run_for(patience_s)
+    assert request.answer is not None, request.refused or request.waiting_for
+    return [str(each) for each in request.answer]
+
+
+def test_three_launched_at_once_make_one_ring_and_share_it() -> None:
+    ring = started(3)
+    requests = [ring.obtain(index, f"c{index}") for index in ring.hosts]
+    ring.run_for(10.0)
+    assert all(request is not None and request.answer for request in requests)
+    assert len({host.member.ring for host in ring.hosts.values() if host.member}) == 1
+    ring.check_whole()
+
+
+def test_two_launched_alone_and_then_connected_are_one_ring() -> None:
+    """One has given an address already: the other, which has not, joins it."""
+    ring = Ring(3, 2, expected=1)
+    ring.blocked.add(frozenset((1, 2)))
+    ring.start(1)
+    ring.start(2)
+    given(ring, 1, "first")
+    ring.heal()
+    ring.run_for(5.0)
+    given(ring, 2, "second")
+    ring.check_whole()
+
+
+def test_a_ring_that_was_never_used_yields() -> None:
+    """Both were primed alone; one was used."""
+    ring = Ring(5, 2, expected=1)
+    ring.blocked.add(frozenset((1, 2)))
+    for index in (1, 2):
+        ring.start(index)
+        member = ring.hosts[index].member
+        assert member is not None
+        member.wants_ring = True
+    ring.run_for(5.0)
+    given(ring, 2, "used")
+    ring.heal()
+    ring.run_for(10.0)
+    ring.check_whole()
+    given(ring, 1, "other")
+
+
+def test_two_used_rings_go_on_apart_until_an_operator_joins_them() -> None:
+    ring = Ring(6, 2, expected=1)
+    ring.blocked.add(frozenset((1, 2)))
+    for index in (1, 2):
+        ring.start(index)
+        given(ring, index, f"c{index}")
+        ring.hosts[index].held.clear()  # both begin alike and give the same address
+    ring.heal()
+    ring.run_for(10.0)
+    one, two = (ring.hosts[index].member for index in (1, 2))
+    assert one is not None and two is not None
+    assert one.ring != two.ring and two.ring in one.splits and one.ring in two.splits
+    one.join(two.ring, ring.clock(ring.hosts[1]))
+    ring.wake(ring.hosts[1])
+    ring.run_for(5.0)
+    assert one.ring == two.ring and not one.splits
+    assert one.holdings.guests and spans.size(two.holdings.owned) == 256
+    given(ring, 1, "after")
+
+
+def test_seeds_need_no_agreement() -> None:
+    """The named ones give at once, each alone, and it is one ring all the same."""
+    settings = Settings(SPACE, lease_s=LEASE_S, init=SEED, seeds=("h1", "h2", "h3"))
+    ring = Ring(8, 3, settings=settings)
+    for pair in ((1, 2), (1, 3), (2, 3)):
+        ring.blocked.add(frozenset(pair))
+    ring.start(1)
+    member = ring.hosts[1].member
+    assert member is not None and spans.size(member.holdings.owned) in (84, 85, 86)
+    ring.heal()
+    ring.start(2)
+    ring.start(3)
+    ring.run_for(5.0)
+    for index in (1, 2, 3):
+        given(ring, index, f"c{index}")
+    ring.run_for(20.0)
+    ring.check_whole()
+
+
+def test_an_observer_waits_for_others_and_never_votes() -> None:
+    ring = Ring(9, 2, settings=Settings(SPACE, lease_s=LEASE_S, init=OBSERVER), expected=1)
+    ring.start(1)
+    request = ring.obtain(1, "early")
+    ring.settings = Settings(SPACE, lease_s=LEASE_S)
+    ring.run_for(3.0)
+    assert request is not None and request.answer is None
+    ring.start(2)
+    ring.run_for(8.0)
+    assert request.answer is not None
+    member = ring.hosts[2].member
+    assert member is not None and member.charter is not None and member.charter.voters == (bytes(member.own),)
+
+
+def test_a_dead_hosts_addresses_are_taken_over_and_those_in_use_are_kept() -> None:
+    """Within 30 s of the end of its lease, by themselves; the owner comes back and keeps what runs."""
+    ring = started(5)
+    for index in ring.hosts:
+        given(ring, index, f"c{index}")
+    ring.run_for(20.0)
+    victim = ring.hosts[5]
+    kept = set(victim.held)
+    had = victim.member.holdings.owned if victim.member is not None else ()
+    ring.kill(5)
+    ring.run_for(LEASE_S + 30.0)
+    owned = spans.union(*ring.owners().values())
+    assert spans.covers(owned, had)
+    heir = next(host for host in ring.hosts.values() if host.member and spans.both(host.member.holdings.owned, had))
+    assert heir.member is not None
+    assert all(not heir.member.holdings.is_free(slot) for slot in kept)
+    ring.start(5)
+    ring.run_for(30.0)
+    assert victim.member is not None and victim.member.lost and victim.member.holdings.guests == kept
+    ring.check_whole()
+    for slot in kept:
+        ring.release(5, slot)
+    ring.run_for(30.0)
+    assert heir.member.holdings.kept == {}
+
+
+def test_with_two_voters_nothing_is_taken_back_by_itself_but_by_an_operators_word() -> None:
+    ring = started(2)
+    for index in ring.hosts:
+        given(ring, index, f"c{index}")
+    dead = ring.hosts[2]
+    ring.kill(2)
+    ring.run_for(4 * LEASE_S)
+    assert spans.size(ring.owners()[1]) < 256
+    given(ring, 1, "meanwhile")
+    ring.remove(1, dead.name)
+    ring.run_for(5.0)
+    assert spans.size(ring.owners()[1]) == 256
+
+
+def test_who_leaves_for_good_leaves_its_addresses_at_once() -> None:
+    ring = started(3)
+    for index in ring.hosts:
+        given(ring, index, f"c{index}")
+    leaver = ring.hosts[3].member
+    assert leaver is not None
+    leaver.resign()
+    ring.hosts[3].held.clear()
+    ring.wake(ring.hosts[3])
+    ring.run_for(1.0)
+    ring.kill(3)
+    ring.run_for(10.0)
+    assert sum(map(spans.size, ring.owners().values())) == 256
+
+
+def test_a_minority_gives_until_its_lease_ends_and_not_after() -> None:
+    ring = started(5)
+    for index in ring.hosts:
+        given(ring, index, f"c{index}")
+    ring.partition({1})
+    ring.run_for(5.0)
+    given(ring, 1, "inside the lease")
+    ring.run_for(LEASE_S + 5.0)
+    request = ring.obtain(1, "after it")
+    ring.run_for(15.0)
+    assert request is not None and request.refused is not None and "voters to confirm" in str(request.refused)
+    ring.heal()
+    ring.run_for(10.0)
+    given(ring, 1, "healed")
+
+
+def test_what_was_given_is_found_again_and_rests_when_released() -> None:
+    ring = started(1, expected=1)
+    first = given(ring, 1, "c")
+    assert given(ring, 1, "c") == first
+    slot = next(iter(ring.hosts[1].held))
+    ring.release(1, slot)
+    assert given(ring, 1, "other") != first
+    assert given(ring, 1, "c") == first  # its own, though it rests
+
+
+def test_a_subnet_is_given_from_whoever_owns_it() -> None:
+    ring = started(3)
+    given(ring, 1, "c")
+    for number in range(4):
+        request = ring.obtain(1, f"d{number}", FromSubnet(IPv4Network(f"10.32.0.{64 * number}/26")))
+        ring.run_for(8.0)
+        assert request is not None and request.answer is not None, request and request.refused
+        assert request.answer[0].network == IPv4Network(f"10.32.0.{64 * number}/26")
+
+
+def test_space_that_is_used_up_says_where_it_is() -> None:
+    ring = Ring(4, 1, "10.32.0.0/29", expected=1)
+    ring.start(1)
+    for number in range(6):
+        given(ring, 1, f"c{number}", 3.0)
+    request = ring.obtain(1, "one too many")
+    ring.run_for(5.0)
+    assert request is not None and request.refused is not None and request.refused.code == "ipam-exhausted"
+    assert "here: 6" in str(request.refused)
+
+
+def test_both_families_end_alike() -> None:
+    ring = started(1, Settings(Space(IPv4Network("10.32.0.0/24"), AUTOMATIC6), lease_s=LEASE_S), expected=1)
+    low, high = given(ring, 1, "c")
+    assert low == "10.32.0.1/24" and high.startswith("fd") and high.endswith("::1/64")
+    subnet = FromSubnet(IPv6Network(high.rpartition("::")[0] + "::/64"))
+    request = ring.obtain(1, "d", subnet)
+    ring.run_for(3.0)
+    assert request is not None and request.answer is not None and len(request.answer) == 1
