@@ -7,6 +7,9 @@ daemon: what is on disk at launch is simply desired again, and the kernel alread
 They outlive their namespaces too, where it can be known which one is the next (`mesh.attachment`): such an attachment
 is *away* then. It keeps its addresses and its MAC, the mesh goes on hearing of them, and only the kernel is not asked
 for it. Others tell this module what ended and what is there again; it looks for neither.
+
+Addresses are obtained before anything else, and without the lock, since others may have to be asked for them; what ends
+releases its own (`mesh.ipam.keeper`).
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ from mesh.attachment import (
     canonical,
     ifname_of,
     make_binding,
+    owner_of,
     too_long_away,
+    with_owners,
 )
 from mesh.endpoints import (
     Address,
@@ -44,6 +49,9 @@ from mesh.endpoints import (
     derive_mac,
     encode_row,
 )
+from mesh.ipam.allocator import Allocator
+from mesh.ipam.keeper import TRIES, Keeper, busy
+from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.logs import EventLog
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
@@ -76,6 +84,7 @@ class Surroundings:
     Raises `TimeoutError`."""
     tell: Callable[[str, Endpoint | None], None]
     """Publish or withdraw one of our endpoints, by ifname. Raises `ValueError` where no more of them can be told."""
+    ipam: Allocator
 
 
 class Attachments:
@@ -84,11 +93,12 @@ class Attachments:
     def __init__(self, around: Surroundings) -> None:
         """Loads what the last life of this daemon had. Raises `StoreError`."""
         self._around = around
+        self.keeper = Keeper(around.ipam)
         self._lock = asyncio.Lock()
         self._closed = False
         self._boot = _boot_id()
         document = around.store.read(DOCUMENT) or {"boot": self._boot, "attachments": []}
-        loaded = [attachment_from_json(value) for value in document["attachments"]]
+        loaded = with_owners(map(attachment_from_json, document["attachments"]), document["boot"])
         if document["boot"] != self._boot:
             loaded, gone = after_boot(loaded, int(time.time()))
             for attachment in gone:
@@ -121,34 +131,70 @@ class Attachments:
     async def attach(self, request: requests.Attach) -> Attachment:
         """Raises `ApiError`; then nothing has changed."""
         place = await self._around.targets.find(request.target)
-        async with self._lock:
+        await self._around.wait_settled()
+        for _ in range(TRIES):
             self._refuse_closed()
-            await self._around.wait_settled()
-            await self._retire(self._strangers(place.namespace))
-            before, wanted = self._plan(request, place)
-            if wanted == before:
-                return wanted
-            await self._save(self._held | {wanted.ifname: wanted})
-            faults = await self._publish()
-            if faults is None or wanted.ifname in faults:
-                await self._take_back(before, wanted)
-                if faults is None:
-                    slow = f"the kernel did not take {wanted.id} in {KERNEL_TIMEOUT_S:g} s; try again"
-                    raise ApiError("kernel-slow", slow)
-                raise ApiError("attach-failed", faults[wanted.ifname].text)
-            try:
-                self._around.tell(wanted.ifname, wanted.endpoint(self._around.own))
-            except ValueError as error:
-                await self._take_back(before, wanted)
-                raise ApiError("too-many", f"{wanted.id} cannot be told to other hosts ({error})") from None
-            log.info("attached", id=wanted.id, addresses=",".join(wanted.texts()))
-            return wanted
+            owner, wants = self._asked(request, place)
+            with self.keeper.watch(owner) as watch:
+                given = await self.keeper.obtain(owner, wants)
+                async with self._lock:
+                    try:
+                        self._refuse_closed()
+                        await self._retire(self._strangers(place.namespace))
+                        if not watch.is_stale and self._asked(request, place) == (owner, wants):
+                            return await self._attach(request, place, owner, given)
+                    finally:
+                        await self._let_go(owner, given)
+        raise busy(request.target)
 
-    def _plan(self, request: requests.Attach, place: Place) -> tuple[Attachment | None, Attachment]:
+    def _asked(self, request: requests.Attach, place: Place) -> tuple[str, tuple[Want, ...]]:
+        """Who is to have which addresses. Raises `ApiError` where others have them."""
+        found = self._of_namespace(place.namespace.id)
+        before = (found if found is not None and _is_there(found) else None) or self._awaited(place)
+        for want in request.addresses:
+            if isinstance(want, Claim):
+                self._refuse_taken(want.interface, before)
+        if before is not None:
+            return before.owner, request.addresses
+        taken = {held.owner for held in self._held.values()}
+        owner = owner_of(place.namespace.path, place.namespace.id, place.container, self._boot, taken)
+        return owner, request.addresses or (FromSubnet(None),)
+
+    async def _let_go(self, owner: str, given: tuple[Interface, ...]) -> None:
+        """Of what was given, whatever is not attached."""
+        used = {binding.ip for held in self._held.values() if held.owner == owner for binding in held.bindings}
+        await self.keeper.release(owner, {interface.ip for interface in given} - used)
+
+    async def _attach(
+        self, request: requests.Attach, place: Place, owner: str, given: tuple[Interface, ...]
+    ) -> Attachment:
+        """With these addresses."""
+        before, wanted = self._plan(request, place, owner, given)
+        if wanted == before:
+            return wanted
+        await self._save(self._held | {wanted.ifname: wanted})
+        faults = await self._publish()
+        if faults is None or wanted.ifname in faults:
+            await self._take_back(before, wanted)
+            if faults is None:
+                slow = f"the kernel did not take {wanted.id} in {KERNEL_TIMEOUT_S:g} s; try again"
+                raise ApiError("kernel-slow", slow)
+            raise ApiError("attach-failed", faults[wanted.ifname].text)
+        try:
+            self._around.tell(wanted.ifname, wanted.endpoint(self._around.own))
+        except ValueError as error:
+            await self._take_back(before, wanted)
+            raise ApiError("too-many", f"{wanted.id} cannot be told to other hosts ({error})") from None
+        log.info("attached", id=wanted.id, addresses=",".join(wanted.texts()))
+        return wanted
+
+    def _plan(
+        self, request: requests.Attach, place: Place, owner: str, given: tuple[Interface, ...]
+    ) -> tuple[Attachment | None, Attachment]:
         """What is there for this target, and what should be."""
         before = self._of_namespace(place.namespace.id) or self._awaited(place)
         bindings = list(before.bindings) if before else []
-        for interface in request.addresses:
+        for interface in given:
             self._refuse_taken(interface, before)
             at = next((i for i, binding in enumerate(bindings) if binding.ip == interface.ip), None)
             if at is None:
@@ -165,7 +211,7 @@ class Attachments:
             mac = self._free_mac(request.network, bindings[0].ip, takes_over=True)
             wanted = Attachment(
                 request.target, ifname, found.path, found.id, mac, tuple(bindings), request.names, request.labels,
-                request.network, place.container,
+                request.network, place.container, owner=owner,
             )  # fmt: skip
         self._refuse_unpublishable(wanted)
         return before, wanted
@@ -299,6 +345,7 @@ class Attachments:
             rest = held.get(attachment.ifname)
             self._around.tell(attachment.ifname, rest.endpoint(self._around.own) if rest else None)
             await self._publish()
+            await self.keeper.release(attachment.owner, {binding.ip for binding in gone} if kept else None)
             log.info("detached", id=attachment.id, addresses=",".join(map(str, gone)))
             return gone
 
@@ -398,6 +445,8 @@ class Attachments:
             if each.endpoint(self._around.own) != before[ifname].endpoint(self._around.own):
                 self._tell_again(each)
         await self._publish()
+        for ifname in sorted(before.keys() - held.keys()):
+            await self.keeper.release(before[ifname].owner, None)
 
     def _tell_again(self, attachment: Attachment) -> None:
         try:

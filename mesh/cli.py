@@ -119,10 +119,9 @@ def _attach(parsed: Parsed) -> int:
 
     *addresses, target = parsed.words
     with _WrongUsage():
-        request: dict[str, Any] = {"target": _target(target)}
-        arguments.need_addresses(addresses)
-        request |= {
-            "addresses": [str(address) for address in arguments.parse_addresses(addresses)],
+        request: dict[str, Any] = {
+            "target": _target(target),
+            "addresses": _wants(addresses),
             "network": arguments.parse_network(parsed.value("--network") or arguments.DEFAULT_NETWORK),
             "labels": dict(arguments.parse_label(label) for label in parsed.values("--label")),
             "names": [arguments.parse_name(name) for name in parsed.values("-h")],
@@ -145,18 +144,26 @@ def _detach(parsed: Parsed) -> int:
 
 
 def _expose(parsed: Parsed) -> int:
-    return _exposed(parsed, "expose", {"masquerade": not parsed.has("--without-masquerade")})
+    with _WrongUsage():
+        request = {"addresses": _wants(parsed.words), "masquerade": not parsed.has("--without-masquerade")}
+    return _exposed(parsed, "expose", request)
 
 
 def _hide(parsed: Parsed) -> int:
-    return _exposed(parsed, "hide", {})
-
-
-def _exposed(parsed: Parsed, verb: str, request: dict[str, Any]) -> int:
     from mesh import arguments
 
     with _WrongUsage():
-        request["addresses"] = [str(address) for address in arguments.parse_addresses(parsed.words)]
+        request = {"addresses": [str(address) for address in arguments.parse_addresses(parsed.words)]}
+    return _exposed(parsed, "hide", request)
+
+
+def _wants(words: list[str]) -> list[str]:
+    from mesh import arguments
+
+    return [arguments.format_want(want) for want in arguments.parse_wants(words)]
+
+
+def _exposed(parsed: Parsed, verb: str, request: dict[str, Any]) -> int:
     answer = _ask(verb, request)
     if parsed.has("--json"):
         _print_json(answer)
@@ -181,7 +188,7 @@ def _target(text: str) -> str:
 def _is_address(text: str) -> bool:
     from mesh import arguments
 
-    if text.startswith(("ip:", "net:")):
+    if text.startswith(("ip:", arguments.SUBNET_PREFIX)):
         return True
     try:
         arguments.parse_address(text if "/" in text else f"{text}/32")
@@ -215,6 +222,7 @@ def _status(parsed: Parsed) -> int:
             "peers": render.peers,
             "targets": render.targets,
             "endpoints": render.endpoints,
+            "ipam": render.ipam,
         }
         print(renderers[topic](answer))
     return 0
@@ -274,6 +282,24 @@ def _number(parsed: Parsed, flag: str, *, default: float, least: float, most: fl
     return number
 
 
+def _prime(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.prime(parsed)
+
+
+def _rmpeer(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.rmpeer(parsed)
+
+
+def _ipam(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.ipam(parsed)
+
+
 def _version(parsed: Parsed) -> int:
     from mesh import client
     from mesh.version import VERSION
@@ -325,5 +351,8 @@ _VERBS = {
     "report": _report,
     "ps": _ps,
     "ping": _ping,
+    "prime": _prime,
+    "rmpeer": _rmpeer,
+    "ipam": _ipam,
     "version": _version,
 }

@@ -14,12 +14,14 @@ from typing import Any, NoReturn
 
 from mesh import arguments
 from mesh.errors import UserError
+from mesh.ipam.wants import Claim, FromSubnet, Want
 
-READS = ("status", "peers", "connections", "targets", "endpoints", "ps", "report")
+READS = ("status", "peers", "connections", "targets", "endpoints", "ipam", "ps", "report")
 
 PING_COUNT_MAX = 100_000
 PING_INTERVAL_MIN_S = 0.01
 PING_INTERVAL_MAX_S = 60.0
+PRIME_TIMEOUT_MAX_S = 86400 * 365
 
 
 class ApiError(UserError):
@@ -52,8 +54,8 @@ class Forget:
 @dataclass(frozen=True, slots=True)
 class Attach:
     target: str
-    addresses: tuple[IPv4Interface | IPv6Interface, ...]
-    """At least one, each address once."""
+    addresses: tuple[Want, ...]
+    """Each once. None at all: what it has, or else one of the default subnet."""
     network: str
     labels: tuple[tuple[str, str], ...]
     """Sorted by key."""
@@ -69,8 +71,8 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class Expose:
-    addresses: tuple[IPv4Interface | IPv6Interface, ...]
-    """None at all asks what is exposed."""
+    addresses: tuple[Want, ...]
+    """Each once. None at all: what is exposed, or else one of the default subnet."""
     masquerade: bool
 
 
@@ -89,6 +91,46 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class Prime:
+    timeout_s: float | None
+    """None: for as long as somebody listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePeers:
+    peers: tuple[str, ...]
+    """Peer names or nicknames."""
+    force: bool
+    """Those in reach too."""
+
+
+@dataclass(frozen=True, slots=True)
+class IpamJoin:
+    ring: str | None
+    """The first digits of its id; None where there is one only."""
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IpamExport:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class IpamImport:
+    document: dict[str, Any]
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IpamCheck:
+    repair: bool
+
+
+IpamRequest = Prime | RemovePeers | IpamJoin | IpamExport | IpamImport | IpamCheck
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     pass
 
@@ -98,7 +140,7 @@ class Reset:
     pass
 
 
-Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | Stop | Reset
+Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | IpamRequest | Stop | Reset
 
 
 def parse_request(line: bytes) -> tuple[str, Request]:
@@ -142,8 +184,7 @@ def _parse_forget(verb: str, args: dict[str, Any]) -> Request:
 
 def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
     target = arguments.parse_target(_take(args, "target", str))
-    addresses = _texts(args, "addresses", arguments.ADDRESSES_MAX)
-    arguments.need_addresses(addresses)
+    addresses = _wants(args)
     labels = _take(args, "labels", dict, {})
     if len(labels) > arguments.LABELS_MAX:
         raise ValueError(f"{len(labels)} labels are too many; at most {arguments.LABELS_MAX}")
@@ -152,7 +193,7 @@ def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
     names = [arguments.parse_name(name) for name in _texts(args, "names", arguments.NAMES_MAX)]
     return Attach(
         target=target,
-        addresses=tuple(arguments.parse_addresses(addresses)),
+        addresses=addresses,
         network=arguments.parse_network(_take(args, "network", str, arguments.DEFAULT_NETWORK)),
         labels=tuple(sorted(arguments.check_label(key, value) for key, value in labels.items())),
         names=tuple(dict.fromkeys(names)),
@@ -166,8 +207,7 @@ def _parse_detach(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_expose(verb: str, args: dict[str, Any]) -> Request:
-    addresses = arguments.parse_addresses(_texts(args, "addresses", arguments.ADDRESSES_MAX))
-    return Expose(tuple(addresses), _take(args, "masquerade", bool, True))
+    return Expose(_wants(args), _take(args, "masquerade", bool, True))
 
 
 def _parse_hide(verb: str, args: dict[str, Any]) -> Request:
@@ -183,6 +223,37 @@ def _parse_ping(verb: str, args: dict[str, Any]) -> Request:
     if not PING_INTERVAL_MIN_S <= interval_s <= PING_INTERVAL_MAX_S:
         raise ValueError(f"interval_s must be from {PING_INTERVAL_MIN_S} to {PING_INTERVAL_MAX_S}")
     return Ping(peer, count, interval_s)
+
+
+def _parse_prime(verb: str, args: dict[str, Any]) -> Request:
+    timeout_s = _take(args, "timeout_s", (int, float, type(None)), None)
+    if timeout_s is not None and not 0 <= timeout_s <= PRIME_TIMEOUT_MAX_S:
+        raise ValueError(f"timeout_s must be from 0 to {PRIME_TIMEOUT_MAX_S}")
+    return Prime(None if timeout_s is None else float(timeout_s))
+
+
+def _parse_rmpeer(verb: str, args: dict[str, Any]) -> Request:
+    peers = [arguments.parse_nickname(text) for text in _texts(args, "peers", arguments.PEERS_MAX)]
+    if not peers:
+        raise ValueError("no peer is named")
+    return RemovePeers(tuple(dict.fromkeys(peers)), _take(args, "force", bool, False))
+
+
+def _parse_ipam_join(verb: str, args: dict[str, Any]) -> Request:
+    ring = _take(args, "ring", (str, type(None)), None)
+    return IpamJoin(None if ring is None else arguments.parse_ring(ring), _take(args, "force", bool, False))
+
+
+def _parse_ipam_export(verb: str, args: dict[str, Any]) -> Request:
+    return IpamExport()
+
+
+def _parse_ipam_import(verb: str, args: dict[str, Any]) -> Request:
+    return IpamImport(_take(args, "document", dict), _take(args, "force", bool, False))
+
+
+def _parse_ipam_check(verb: str, args: dict[str, Any]) -> Request:
+    return IpamCheck(_take(args, "repair", bool, False))
 
 
 def _parse_stop(verb: str, args: dict[str, Any]) -> Request:
@@ -202,6 +273,12 @@ _PARSERS: dict[str, Callable[[str, dict[str, Any]], Request]] = {
     "expose": _parse_expose,
     "hide": _parse_hide,
     "ping": _parse_ping,
+    "prime": _parse_prime,
+    "rmpeer": _parse_rmpeer,
+    "ipam-join": _parse_ipam_join,
+    "ipam-export": _parse_ipam_export,
+    "ipam-import": _parse_ipam_import,
+    "ipam-check": _parse_ipam_check,
     "stop": _parse_stop,
     "reset": _parse_reset,
 }
@@ -212,6 +289,13 @@ def _peers(args: dict[str, Any]) -> tuple[str, ...]:
     if not peers:
         raise ValueError("no peer is named")
     return tuple(dict.fromkeys(peers))
+
+
+def _wants(args: dict[str, Any]) -> tuple[Want, ...]:
+    parsed = arguments.parse_wants(_texts(args, "addresses", arguments.ADDRESSES_MAX))
+    return tuple(
+        Claim(each) if isinstance(each, IPv4Interface | IPv6Interface) else FromSubnet(each) for each in parsed
+    )
 
 
 def _texts(args: dict[str, Any], key: str, most: int) -> list[str]:

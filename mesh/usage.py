@@ -86,9 +86,13 @@ class Parsed:
 _MANY = 1 << 30
 _JSON = Option("--json", "", "print JSON")
 
-STATUS_TOPICS = ("peers", "connections", "targets", "endpoints")
+STATUS_TOPICS = ("peers", "connections", "targets", "endpoints", "ipam")
 
 _ADDRESSES = "ADDR is 10.32.1.5/24, ip:10.32.1.5/24 or ip:fd00:32::5/64."
+_WANTS = (
+    "ADDR is an address, as 10.32.1.5/24, ip:10.32.1.5/24 or ip:fd00:32::5/64; or net:10.32.2.0/24 or\n"
+    "net:default for any free one of that subnet."
+)
 _TARGET = (
     "TARGET is a named network namespace, a path to one, a process id, or a Docker container, by its\n"
     "name, its id, or a beginning of its id. One word that means several is taken in this order."
@@ -122,6 +126,11 @@ VERBS = (
             Option(
                 "--without-offload", "NAME", "no tap, udp-segment, udp-gro, vxlan-checksum, vxlan-segment", repeat=True
             ),
+            Option("--ipalloc-range", "CIDR", "give addresses from this range, default 10.32.0.0/12; none: no IPv4"),
+            Option("--ipalloc-range6", "CIDR", "the same for IPv6, default made from the cluster; none: no IPv6"),
+            Option("--ipalloc-default-subnet", "CIDR", "where no subnet is named, give from this; default the range"),
+            Option("--ipalloc-init", "HOW", "consensus[=N], seed=NAME,NAME,... or observer: who may begin"),
+            Option("--ipalloc-lease", "SECONDS", "for how long others confirm what a host may give; default 1h"),
             Option("--log-level", "LEVEL", "debug, info, warning or error; default info"),
             Option("--config", "FILE", "TOML file, default /etc/weft/weft.toml; need not exist"),
             Option("--foreground", "", "do not go to the background; log to standard error"),
@@ -148,10 +157,14 @@ VERBS = (
     Verb(
         "attach",
         "[ADDR...] TARGET",
-        "put a container on the network with these addresses",
+        "put a container on the network, with these addresses or free ones",
         least=1,
         most=_MANY,
-        details=f"{_ADDRESSES}\n{_TARGET}\nPrints the addresses, one a line.\n\n{_BACK}",
+        details=(
+            f"{_WANTS} Without ADDR it keeps what it has, or is given\n"
+            "a free address of the default subnet, IPv4 and IPv6.\n"
+            f"{_TARGET}\nPrints the addresses, one a line.\n\n{_BACK}"
+        ),
         options=(
             Option("--network", "NETWORK", "the network to attach to; only `weft` in this version"),
             Option("--label", "KEY=VALUE", "a label of the endpoint; may be repeated", repeat=True),
@@ -175,7 +188,9 @@ VERBS = (
         "put the host itself on the network, and lead its containers out",
         most=_MANY,
         details=(
-            f"{_ADDRESSES}\nPrints what is exposed then, one a line; without ADDR only that.\n"
+            f"{_WANTS}\n"
+            "Prints what is exposed then, one a line. Without ADDR it does only that; a host that is not\n"
+            "exposed is given a free address of the default subnet, IPv4 and IPv6.\n"
             "Containers in the network of an exposed address reach the outside through it, under an address\n"
             "of the host; nothing comes in unasked."
         ),
@@ -211,6 +226,48 @@ VERBS = (
         options=(
             Option("-c", "COUNT", "how many, default 5"),
             Option("-i", "SECONDS", "time between two, default 1"),
+            _JSON,
+        ),
+    ),
+    Verb(
+        "prime",
+        "",
+        "wait until this host may give addresses",
+        details=(
+            "For scripts that attach right after launch: makes the ring that addresses are given from, or waits\n"
+            "for it, and says on standard error what for."
+        ),
+        options=(Option("--timeout", "SECONDS", "give up after so long, with exit status 1"),),
+    ),
+    Verb(
+        "rmpeer",
+        "PEER...",
+        "take over the addresses of hosts that are gone for good",
+        least=1,
+        most=_MANY,
+        details=(
+            "PEER is a peer's name or nickname. At once, instead of when its lease has run out; where the voters\n"
+            "that are left are no majority, name all that are gone. Never for a host that may still run\n"
+            "containers: others are given their addresses. A host in reach is left with `weft reset` on it."
+        ),
+        options=(Option("--force", "", "do not ask, and take hosts in reach too"), _JSON),
+    ),
+    Verb(
+        "ipam",
+        "join|export [FILE]|import FILE|check",
+        "mend and move what is known of given addresses; see `weft status ipam`",
+        least=1,
+        most=2,
+        details=(
+            "join     this host's ring, made while hosts were apart, joins the other one\n"
+            "export   what is given on this host, to FILE or standard output\n"
+            "import   claims what was exported, each address for its owner\n"
+            "check    compares what is given with what is attached"
+        ),
+        options=(
+            Option("--ring", "ID", "join: which ring, where there are several; its first digits will do"),
+            Option("--repair", "", "check: claim what is attached, release what is not"),
+            Option("--force", "", "join: conflicts or not; import: beside what is given already"),
             _JSON,
         ),
     ),

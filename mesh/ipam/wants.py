@@ -1,0 +1,30 @@
+"""What may be asked for: an address of a subnet, or one address in particular."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class FromSubnet:
+    """Any free address of a subnet."""
+
+    network: IPv4Network | IPv6Network | None
+    """None: the default subnet, in every family there is."""
+
+    def __str__(self) -> str:
+        return f"net:{self.network if self.network is not None else 'default'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """This very address."""
+
+    interface: IPv4Interface | IPv6Interface
+
+    def __str__(self) -> str:
+        return f"ip:{self.interface}"
+
+
+Want = FromSubnet | Claim
