@@ -120,11 +120,14 @@ class Attachments:
 
     @contextlib.asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
-        """While this is held nothing else changes here; for who must not take an address at the same time. Raises
-        `ApiError` when the daemon is stopping."""
+        """While this is held nothing else changes here; for who must not take an address at the same time."""
         async with self._lock:
-            self._refuse_closed()
             yield
+
+    def refuse_closed(self) -> None:
+        """Raises `ApiError` when the daemon is stopping."""
+        if self._closed:
+            raise ApiError("stopping", "the daemon is stopping; try again when it has been launched anew")
 
     # -- attach ------------------------------------------------------------------------------------
 
@@ -133,13 +136,13 @@ class Attachments:
         place = await self._around.targets.find(request.target)
         await self._around.wait_settled()
         for _ in range(TRIES):
-            self._refuse_closed()
+            self.refuse_closed()
             owner, wants = self._asked(request, place)
             with self.keeper.watch(owner) as watch:
                 given = await self.keeper.obtain(owner, wants)
                 async with self._lock:
                     try:
-                        self._refuse_closed()
+                        self.refuse_closed()
                         await self._retire(self._strangers(place.namespace))
                         if not watch.is_stale and self._asked(request, place) == (owner, wants):
                             return await self._attach(request, place, owner, given)
@@ -327,7 +330,7 @@ class Attachments:
         """Take addresses away, all of them where none are named; those that were taken. Raises `ApiError`."""
         container = await self._container_named(request.target)
         async with self._lock:
-            self._refuse_closed()
+            self.refuse_closed()
             attachment = self._named(request.target, container)
             wanted = {interface.ip for interface in request.addresses}
             gone = tuple(binding for binding in attachment.bindings if not wanted or binding.ip in wanted)
@@ -472,10 +475,6 @@ class Attachments:
         except StoreError as error:
             raise ApiError("not-saved", str(error)) from None
         self._held = held
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ApiError("stopping", "the daemon is stopping; try again when it has been launched anew")
 
     async def _publish(self) -> dict[str, Fault] | None:
         try:

@@ -83,11 +83,13 @@ class Exposures:
         keeper = self._attachments.keeper
         await self._around.wait_settled()
         for _ in range(TRIES):
+            self._attachments.refuse_closed()
             wants = self._asked(request)
             with keeper.watch(OWNER) as watch:
                 given = await keeper.obtain(OWNER, wants)
                 async with self._attachments.changing():
                     try:
+                        self._attachments.refuse_closed()
                         if not watch.is_stale and self._asked(request) == wants:
                             return await self._expose(given, request.masquerade)
                     finally:
@@ -169,6 +171,7 @@ class Exposures:
         """Take these addresses off the bridge, all where none are named; those that were taken. Naming one that is not
         exposed is no error. Raises `ApiError`."""
         async with self._attachments.changing():
+            self._attachments.refuse_closed()
             wanted = {interface.ip for interface in request.addresses}
             gone = tuple(held for held in self._held if not wanted or held.binding.ip in wanted)
             if gone:

@@ -255,7 +255,7 @@ VERBS = (
     Verb(
         "ipam",
         "join|export [FILE]|import FILE|check",
-        "mend and move what is known of given addresses; see `weft status ipam`",
+        "mend, or carry over, what is known of given addresses",
         least=1,
         most=2,
         details=(

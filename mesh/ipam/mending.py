@@ -81,6 +81,7 @@ class Mending:
     async def _release(self, interface: Interface, owner: str) -> None:
         """Unless it is attached by now."""
         async with self._attachments.changing():
+            self._attachments.refuse_closed()
             if self._owner_of(interface.ip) != owner:
                 await self._attachments.keeper.release(owner, [interface.ip])
 

@@ -19,7 +19,7 @@ from mesh.arguments import ADDRESSES_MAX
 from mesh.endpoints import EXPOSED_ID, Interface, bridge_mac, decode_row_untrusted, encode_row
 from mesh.expose import DOCUMENT
 from mesh.requests import ApiError
-from tests.mesh.attach_world import ME, P, World, attach, run, wish
+from tests.mesh.attach_world import ME, P, World, attach, run, wants, wish
 
 A, B = "10.32.0.200/16", "fd00:32::200/64"
 OURS = bridge_mac(ME)
@@ -32,7 +32,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def ask(*addresses: str, masquerade: bool = True) -> requests.Expose:
-    return requests.Expose(tuple(map(ip_interface, addresses)), masquerade)
+    return requests.Expose(wants(*addresses), masquerade)
 
 
 def expose(world: World, *addresses: str, masquerade: bool = True) -> list[str]:
@@ -86,11 +86,6 @@ def test_it_adds_up_may_be_repeated_and_changes_what_is_said_anew(world: World) 
     assert [each.masquerade for each in world.exposures.all()] == [True, False]
     assert expose(world, "10.32.0.200/24", masquerade=False) == ["10.32.0.200/24", B]
     assert Key(GATEWAY, "weft") not in world.kernel.objects
-
-
-def test_without_an_address_nothing_can_be_listed_or_given_out(world: World) -> None:
-    """There is no allocation yet, and an empty answer would be taken for one."""
-    assert "give an explicit one" in refused(world, world.exposures.expose(ask()), "bad-request")
 
 
 def test_hiding_takes_some_or_all_and_may_be_repeated(world: World) -> None:
