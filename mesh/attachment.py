@@ -50,6 +50,8 @@ class Attachment:
     """To whom its addresses are given: the same for the same container, whatever its namespace is this time."""
     away_since: int | None = None
     """Unix time at which its namespace was found to be gone; None while it is there."""
+    owner: str = ""
+    """What the allocator knows it by, for as long as it lasts, whatever it is found to be later (`owner_of`)."""
 
     @property
     def is_named(self) -> bool:
@@ -87,12 +89,13 @@ class Attachment:
             "container": self.container,
             "owner": self.owner,
             "away_since": self.away_since,
+            "owner": self.owner,
         }
 
 
 def attachment_from_json(value: dict[str, Any]) -> Attachment:
     """The inverse of `to_json`. Its input has passed the store's checksum, so it is as we wrote it, if perhaps in a
-    version that did not know the last two fields yet."""
+    version that did not know the last fields yet."""
     device, inode = value["namespace_id"]
     return Attachment(
         id=value["id"],
@@ -108,6 +111,7 @@ def attachment_from_json(value: dict[str, Any]) -> Attachment:
         owner=value.get("owner")
         or owner_of(canonical(value["namespace"]), (device, inode), value.get("container"), ""),
         away_since=value.get("away_since"),
+        owner=value.get("owner", ""),
     )
 
 
@@ -143,6 +147,33 @@ def ifname_of(
         seed = f"namespace {namespace_id} {network}"
     names = ("vw" + hashlib.sha256(f"{seed} {salt}".encode()).hexdigest()[:11] for salt in count())
     return next(name for name in names if name not in taken)
+
+
+def owner_of(
+    path: str, namespace_id: tuple[int, int], container: str | None, boot: str, taken: Collection[str] = ()
+) -> str:
+    """What the allocator knows an attachment by: what comes back has the same addresses again. A namespace's number is
+    one of a boot only. One that is taken belongs to an attachment as with `ifname_of`."""
+    if container is not None:
+        seed = f"docker:{container}"
+    elif posixpath.dirname(path) == NAMED_DIRECTORY:
+        seed = f"netns:{posixpath.basename(path)}"
+    else:
+        seed = f"ns:{namespace_id[0]}:{namespace_id[1]}@{boot}"
+    texts = (seed if salt == 0 else f"{seed}#{salt}" for salt in count())
+    return next(text for text in texts if text not in taken)
+
+
+def with_owners(loaded: Iterable[Attachment], boot: str) -> list[Attachment]:
+    """The same, where those kept by an earlier version have no owner yet. `boot`: the one they were kept in."""
+    found = list(loaded)
+    taken = {each.owner for each in found}
+    for index, each in enumerate(found):
+        if not each.owner:
+            owner = owner_of(each.namespace, each.namespace_id, each.container, boot, taken)
+            taken.add(owner)
+            found[index] = replace(each, owner=owner)
+    return found
 
 
 def after_boot(loaded: Iterable[Attachment], now_unix_s: int) -> tuple[list[Attachment], list[Attachment]]:

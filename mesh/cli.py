@@ -152,16 +152,22 @@ def _wants(words: list[str]) -> list[str]:
 
 def _expose(parsed: Parsed) -> int:
     with _WrongUsage():
-        wants = _wants(parsed.words)
-    return _exposed(parsed, "expose", {"masquerade": not parsed.has("--without-masquerade"), "addresses": wants})
+        request = {"addresses": _wants(parsed.words), "masquerade": not parsed.has("--without-masquerade")}
+    return _exposed(parsed, "expose", request)
 
 
 def _hide(parsed: Parsed) -> int:
     from mesh import arguments
 
     with _WrongUsage():
-        addresses = [str(address) for address in arguments.parse_addresses(parsed.words)]
-    return _exposed(parsed, "hide", {"addresses": addresses})
+        request = {"addresses": [str(address) for address in arguments.parse_addresses(parsed.words)]}
+    return _exposed(parsed, "hide", request)
+
+
+def _wants(words: list[str]) -> list[str]:
+    from mesh import arguments
+
+    return [arguments.format_want(want) for want in arguments.parse_wants(words)]
 
 
 def _exposed(parsed: Parsed, verb: str, request: dict[str, Any]) -> int:
@@ -189,7 +195,7 @@ def _target(text: str) -> str:
 def _is_address(text: str) -> bool:
     from mesh import arguments
 
-    if text.startswith(("ip:", "net:")):
+    if text.startswith(("ip:", arguments.SUBNET_PREFIX)):
         return True
     try:
         arguments.parse_address(text if "/" in text else f"{text}/32")
@@ -299,6 +305,24 @@ def _number(parsed: Parsed, flag: str, *, default: float, least: float, most: fl
     if not least <= number <= most:
         raise UsageError(f"ping: {flag} {text!r} is not a number from {least} to {most}")
     return number
+
+
+def _prime(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.prime(parsed)
+
+
+def _rmpeer(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.rmpeer(parsed)
+
+
+def _ipam(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.ipam(parsed)
 
 
 def _version(parsed: Parsed) -> int:

@@ -15,6 +15,8 @@ from typing import Any
 from mesh import allocation, arguments, directories
 from mesh.allocation import Allocation
 from mesh.errors import UsageError, UserError
+from mesh.ipam import ranges
+from mesh.ipam.ranges import Allocation
 from mesh.usage import Parsed
 
 DEFAULT_CONFIG_PATH = "/etc/weft/weft.toml"
@@ -59,7 +61,8 @@ class LaunchConfig:
     vxlan: bool = True
     offloads_off: tuple[str, ...] = ()
     """What the sleeve and VXLAN do without, of `arguments.OFFLOADS`, sorted."""
-    allocation: Allocation = field(default_factory=Allocation)
+    ipalloc: Allocation = field(default_factory=Allocation)
+    """Which addresses are given, and who may begin."""
     docker_socket: str = DEFAULT_DOCKER_SOCKET
     """Absolute; where Docker is asked, when there is something to ask."""
     log_level: str = "info"
@@ -74,6 +77,8 @@ class _Setting:
     kind: type
     parse: Callable[[str], Any]
     many: bool = False
+    number: bool = False
+    """Whether a text that is a number may stand there without quotes."""
 
 
 def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) -> LaunchConfig:
@@ -101,7 +106,7 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         discovery=not chosen.get("no-discovery", False),
         vxlan=not chosen.get("no-vxlan", False),
         offloads_off=tuple(sorted({name for names in chosen.get("without-offload", ()) for name in names})),
-        allocation=allocating,
+        ipalloc=_ipalloc(chosen, from_flags, path),
         docker_socket=_docker_socket(environment),
         log_level=chosen.get("log-level", "info"),
         log_file=directories.log_path(state_dir) if background else None,
@@ -159,11 +164,11 @@ _SETTINGS = {
     "no-discovery": _Setting(bool, _switch),
     "no-vxlan": _Setting(bool, _switch),
     "without-offload": _Setting(str, arguments.parse_offloads, many=True),
-    "ipalloc-range": _Setting(str, allocation.parse_range),
-    "ipalloc-range6": _Setting(str, allocation.parse_range6),
-    "ipalloc-default-subnet": _Setting(str, allocation.parse_subnet),
-    "ipalloc-init": _Setting(str, allocation.parse_init),
-    "ipalloc-lease": _Setting(str, allocation.parse_lease),
+    "ipalloc-range": _Setting(str, ranges.parse_range4),
+    "ipalloc-range6": _Setting(str, ranges.parse_range6),
+    "ipalloc-default-subnet": _Setting(str, ranges.parse_default_subnet),
+    "ipalloc-init": _Setting(str, ranges.parse_init),
+    "ipalloc-lease": _Setting(str, ranges.parse_lease, number=True),
     "log-level": _Setting(str, _log_level),
 }
 
@@ -228,7 +233,7 @@ def _file_value(name: str, value: Any, path: str) -> Any:
         raise UserError(f"{path}: there is no setting {name!r}; there are {', '.join(_SETTINGS)}")
     values = value if setting.many and isinstance(value, list) else [value]
     # bool is a subclass of int, and `port = true` is no port.
-    if any(type(each) is not setting.kind for each in values):
+    if any(type(each) is not setting.kind and not (setting.number and type(each) is int) for each in values):
         many = " or a list of them" if setting.many else ""
         raise UserError(f"{path}: {name} must be {_KINDS[setting.kind]}{many}, not {value!r}")
     try:
@@ -238,6 +243,17 @@ def _file_value(name: str, value: Any, path: str) -> Any:
     except ValueError as error:
         raise UserError(f"{path}: {name}: {error}") from None
     return parsed if setting.many else parsed[0]
+
+
+def _ipalloc(chosen: Mapping[str, Any], from_flags: Mapping[str, Any], path: str) -> Allocation:
+    """What is said of address allocation, each part in whatever place says it. The parts must fit."""
+    names = ("ipalloc-range", "ipalloc-range6", "ipalloc-default-subnet", "ipalloc-init", "ipalloc-lease")
+    try:
+        return ranges.allocation(*(chosen.get(name) for name in names))
+    except ValueError as error:
+        if any(name in from_flags for name in names):
+            raise UsageError(f"launch: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _passwords(parsed: Parsed, environment: Mapping[str, str], from_file: dict[str, Any], path: str) -> tuple[str, ...]:

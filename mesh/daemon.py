@@ -13,7 +13,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import SystemRandom
 from typing import Any
@@ -42,10 +42,8 @@ from mesh.forwarding import UNDERLAY_MTU, Local, Path
 from mesh.handover import Handover
 from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
-from mesh.ipam.build import build, collides_on
-from mesh.ipam.port import EXPOSE_OWNER
-from mesh.ipam.service import Mesh
-from mesh.ipam.statement import IPAM_TABLE
+from mesh.ipam.allocator import Allocator
+from mesh.ipam.mending import Mending
 from mesh.logs import EventLog
 from mesh.offloadguard import DOCUMENT as OFFLOADS
 from mesh.offloadguard import OffloadGuard
@@ -73,13 +71,16 @@ COPIED = (
 SAVE_RETRY_S = 5.0
 IDENTITY = "identity"
 
+MakeIpam = Callable[[LaunchConfig, Store, Node, Router], Allocator]
+"""Makes the allocator of a daemon; the ranges of the configuration are this host's to use by then."""
+
 log = EventLog("daemon")
 
 
 class Daemon:
     """One host's router, from launch to stop."""
 
-    def __init__(self, config: LaunchConfig, store: Store, survey: Survey) -> None:
+    def __init__(self, config: LaunchConfig, store: Store, survey: Survey, make_ipam: MakeIpam) -> None:
         self._config = config
         self._store = store
         self._loop = asyncio.get_running_loop()
@@ -110,7 +111,10 @@ class Daemon:
         self._router = Router(self.node, self._underlay.mtu, self._started, survey.bridge_mtu)
         self._router.own_mtu_over_ipv6 = self._underlay.mtu_over_ipv6
         self._told_mtu = self._underlay.mtu
+        if config.ipalloc.instead:
+            log.warning("range", text=config.ipalloc.instead, instead=config.ipalloc.range4)
         self._heap = Heap()
+        self._ipam = make_ipam(config, store, self.node, self._router)
         targets = Targets(Docker(config.docker_socket))
         self._ipam = build(
             config.allocation, store.directory, identity.name, config.nickname, epoch, boot_id(), self._router.table,
@@ -134,9 +138,11 @@ class Daemon:
             wait_settled=self._wait_settled,
             publish=self._publish_ports,
             tell=self._tell,
+            ipam=self._ipam,
         )
         self._attachments = Attachments(around)
         self._exposures = Exposures(around, self._attachments)
+        self._mending = Mending(self._attachments, self._exposures)
         self._returns = Returns(self._attachments, targets)
         own_mac = bridge_mac(identity.name)
         self._pinger = Pinger(BRIDGE, own_mac, lambda mac: mac in self._router.peer_macs)
@@ -185,12 +191,14 @@ class Daemon:
         self._open_probe_sockets()
         self._spawn(self._underlay.watch(self._on_survey))
         self._spawn(self._returns.run())
+        await self._mending.begin()
+        self._spawn(self._mending.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
             self.node, self._router, self._attachments, self._exposures, transport, self._pinger, self._ipam,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
-                self._sleeve_view, self._returns,
+                self._sleeve_view, self._returns, self._ipam, self._mending, self._config.ipalloc.instead,
             ),
             self._write, self._end,
         )  # fmt: skip

@@ -9,18 +9,23 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import uvloop
 
 from dataplane.kernel import KernelError
 from dataplane.linux import underlay
+from dataplane.linux.collision import host_routes
 from gossip.names import format_name
+from gossip.node import Node
 from mesh import api, directories
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
 from mesh.errors import UserError
+from mesh.ipam import ranges
+from mesh.ipam.allocator import Allocator
 from mesh.logs import EventLog
-from mesh.router import BRIDGE
+from mesh.router import BRIDGE, Router
 from mesh.store import Store
 from mesh.version import VERSION
 
@@ -47,9 +52,13 @@ async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None
     _on_signals(starting.cancel)  # what has been made by then is taken back
     try:
         survey = await asyncio.to_thread(underlay.survey, BRIDGE)
+        routes = await asyncio.to_thread(host_routes, BRIDGE)
+        config = replace(config, ipalloc=ranges.settle(config.ipalloc, routes))
     except KernelError as error:
         raise UserError(error.text) from None
-    daemon = Daemon(config, store, survey)
+    except ValueError as error:
+        raise UserError(f"launch: {error}") from None
+    daemon = Daemon(config, store, survey, _make_ipam)
     try:
         await daemon.start()
         _on_signals(daemon.stop)
@@ -61,6 +70,11 @@ async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None
         _on_signals(lambda: None)  # a second one changes nothing
         await daemon.close()
     return 0
+
+
+def _make_ipam(config: LaunchConfig, store: Store, node: Node, router: Router) -> Allocator:
+    """The one place where address allocation is made."""
+    raise UserError("address allocation is not part of this build; install a whole one")
 
 
 def _on_signals(act: Callable[[], object]) -> None:

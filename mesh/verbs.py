@@ -2,7 +2,7 @@
 
 Stands between the socket (`mesh.api`) and the parts of a running daemon, which it is given; it makes none of them and
 ends none of them. Reading verbs are views from `mesh.status`; attach and detach are the workflow in `mesh.attach`,
-expose and hide that in `mesh.expose`.
+expose and hide that in `mesh.expose`; those about given addresses are in `mesh.ipam.verbs`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mesh.attach import Attachments
 from mesh.endpoints import Interface, bridge_mac
 from mesh.expose import Exposures
 from mesh.forwarding import NONE, UNREACHABLE, Path
-from mesh.ipam.port import EXPOSE_OWNER
-from mesh.ipam.service import Ipam
-from mesh.ipam.verbs import IpamVerbs
+from mesh.ipam import verbs as ipam_verbs
+from mesh.ipam.allocator import Allocator
+from mesh.ipam.mending import Mending
 from mesh.pinger import Pinger
 from mesh.requests import ApiError
 from mesh.returns import Returns
@@ -50,6 +50,10 @@ class Facts:
     """The kernel side's last one."""
     sleeve: Callable[[], status.SleeveView]
     returns: Returns
+    ipam: Allocator
+    mending: Mending
+    range_instead: str
+    """Why addresses are given from another range than the default one; empty where they are not."""
 
 
 class Verbs:
@@ -81,6 +85,7 @@ class Verbs:
         self._write = write
         self._end = end
         self._targets_changing = asyncio.Lock()
+        self._ipam_verbs = ipam_verbs.IpamVerbs(facts.ipam, router, facts.mending)
 
     async def handle(self, request: requests.Request, send_row: SendRow) -> object:
         """Answer one request from the socket. Raises `ApiError`."""
@@ -107,10 +112,10 @@ class Verbs:
             case (
                 requests.Prime()
                 | requests.RemovePeers()
-                | requests.JoinRing()
-                | requests.Export()
-                | requests.Import()
-                | requests.Check()
+                | requests.IpamJoin()
+                | requests.IpamExport()
+                | requests.IpamImport()
+                | requests.IpamCheck()
             ):
                 return await self._ipam_verbs.handle(request, send_row)
             case requests.Stop():
@@ -127,7 +132,7 @@ class Verbs:
             "connections": lambda: status.connections(self._router, self._facts.encrypted, self._facts.sleeve()),
             "targets": lambda: status.targets(self._router, now),
             "endpoints": lambda: status.endpoints(self._router, now),
-            "ipam": self._ipam.status,
+            "ipam": self._facts.ipam.status,
             "ps": lambda: [*status.ps(self._attachments.all()), *status.ps_host(self._exposures.endpoint())],
         }
         if verb == "report":
@@ -149,11 +154,12 @@ class Verbs:
             self._router, self._facts.report(), attachments, self._facts.weak_password, view, now
         )
         warnings += self._facts.returns.warnings()
-        warnings += self._ipam.warnings()
-        return status.summary(
+        warnings += ipam_verbs.warnings(self._facts.ipam, self._facts.range_instead)
+        summary = status.summary(
             self._router, VERSION, now - self._facts.started, self._facts.encrypted, attachments,
             self._transport.refusals, warnings, view, self._ipam.summary(), now,
         )  # fmt: skip
+        return summary | {"ipam": ipam_verbs.summary(self._facts.ipam)}
 
     def _attached(self) -> dict[Interface, str]:
         """Who has every address that is attached here."""

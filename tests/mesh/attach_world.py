@@ -25,8 +25,8 @@ from dataplane.memory import MemoryKernel
 from dataplane.objects import GUEST_ADDRESS, NEIGHBOUR, Guest, Key, Value
 from gossip.names import PeerName
 from gossip.pages import TablePager
+from mesh import arguments, requests
 from mesh import attach as attach_module
-from mesh import requests
 from mesh import targets as targets_module
 from mesh.arguments import parse_wants
 from mesh.attach import DOCUMENT, Attachments, Surroundings
@@ -45,10 +45,11 @@ from mesh.endpoints import (
 )
 from mesh.expose import Exposures
 from mesh.forwarding import Forwarding
-from mesh.ipam.wants import Claim, Want
+from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
 from mesh.targets import Place, Targets
+from tests.mesh.made_up_ipam import MadeUpIpam
 
 T = TypeVar("T")
 ME, P, Q = (PeerName(bytes([number]) * 8) for number in (5, 3, 7))
@@ -145,6 +146,7 @@ class World:
         self.targets = Targets(self.docker)
         self.ipam = MadeUpAllocator()
         self.proc = path / "proc"
+        self.ipam = MadeUpIpam()
         monkeypatch.setattr(targets_module, "find_namespace", self._find)
         monkeypatch.setattr(targets_module, "PROC", self.proc)
         monkeypatch.setattr(attach_module, "is_there", self._is_there)
@@ -166,6 +168,7 @@ class World:
             wait_settled=self._wait_settled,
             publish=lambda: self.publish(),
             tell=self._tell,
+            ipam=self.ipam,
         )
         attachments = Attachments(around)
         self.exposures = Exposures(around, attachments)
@@ -257,14 +260,14 @@ class World:
         return [] if document is None else list(document["attachments"])
 
     def state(self) -> tuple[Any, ...]:
-        """Memory, disk, what was told, and the kernel: what a failed change must leave as it was."""
+        """Memory, disk, what was told, what is given, and the kernel: what a failed change must leave as it was."""
         told = [encode_row(each) for each in self.table.of(ME)]
         # IPv6 that was switched on inside for an address stays on: nobody knows who else relies on it by now.
         kernel = {
             key: value._replace(ipv6=None) if isinstance(value, Guest) else value
             for key, value in self.kernel.objects.items()
         }
-        return self.attachments.all(), self.on_disk(), told, kernel
+        return self.attachments.all(), self.on_disk(), told, kernel, dict(self.ipam.given)
 
     def kernel_addresses(self, attachment: Attachment) -> dict[str, Value]:
         """What the container has, by address."""
@@ -280,11 +283,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def wish(target: str, *addresses: str, labels: dict[str, str] | None = None, names: Sequence[str] = ()) -> Any:
-    wants = tuple(
-        parse_wants([text])[0] if text.startswith("net:") else Claim(ip_interface(text)) for text in addresses
+def wants(*texts: str) -> tuple[Want, ...]:
+    return tuple(
+        FromSubnet(arguments.parse_subnet(text)) if text.startswith("net:") else Claim(ip_interface(text))
+        for text in texts
     )
-    return requests.Attach(target, wants, "weft", tuple(sorted((labels or {}).items())), tuple(names))
+
+
+def wish(target: str, *addresses: str, labels: dict[str, str] | None = None, names: Sequence[str] = ()) -> Any:
+    return requests.Attach(target, wants(*addresses), "weft", tuple(sorted((labels or {}).items())), tuple(names))
 
 
 def unwish(target: str, *addresses: str) -> requests.Detach:

@@ -43,8 +43,10 @@ from mesh.arguments import parse_wants
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
 from mesh.errors import UserError
+from mesh.ipam.wants import Claim
 from mesh.roster import Entry
 from mesh.store import Store
+from tests.mesh.made_up_ipam import MadeUpIpam
 
 WAIT_LIMIT_S = 10.0
 _hosts = itertools.count(2)
@@ -209,6 +211,7 @@ class Host:
         )
         self.config = replace(self.config, **config)
         self.store: Store | None = None
+        self.ipam = MadeUpIpam()
         self.refusal = ""
         """Why its worker does not come up."""
         self.sleeves: list[StandIn] = []
@@ -225,7 +228,7 @@ class Host:
         """A daemon that has not been started; closed in the end, whatever became of it."""
         self.stage.use(self)
         with Store(self.config.state_dir) as store:
-            daemon = Daemon(replace(self.config, **config), store, self.survey)
+            daemon = Daemon(replace(self.config, **config), store, self.survey, lambda *_: self.ipam)
             try:
                 yield daemon
             finally:
@@ -252,7 +255,7 @@ async def read(daemon: Daemon, verb: str) -> Any:
 
 
 def attach(target: str, *addresses: str) -> requests.Attach:
-    return requests.Attach(target, tuple(parse_wants(list(addresses))), "weft", (), ())
+    return requests.Attach(target, tuple(Claim(ip_interface(each)) for each in addresses), "weft", (), ())
 
 
 async def until(condition: Callable[[], object], what: str) -> None:

@@ -23,6 +23,8 @@ from mesh import underlay as underlay_module
 from mesh.daemon import Daemon
 from mesh.endpoints import bridge_mac, derive_mac
 from mesh.errors import UserError
+from mesh.ipam.ranges import Allocation
+from mesh.ipam.wants import FromSubnet
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
 from tests.mesh.daemons import Stage, ask, attach, document, joined, read, run, until
@@ -52,6 +54,36 @@ def test_a_daemon_serves_and_leaves_the_kernel_as_it_is(stage: Stage) -> None:
             assert list(host.kernel.addresses().values()) == [["10.32.0.1/16"]]
         assert host.kernel.objects == objects
         assert host.kernel.is_closed
+
+    run(scenario())
+
+
+def test_addresses_are_given_by_the_allocator_and_shown(stage: Stage) -> None:
+    """At start it hears who is there still; what it says is in status, in report, and in warnings."""
+    host = stage.host("h1")
+
+    async def scenario() -> None:
+        async with host.launched() as daemon:
+            host.ipam.warned = ["two rings have met"]
+            given = await ask(daemon, requests.Attach("c1", (), "weft", (), ()))
+            assert given["addresses"] == ["10.32.0.1/12", "fd00:32::1/64"]
+            status = await read(daemon, "status")
+            assert (status["ipam"]["state"], status["ipam"]["range"]) == ("ready", "10.32.0.0/12")
+            assert [each["code"] for each in status["warnings"]] == ["ipam"]
+            assert (await read(daemon, "report"))["ipam"] == await read(daemon, "ipam") == host.ipam.status()
+            assert await ask(daemon, requests.IpamCheck(False)) == []
+            export = await ask(daemon, requests.IpamExport())
+            assert export["entries"] == [{"owner": "netns:c1", "addresses": given["addresses"]}]
+        await host.ipam.obtain("netns:crashed", (FromSubnet(None),))
+        host.ipam.given.pop(("netns:c1", FromSubnet(None)))
+        instead = Allocation(instead="the default range collides with the route 10.0.0.0/8 on this host")
+        async with host.launched(ipalloc=instead) as daemon:
+            await until(lambda: host.ipam.addresses("netns:c1"), "what is attached is claimed again")
+            assert host.ipam.addresses("netns:c1") == given["addresses"]
+            assert host.ipam.addresses("netns:crashed") == []
+            codes = [each["code"] for each in (await read(daemon, "status"))["warnings"]]
+            assert codes == ["ipam", "range-collides"]
+        assert host.ipam.kept == [set(), {"netns:c1"}]
 
     run(scenario())
 
