@@ -198,7 +198,8 @@ def run() -> Result:
         "Giving addresses",
         f"One disk, {ROUNDS} rounds in turns, medians; each round ends as it began. *Alone*: one request after the "
         f"other, from the question to the answer. *At once*: {AT_ONCE} askers who ask again when they are answered. "
-        "Ours is asked inside the process, and an answer means that it is on the disk; host-local is a process for each request, as CNI wants it, and leaves its files to the "
+        "Ours is asked inside the process, and an answer means that it is on the disk; host-local is a process for "
+        "each request, as CNI wants it, and leaves its files to the "
         "kernel to be written some time. *A process*: host-local asked for its version only, which is what of its time "
         "goes to starting it.",
         ["given already", "who", "alone ms p50", "p99", "of that a process", "a second, at once", "processor ms each"],

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 
-from mesh import allocation
-from mesh.ipam.wants import Claim, FromSubnet, Want
-
 DEFAULT_PORT = 6783
 PORT_MAX = 65535
 

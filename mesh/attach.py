@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,7 +75,6 @@ class Surroundings:
     own: PeerName
     table: EndpointTable
     targets: Targets
-    ipam: Allocator
     nickname_of: Callable[[PeerName], str]
     is_reachable: Callable[[PeerName], bool]
     wait_settled: Callable[[], Awaitable[None]]
@@ -98,8 +96,6 @@ class Attachments:
         self.keeper = Keeper(around.ipam)
         self._lock = asyncio.Lock()
         self._closed = False
-        self._obtaining: Counter[str] = Counter()
-        """By owner: how many are being attached."""
         self._boot = boot_id()
         document = around.store.read(DOCUMENT) or {"boot": self._boot, "attachments": []}
         loaded = with_owners(map(attachment_from_json, document["attachments"]), document["boot"])
@@ -136,8 +132,7 @@ class Attachments:
     # -- attach ------------------------------------------------------------------------------------
 
     async def attach(self, request: requests.Attach) -> Attachment:
-        """Raises `ApiError`; then nothing has changed. Addresses are obtained first and outside the lock: that may take
-        seconds, in which others are attached and detached."""
+        """Raises `ApiError`; then nothing has changed."""
         place = await self._around.targets.find(request.target)
         await self._around.wait_settled()
         for _ in range(TRIES):
@@ -200,9 +195,7 @@ class Attachments:
         self, request: requests.Attach, place: Place, owner: str, given: tuple[Interface, ...]
     ) -> tuple[Attachment | None, Attachment]:
         """What is there for this target, and what should be."""
-        before = self._before(place)
-        if before is None and not interfaces:
-            raise ApiError("target-changed", f"{request.target} was detached in the same moment; try again")
+        before = self._of_namespace(place.namespace.id) or self._awaited(place)
         bindings = list(before.bindings) if before else []
         for interface in given:
             self._refuse_taken(interface, before)
@@ -331,14 +324,6 @@ class Attachments:
             self._held = held
         await self._publish()
 
-    async def claim_again(self) -> None:
-        """What is attached is known to allocation, also where another version attached it."""
-        for held in self.all():
-            try:
-                await self._around.ipam.obtain(held.owner, tuple(Claim(binding.interface) for binding in held.bindings))
-            except ApiError as error:
-                log.warning("not-claimed", id=held.id, error=error)
-
     # -- detach ------------------------------------------------------------------------------------
 
     async def detach(self, request: requests.Detach) -> tuple[Binding, ...]:
@@ -365,8 +350,7 @@ class Attachments:
             await self._publish()
             await self.keeper.release(attachment.owner, {binding.ip for binding in gone} if kept else None)
             log.info("detached", id=attachment.id, addresses=",".join(map(str, gone)))
-        await self._around.ipam.release(attachment.owner, [binding.ip for binding in gone])
-        return gone
+            return gone
 
     async def _container_named(self, target: str) -> str | None:
         """Docker is asked only where it can matter."""
@@ -460,7 +444,6 @@ class Attachments:
         for ifname in sorted(before.keys() - held.keys()):
             log.info(why, id=before[ifname].id, addresses=",".join(before[ifname].texts()))
             self._around.tell(ifname, None)
-            await self._around.ipam.release_all(before[ifname].owner)
         for ifname, each in sorted(held.items()):
             if each.endpoint(self._around.own) != before[ifname].endpoint(self._around.own):
                 self._tell_again(each)

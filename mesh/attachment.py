@@ -46,8 +46,6 @@ class Attachment:
     network: str
     container: str | None = None
     """The whole id of the Docker container whose namespace it is; None for all others."""
-    owner: str = ""
-    """To whom its addresses are given: the same for the same container, whatever its namespace is this time."""
     away_since: int | None = None
     """Unix time at which its namespace was found to be gone; None while it is there."""
     owner: str = ""
@@ -87,7 +85,6 @@ class Attachment:
             "labels": [list(label) for label in self.labels],
             "network": self.network,
             "container": self.container,
-            "owner": self.owner,
             "away_since": self.away_since,
             "owner": self.owner,
         }
@@ -108,20 +105,9 @@ def attachment_from_json(value: dict[str, Any]) -> Attachment:
         labels=tuple((key, text) for key, text in value["labels"]),
         network=value["network"],
         container=value.get("container"),
-        owner=value.get("owner")
-        or owner_of(canonical(value["namespace"]), (device, inode), value.get("container"), ""),
         away_since=value.get("away_since"),
         owner=value.get("owner", ""),
     )
-
-
-def owner_of(path: str, namespace_id: tuple[int, int], container: str | None, boot: str) -> str:
-    """To whom addresses are given: made from what comes back, where something does."""
-    if container is not None:
-        return f"docker:{container}"
-    if posixpath.dirname(path) == NAMED_DIRECTORY:
-        return f"netns:{posixpath.basename(path)}"
-    return f"ns:{namespace_id[0]}:{namespace_id[1]}@{boot[:8]}"
 
 
 def make_binding(interface: Interface, claim: int) -> Binding:

@@ -143,13 +143,6 @@ def _detach(parsed: Parsed) -> int:
     return 0
 
 
-def _wants(words: list[str]) -> list[str]:
-    """Checked, and in the words that the daemon reads."""
-    from mesh import arguments
-
-    return [str(want) for want in arguments.parse_wants(words)]
-
-
 def _expose(parsed: Parsed) -> int:
     with _WrongUsage():
         request = {"addresses": _wants(parsed.words), "masquerade": not parsed.has("--without-masquerade")}
@@ -233,24 +226,6 @@ def _status(parsed: Parsed) -> int:
         }
         print(renderers[topic](answer))
     return 0
-
-
-def _prime(parsed: Parsed) -> int:
-    from mesh import ipamcli
-
-    return ipamcli.prime(parsed)
-
-
-def _rmpeer(parsed: Parsed) -> int:
-    from mesh import ipamcli
-
-    return ipamcli.rmpeer(parsed)
-
-
-def _ipam(parsed: Parsed) -> int:
-    from mesh import ipamcli
-
-    return ipamcli.ipam(parsed)
 
 
 def _report(_: Parsed) -> int:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh import allocation, arguments, directories
-from mesh.allocation import Allocation
+from mesh import arguments, directories
 from mesh.errors import UsageError, UserError
 from mesh.ipam import ranges
 from mesh.ipam.ranges import Allocation
@@ -92,7 +91,6 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
     passwords = _passwords(parsed, environment, from_file, path)
     chosen = {**from_file, **from_flags}
     run_dir, state_dir = directories.run_dir(), directories.state_dir()
-    allocating = _allocation(chosen, path)
     return LaunchConfig(
         run_dir=run_dir,
         state_dir=state_dir,
@@ -111,22 +109,6 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         log_level=chosen.get("log-level", "info"),
         log_file=directories.log_path(state_dir) if background else None,
     )
-
-
-def _allocation(chosen: Mapping[str, Any], path: str) -> Allocation:
-    found = Allocation(
-        range4=chosen.get("ipalloc-range", allocation.DEFAULT_RANGE),
-        range6=chosen.get("ipalloc-range6", allocation.AUTOMATIC6),
-        is_named="ipalloc-range" in chosen,
-        default=chosen.get("ipalloc-default-subnet"),
-        init=chosen.get("ipalloc-init", allocation.Init()),
-        lease_s=chosen.get("ipalloc-lease", allocation.LEASE_DEFAULT_S),
-    )
-    try:
-        allocation.check_default(found)
-    except ValueError as error:
-        raise UsageError(f"launch: {error} (flags and {path} together)") from None
-    return found
 
 
 def _port(text: str) -> int:

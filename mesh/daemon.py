@@ -13,7 +13,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from random import SystemRandom
 from typing import Any
@@ -42,15 +42,16 @@ from mesh.forwarding import UNDERLAY_MTU, Local, Path
 from mesh.handover import Handover
 from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
-from mesh.ipam.allocator import Allocator
+from mesh.ipam.build import build
 from mesh.ipam.mending import Mending
+from mesh.ipam.service import Mesh
+from mesh.ipam.statement import IPAM_TABLE
 from mesh.logs import EventLog
 from mesh.offloadguard import DOCUMENT as OFFLOADS
 from mesh.offloadguard import OffloadGuard
 from mesh.pinger import Pinger
 from mesh.probes import DOCUMENT as PROBES
 from mesh.probes import Probes
-from mesh.requests import ApiError
 from mesh.returns import Returns
 from mesh.router import BRIDGE, VNI, Router, Seen
 from mesh.sleeve import Supervisor
@@ -71,16 +72,13 @@ COPIED = (
 SAVE_RETRY_S = 5.0
 IDENTITY = "identity"
 
-MakeIpam = Callable[[LaunchConfig, Store, Node, Router], Allocator]
-"""Makes the allocator of a daemon; the ranges of the configuration are this host's to use by then."""
-
 log = EventLog("daemon")
 
 
 class Daemon:
     """One host's router, from launch to stop."""
 
-    def __init__(self, config: LaunchConfig, store: Store, survey: Survey, make_ipam: MakeIpam) -> None:
+    def __init__(self, config: LaunchConfig, store: Store, survey: Survey) -> None:
         self._config = config
         self._store = store
         self._loop = asyncio.get_running_loop()
@@ -114,17 +112,15 @@ class Daemon:
         if config.ipalloc.instead:
             log.warning("range", text=config.ipalloc.instead, instead=config.ipalloc.range4)
         self._heap = Heap()
-        self._ipam = make_ipam(config, store, self.node, self._router)
         targets = Targets(Docker(config.docker_socket))
         self._ipam = build(
-            config.allocation, store.directory, identity.name, config.nickname, epoch, boot_id(), self._router.table,
+            config.ipalloc, store.directory, identity.name, config.nickname, epoch, boot_id(), self._router.table,
             Mesh(
                 self._publish_ipam,
                 lambda: self.node.replica.reachable,
                 lambda peer: status.nickname(self._router, peer),
                 lambda: len(self.node.targets(time.monotonic())) + 1,
             ),
-            collides_on(BRIDGE),
         )  # fmt: skip
         around = Surroundings(
             store=store,
@@ -138,7 +134,6 @@ class Daemon:
             wait_settled=self._wait_settled,
             publish=self._publish_ports,
             tell=self._tell,
-            ipam=self._ipam,
         )
         self._attachments = Attachments(around)
         self._exposures = Exposures(around, self._attachments)
@@ -191,28 +186,19 @@ class Daemon:
         self._open_probe_sockets()
         self._spawn(self._underlay.watch(self._on_survey))
         self._spawn(self._returns.run())
+        self._ipam.start()
         await self._mending.begin()
         self._spawn(self._mending.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
-            self.node, self._router, self._attachments, self._exposures, transport, self._pinger, self._ipam,
+            self.node, self._router, self._attachments, self._exposures, transport, self._pinger,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
                 self._sleeve_view, self._returns, self._ipam, self._mending, self._config.ipalloc.instead,
             ),
             self._write, self._end,
         )  # fmt: skip
-        self._ipam.start()
-        self._spawn(self._reconcile_addresses())
         self._has_started = True
-
-    async def _reconcile_addresses(self) -> None:
-        """What a crash left given and not attached is released, and what is attached is claimed."""
-        owners = {EXPOSE_OWNER, *(held.owner for held in self._attachments.all())}
-        with contextlib.suppress(ApiError):  # a full disk: it is said in the status, and tried again at the next start
-            await self._ipam.keep_only(owners)
-        await self._attachments.claim_again()
-        await self._exposures.claim_again()
 
     def stop(self) -> None:
         self._end(False)

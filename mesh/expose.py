@@ -181,16 +181,7 @@ class Exposures:
                 released = {held.binding.ip for held in gone} if self._held else None
                 await self._attachments.keeper.release(OWNER, released)
                 log.info("hidden", addresses=",".join(_texts(gone)))
-        await self._around.ipam.release(EXPOSE_OWNER, [held.binding.ip for held in gone])
-        return gone
-
-    async def claim_again(self) -> None:
-        """What is exposed is known to allocation, also where another version exposed it."""
-        wants = tuple(Claim(held.binding.interface) for held in self._held)
-        try:
-            await self._around.ipam.obtain(EXPOSE_OWNER, wants)
-        except ApiError as error:
-            log.warning("not-claimed", addresses=",".join(_texts(self._held)), error=error)
+            return gone
 
     async def _take_back(self, before: Held) -> None:
         try:

@@ -39,10 +39,6 @@ def status(answer: Row) -> str:
     return "\n".join(lines)
 
 
-def _ipam_summary(ipam: Row) -> str:
-    return f"{_ipam_state(ipam)}; {_count(ipam.get('given'), 'address').replace('addresss', 'addresses')} given here"
-
-
 def _endpoint_counts(answer: Row) -> str:
     text = f"{_text(answer.get('endpoints'))}, {_text(answer.get('local_endpoints'))} of them on this host"
     away = answer.get("away_endpoints")

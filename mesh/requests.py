@@ -18,7 +18,6 @@ from mesh.ipam.wants import Claim, FromSubnet, Want
 
 READS = ("status", "peers", "connections", "targets", "endpoints", "ipam", "ps", "report")
 
-PRIME_TIMEOUT_MAX_S = 86_400.0
 PING_COUNT_MAX = 100_000
 PING_INTERVAL_MIN_S = 0.01
 PING_INTERVAL_MAX_S = 60.0

@@ -17,15 +17,13 @@ from dataplane.kernel import KernelError
 from dataplane.linux import underlay
 from dataplane.linux.collision import host_routes
 from gossip.names import format_name
-from gossip.node import Node
 from mesh import api, directories
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
 from mesh.errors import UserError
 from mesh.ipam import ranges
-from mesh.ipam.allocator import Allocator
 from mesh.logs import EventLog
-from mesh.router import BRIDGE, Router
+from mesh.router import BRIDGE
 from mesh.store import Store
 from mesh.version import VERSION
 
@@ -58,7 +56,7 @@ async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None
         raise UserError(error.text) from None
     except ValueError as error:
         raise UserError(f"launch: {error}") from None
-    daemon = Daemon(config, store, survey, _make_ipam)
+    daemon = Daemon(config, store, survey)
     try:
         await daemon.start()
         _on_signals(daemon.stop)
@@ -70,11 +68,6 @@ async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None
         _on_signals(lambda: None)  # a second one changes nothing
         await daemon.close()
     return 0
-
-
-def _make_ipam(config: LaunchConfig, store: Store, node: Node, router: Router) -> Allocator:
-    """The one place where address allocation is made."""
-    raise UserError("address allocation is not part of this build; install a whole one")
 
 
 def _on_signals(act: Callable[[], object]) -> None:

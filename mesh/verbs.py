@@ -20,7 +20,7 @@ from gossip.transport import Transport
 from mesh import arguments, requests, status
 from mesh.api import SendRow
 from mesh.attach import Attachments
-from mesh.endpoints import Interface, bridge_mac
+from mesh.endpoints import bridge_mac
 from mesh.expose import Exposures
 from mesh.forwarding import NONE, UNREACHABLE, Path
 from mesh.ipam import verbs as ipam_verbs
@@ -67,7 +67,6 @@ class Verbs:
         exposures: Exposures,
         transport: Transport,
         pinger: Pinger,
-        ipam: Ipam,
         facts: Facts,
         write: Callable[[str, dict[str, Any]], Awaitable[None]],
         end: Callable[[bool], None],
@@ -79,8 +78,6 @@ class Verbs:
         self._exposures = exposures
         self._transport = transport
         self._pinger = pinger
-        self._ipam = ipam
-        self._ipam_verbs = IpamVerbs(ipam, router.table, router.find_peer, self._attached)
         self._facts = facts
         self._write = write
         self._end = end
@@ -157,16 +154,9 @@ class Verbs:
         warnings += ipam_verbs.warnings(self._facts.ipam, self._facts.range_instead)
         summary = status.summary(
             self._router, VERSION, now - self._facts.started, self._facts.encrypted, attachments,
-            self._transport.refusals, warnings, view, self._ipam.summary(), now,
+            self._transport.refusals, warnings, view, now,
         )  # fmt: skip
         return summary | {"ipam": ipam_verbs.summary(self._facts.ipam)}
-
-    def _attached(self) -> dict[Interface, str]:
-        """Who has every address that is attached here."""
-        found = {
-            binding.interface: held.owner for held in self._attachments.all() for binding in held.bindings
-        }
-        return found | {held.binding.interface: EXPOSE_OWNER for held in self._exposures.all()}
 
     async def _connect(self, peers: list[str], replace: bool) -> object:
         async with self._targets_changing:

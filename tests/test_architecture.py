@@ -75,11 +75,8 @@ SHELLS = {
     "mesh.verbs": "answers the API, waits for the kernel and for peers",
     "mesh.status": "views of the daemon's live parts, shells among them",
     "mesh.store": "durable state: files, synced",
-    "mesh.ipam.port": "the shape of the service, whose calls wait",
-    "mesh.ipam.build": "opens the journal, looks at the host's routes",
+    "mesh.ipam.build": "opens the journal",
     "mesh.ipam.service": "allocation on the loop: waits for the disk, reads the clock",
-    "mesh.ipam.verbs": "answers the API, waits for votes",
-    "mesh.ipamcli": "the command: terminal, files",
     "mesh.journal": "groups commits on the loop, writes them on a thread",
     "mesh.journalfile": "durable state: one file appended to, synced",
 }

@@ -51,5 +51,5 @@ class Allocator(Protocol):
     def status(self) -> dict[str, Any]:
         """Everything, for `weft status ipam`."""
 
-    def warnings(self) -> list[str]:
-        """What somebody should act on, a line each."""
+    def warnings(self) -> list[dict[str, str]]:
+        """What somebody should act on: `code`, `text`, `cure`."""

@@ -25,8 +25,9 @@ HOSTS_MAX = 10_000
 SEEDS_MAX = 32
 
 LEASE_DEFAULT_S = 3600
-LEASE_MIN_S, LEASE_MAX_S = 30, 30 * 86400
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+LEASE_MIN_S, LEASE_MAX_S = 30, 12 * 3600
+"""A host is forgotten by gossip after a day out of reach; what it said must be there for as long as its lease."""
+_UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
 CANDIDATES = tuple(
     map(
@@ -129,13 +130,13 @@ def parse_init(text: str) -> tuple[str, int, tuple[str, ...]]:
 
 
 def parse_lease(text: str) -> int:
-    """Seconds: `3600`, `90s`, `10m`, `1h`, `2d`."""
+    """Seconds: `3600`, `90s`, `10m`, `1h`."""
     number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS_S else (text, "s")
     if not (number.isascii() and number.isdigit() and len(number) <= 9):
-        raise ValueError(f"{text!r} is not a time: it is written 3600, 90s, 10m, 1h or 2d")
+        raise ValueError(f"{text!r} is not a time: it is written 3600, 90s, 10m or 1h")
     seconds = int(number) * _UNITS_S[unit]
     if not LEASE_MIN_S <= seconds <= LEASE_MAX_S:
-        raise ValueError(f"{text!r} cannot be the lease: {LEASE_MIN_S}s at least, {LEASE_MAX_S // 86400}d at most")
+        raise ValueError(f"{text!r} cannot be the lease: {LEASE_MIN_S}s at least, {LEASE_MAX_S // 3600}h at most")
     return seconds
 
 

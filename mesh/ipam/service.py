@@ -278,8 +278,7 @@ class Ipam:
     async def release(self, owner: str, addresses: Collection[Address]) -> None:
         """These addresses of this owner rest from now on; unknown ones are fine. Raises `ApiError` where the disk
         refuses; then they are released as soon as it does not."""
-        released = self.desk.release(owner, {str(address) for address in addresses}, self._clock())
-        if released:
+        if self.desk.release(owner, {str(address) for address in addresses}, self._clock()):
             await self._saved()
 
     async def release_all(self, owner: str) -> None:

@@ -116,7 +116,7 @@ def summary(ipam: Allocator) -> dict[str, Any]:
 
 def warnings(ipam: Allocator, instead: str) -> list[dict[str, str]]:
     """In the form of `status`. `instead`: why the range is not the default one."""
-    rows = [{"code": "ipam", "text": text, "cure": "see `weft status ipam`"} for text in ipam.warnings()]
+    rows = list(ipam.warnings())
     if instead:
         text = f"{instead}, so addresses are given from another one, unless the mesh has a range already"
         rows.append({"code": "range-collides", "text": text, "cure": "name a range with --ipalloc-range, on all hosts"})

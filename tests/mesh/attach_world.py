@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -28,21 +28,11 @@ from gossip.pages import TablePager
 from mesh import arguments, requests
 from mesh import attach as attach_module
 from mesh import targets as targets_module
-from mesh.arguments import parse_wants
 from mesh.attach import DOCUMENT, Attachments, Surroundings
 from mesh.attachment import Attachment
 from mesh.docker import Docker, DockerError, NoSuchContainer
 from mesh.dockerwire import Container
-from mesh.endpoints import (
-    Address,
-    Binding,
-    Endpoint,
-    EndpointTable,
-    Interface,
-    bridge_mac,
-    derive_mac,
-    encode_row,
-)
+from mesh.endpoints import Binding, Endpoint, EndpointTable, bridge_mac, derive_mac, encode_row
 from mesh.expose import Exposures
 from mesh.forwarding import Forwarding
 from mesh.ipam.wants import Claim, FromSubnet, Want
@@ -88,41 +78,6 @@ class MadeUpDocker(Docker):
         return found[0]
 
 
-class MadeUpAllocator:
-    """Gives what is claimed, and 10.33.0.1, .2 and so on; and remembers who has what."""
-
-    def __init__(self) -> None:
-        self.given: dict[str, dict[str, Interface]] = {}
-        """By owner: addresses by the want that they answered."""
-        self.trouble = ""
-        self.wanted: list[tuple[str, tuple[Want, ...]]] = []
-        self._last = ip_address("10.33.0.0")
-
-    async def obtain(self, owner: str, wants: tuple[Want, ...]) -> tuple[Interface, ...]:
-        self.wanted.append((owner, wants))
-        await asyncio.sleep(0)
-        if self.trouble:
-            raise ApiError("ipam-exhausted", self.trouble)
-        mine = self.given.setdefault(owner, {})
-        for want in wants:
-            if isinstance(want, Claim):
-                mine[str(want)] = want.interface
-            elif str(want) not in mine:
-                self._last += 1
-                mine[str(want)] = ip_interface(f"{self._last}/16")
-        return tuple(mine[str(want)] for want in wants)
-
-    async def release(self, owner: str, addresses: Collection[Address]) -> None:
-        mine = self.given.get(owner, {})
-        self.given[owner] = {want: each for want, each in mine.items() if each.ip not in addresses}
-
-    async def release_all(self, owner: str) -> None:
-        self.given.pop(owner, None)
-
-    def addresses_of(self, owner: str) -> list[str]:
-        return sorted(map(str, self.given.get(owner, {}).values()))
-
-
 class World:
     """A host around the workflow, one life of its daemon after another."""
 
@@ -144,7 +99,6 @@ class World:
         self.boot = "this boot"
         self.docker = MadeUpDocker()
         self.targets = Targets(self.docker)
-        self.ipam = MadeUpAllocator()
         self.proc = path / "proc"
         self.ipam = MadeUpIpam()
         monkeypatch.setattr(targets_module, "find_namespace", self._find)
@@ -162,7 +116,6 @@ class World:
             own=ME,
             table=self.table,
             targets=self.targets,
-            ipam=self.ipam,
             nickname_of=lambda peer: self.nicknames[peer],
             is_reachable=lambda peer: peer in self.reachable,
             wait_settled=self._wait_settled,

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,12 @@ from mesh import prober as prober_module
 from mesh import requests
 from mesh import returns as returns_module
 from mesh import targets as targets_module
-from mesh.arguments import parse_wants
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
 from mesh.errors import UserError
 from mesh.ipam.wants import Claim
 from mesh.roster import Entry
 from mesh.store import Store
-from tests.mesh.made_up_ipam import MadeUpIpam
 
 WAIT_LIMIT_S = 10.0
 _hosts = itertools.count(2)
@@ -211,7 +209,6 @@ class Host:
         )
         self.config = replace(self.config, **config)
         self.store: Store | None = None
-        self.ipam = MadeUpIpam()
         self.refusal = ""
         """Why its worker does not come up."""
         self.sleeves: list[StandIn] = []
@@ -228,7 +225,7 @@ class Host:
         """A daemon that has not been started; closed in the end, whatever became of it."""
         self.stage.use(self)
         with Store(self.config.state_dir) as store:
-            daemon = Daemon(replace(self.config, **config), store, self.survey, lambda *_: self.ipam)
+            daemon = Daemon(replace(self.config, **config), store, self.survey)
             try:
                 yield daemon
             finally:

@@ -31,7 +31,7 @@ class MadeUpIpam:
         """Runs after addresses were given, before whoever asked gets to know."""
         self.kept: list[set[str]] = []
         self.said: dict[str, Any] = {}
-        self.warned: list[str] = []
+        self.warned: list[dict[str, str]] = []
         self.asked: list[tuple[Any, ...]] = []
         self.primes: list[str] = []
         self.primed = asyncio.Event()
@@ -139,5 +139,5 @@ class MadeUpIpam:
         }  # fmt: skip
         return empty | self.said
 
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[dict[str, str]]:
         return self.warned

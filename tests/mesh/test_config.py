@@ -247,7 +247,7 @@ def test_allocation_is_read_from_flags_and_file(tmp_path: Path) -> None:
         (["--ipalloc-range", "10.0.0.0/30"], "--ipalloc-range: .*a /8 to a /29"),
         (["--ipalloc-range6", "10.0.0.0/8"], "--ipalloc-range6: .*not a range of IPv6"),
         (["--ipalloc-init", "first"], "--ipalloc-init: .*none of consensus"),
-        (["--ipalloc-lease", "5"], "--ipalloc-lease: .*30s at least, 30d at most"),
+        (["--ipalloc-lease", "5"], "--ipalloc-lease: .*30s at least, 12h at most"),
         (["--ipalloc-default-subnet", "net:default"], "--ipalloc-default-subnet: "),
         (["--ipalloc-default-subnet", "10.1.0.0/16"], "launch: the default subnet 10.1.0.0/16 is not inside"),
     ],

@@ -15,10 +15,9 @@ from dataplane.kernel import DELETE, Fault, KernelError, Operation
 from dataplane.objects import FORWARDING, GATEWAY, GUEST_ROUTE, HOST_ADDRESS, Gateway, Key, address_item
 from mesh import expose as expose_module
 from mesh import requests
-from mesh.arguments import ADDRESSES_MAX, parse_wants
+from mesh.arguments import ADDRESSES_MAX
 from mesh.endpoints import EXPOSED_ID, Interface, bridge_mac, decode_row_untrusted, encode_row
 from mesh.expose import DOCUMENT
-from mesh.ipam.port import EXPOSE_OWNER
 from mesh.requests import ApiError
 from tests.mesh.attach_world import ME, P, World, attach, run, wants, wish
 

@@ -42,23 +42,7 @@ def test_an_attach_is_parsed_into_addresses_labels_and_names() -> None:
 
 
 def test_a_detach_without_addresses_means_all() -> None:
-    assert ask("attach", target="c1").wants == ()
-    assert ask("attach", target="c1", addresses=["net:default", "net:10.32.2.0/24"]).wants == (
-        FromSubnet(None),
-        FromSubnet(ip_network("10.32.2.0/24")),
-    )
     assert ask("detach", target="c1") == requests.Detach("c1", ())
-
-
-def test_the_verbs_of_allocation_are_parsed() -> None:
-    assert ask("prime") == requests.Prime(None)
-    assert ask("prime", timeout_s=2) == requests.Prime(2.0)
-    assert ask("rmpeer", peers=["h1", "h1", "h2"]) == requests.RemovePeers(("h1", "h2"))
-    assert ask("ipam-join") == requests.JoinRing(None, False)
-    assert ask("ipam-join", ring="ab12", force=True) == requests.JoinRing("ab12", True)
-    assert ask("ipam-export") == requests.Export()
-    assert ask("ipam-import", document={"a": 1}) == requests.Import({"a": 1}, False)
-    assert ask("ipam-check", repair=True) == requests.Check(True)
 
 
 def test_expose_masquerades_and_hide_without_addresses_means_all() -> None:

@@ -98,7 +98,7 @@ def test_what_says_nothing_of_who_may_begin_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30", 30), ("3600", 3600), ("90s", 90), ("10m", 600), ("1h", 3600), ("2d", 172800), ("30d", 2592000)],
+    [("30", 30), ("3600", 3600), ("90s", 90), ("10m", 600), ("1h", 3600), ("12h", 43200)],
 )
 def test_a_lease_is_seconds_or_has_a_unit(text: str, seconds: int) -> None:
     assert ranges.parse_lease(text) == seconds

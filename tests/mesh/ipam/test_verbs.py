@@ -145,7 +145,7 @@ def test_the_summary_is_of_this_host(world: World) -> None:
 
 def test_warnings_are_the_allocators_and_what_range_was_taken(world: World) -> None:
     assert warnings(world.ipam, "") == []
-    world.ipam.warned = ["this host may not give addresses now"]
+    world.ipam.warned = [{"code": "ipam-unconfirmed", "text": "this host may not give addresses now", "cure": "wait"}]
     rows = warnings(world.ipam, "the default range 10.32.0.0/12 collides with the route 10.0.0.0/8 on this host")
-    assert [row["code"] for row in rows] == ["ipam", "range-collides"]
+    assert [row["code"] for row in rows] == ["ipam-unconfirmed", "range-collides"]
     assert "collides with the route 10.0.0.0/8" in rows[1]["text"] and "--ipalloc-range" in rows[1]["cure"]
