@@ -27,8 +27,10 @@ import uvloop
 
 from bench.harness import Aim, Result, interleave, percentile, say
 from gossip.names import PeerName, format_name
+from mesh.ipam import spans
 from mesh.ipam.member import Member
 from mesh.ipam.service import Ipam, Mesh, boottime
+from mesh.ipam.sim import Ring
 from mesh.ipam.space import Space
 from mesh.ipam.surroundings import Settings, Surroundings
 from mesh.ipam.wants import FromSubnet
@@ -47,6 +49,8 @@ ALONE, TOGETHER = 20, 100
 OURS_ALONE, OURS_TOGETHER = 200, 10_000
 PER_S_MIN = 5_000.0
 GROWTH_MAX = 1.5
+HOSTS, TAKE_OVERS, LEASE_S = 50, 5, 60
+TAKE_OVER_MAX_S = 30.0
 SUBNET = "10.96.0.0/12"
 FIRST = IPv4Address("10.96.0.2")
 FOLDER = "/var/tmp"
@@ -190,6 +194,33 @@ class _HostLocal:
         (self.directory / "bench" / "last_reserved_ip.0").write_text(str(FIRST + self.given - 1))
 
 
+def _take_over(seed: int) -> float:
+    """Fifty hosts under a virtual clock, one of which dies: seconds from the end of its lease, on its own clock, until
+    all that was its own is others' and they give it."""
+    settings = Settings(Space(IPv4Network("10.96.0.0/16"), None), lease_s=LEASE_S)
+    ring = Ring(seed, HOSTS, settings=settings)
+    for index in ring.hosts:
+        ring.start(index)
+    ring.run_for(5.0)
+    for index in ring.hosts:
+        ring.obtain(index, f"container-{index}")
+    ring.run_for(30.0)
+    members = {index: host.member for index, host in ring.hosts.items() if host.member is not None}
+    owners = [index for index, member in members.items() if member.holdings.owned]
+    victim = owners[seed % len(owners)]
+    dead = members[victim]
+    left_s = dead.lease.until - ring.clock(ring.hosts[victim])
+    ring.kill(victim)
+    for waited_s in range(10 * LEASE_S):
+        ring.run_for(1.0)
+        heirs = [member for member in members.values() if member is not dead and member.lease.until]
+        giving = spans.union(*(spans.both(member.holdings.owned, member.lease.slots) for member in heirs))
+        owned = spans.union(*(member.holdings.owned for member in heirs))
+        if spans.covers(owned, dead.holdings.owned) and spans.both(giving, dead.holdings.owned):
+            return waited_s + 1 - left_s
+    raise LabError(f"seed {seed}: the addresses of a dead host were not taken over")
+
+
 def run() -> Result:
     if not PLUGIN.exists():
         raise LabError(f"{PLUGIN} is missing: apt-get install {PACKAGE}, or make bench, which does that")
@@ -209,6 +240,8 @@ def run() -> Result:
             found = _at(Path(folder) / str(count), count)
             result.figures[str(count)] = found
             result.rows += [_row(count, who, rounds) for who, rounds in found.items()]
+    say(f"{HOSTS} hosts under a virtual clock, one of which dies")
+    result.figures["take-over"] = [_take_over(seed) for seed in range(1, TAKE_OVERS + 1)]
     _judge(result)
     return result
 
@@ -250,6 +283,7 @@ def _judge(result: Result) -> None:
     result.aims = [
         Aim(f"a second, {AT_ONCE} at once, {COUNTS[-1]:,} given", _median(last, "per_s"), PER_S_MIN, at_least=True),
         Aim(f"processor for one, {COUNTS[-1]:,} given over {COUNTS[0]:,}", growth, GROWTH_MAX),
+        Aim("take-over of 1 of 50, after its lease", max(result.figures["take-over"]), TAKE_OVER_MAX_S, " s"),
         Aim(f"a second over host-local, {PLUGIN_COUNT_MAX:,} given", statistics.median(times), 1, " x", at_least=True),
     ]
 

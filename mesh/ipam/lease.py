@@ -91,6 +91,11 @@ class Lease:
                 return True
         return False
 
+    @property
+    def slots(self) -> Spans:
+        """What may be given while the lease lasts."""
+        return self._may
+
     def may_give(self, slot: int, now: float) -> bool:
         return now < self.until and spans.holds(self._may, slot)
 

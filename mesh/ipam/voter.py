@@ -192,10 +192,14 @@ class Voter:
             if held is not None and held.statement.sequence >= sequence:
                 continue
             said = known(peer)
-            if said is None or said.sequence < sequence or said.ring != charter.ring:
-                if said is None or said.ring == charter.ring:
-                    return False
+            if said is not None and (charter.fenced_after(peer, said.tip) or self.refuses(peer, said, charter)):
+                continue  # it has lost what it had: a receipt from us must not seem to confirm it
+            if said is not None and said.ring != charter.ring:
                 continue  # it has left the ring by its own word
+            if said is None and charter.fence_of(peer) is not None:
+                continue
+            if said is None or said.sequence < sequence:
+                return False
             found[peer] = said
         for peer, said in sorted(found.items()):
             self.take(peer, said, now)

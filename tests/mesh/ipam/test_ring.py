@@ -8,10 +8,10 @@ import pytest
 
 from mesh.ipam import spans
 from mesh.ipam.ranges import OBSERVER, SEED
+from mesh.ipam.sim import LEASE_S, Ring, run_scenario
 from mesh.ipam.space import AUTOMATIC6, Space
 from mesh.ipam.surroundings import Settings
 from mesh.ipam.wants import FromSubnet
-from tests.mesh.ipam.ring import LEASE_S, Ring, run_scenario
 
 SPACE = Space(IPv4Network("10.32.0.0/24"), None)
 
