@@ -43,6 +43,7 @@ from dataplane.objects import (
     GUARD_RULES,
     GUEST,
     GUEST_ADDRESS,
+    GUEST_ONLINK,
     GUEST_ROUTE,
     HOST_ADDRESS,
     IN,
@@ -74,6 +75,7 @@ from dataplane.objects import (
     Vxlan,
     address_item,
     destination_item,
+    network_item,
     tap_name,
     vxlan6_name,
     vxlan_name,
@@ -268,7 +270,7 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
     addresses = [address for address in port.addresses if _is_carried(segment, address)]
     rows: dict[Key, Value] = {
         Key(LINK, name): Veth(mtu=segment.mtu, namespace=port.namespace_id),
-        Key(PORT, name): PortFlags(bridge, neigh_suppress=False, isolated=False, locked=True),
+        Key(PORT, name): PortFlags(bridge, neigh_suppress=False, isolated=port.isolated, locked=True),
         Key(BRIDGE_FDB, bridge, port.mac): name,
         Key(UP, name): True,
         Key(GUEST, name): Guest(
@@ -282,6 +284,10 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
     for address in addresses:
         rows[Key(GUEST_ADDRESS, name, address_item(address))] = GuestAddress()
         rows[Key(NEIGHBOUR, bridge, address.ip.packed)] = port.mac
+    versions = {address.version for address in addresses}
+    for network in port.onlink:
+        if network.version in versions:
+            rows[Key(GUEST_ONLINK, name, network_item(network))] = True
     return rows
 
 
