@@ -18,7 +18,8 @@ from typing import Any
 
 from dataplane.desired import Port
 from gossip.names import PeerName
-from mesh.endpoints import Binding, Endpoint, Interface
+from mesh.arguments import parse_name
+from mesh.endpoints import NAMES_MAX, Binding, Endpoint, Interface
 
 GUEST_IFNAME = "ethwe"
 NAMED_DIRECTORY = "/run/netns"
@@ -51,6 +52,29 @@ class Attachment:
     away_since: int | None = None
     """Unix time at which its namespace was found to be gone; None while it is there."""
 
+    dns: bool = True
+    """Whether it has names, and a resolv.conf of ours where it is named."""
+    container_name: str | None = None
+    """What Docker calls it, where that is known."""
+
+    @property
+    def own_name(self) -> str | None:
+        """The host name that it has by being called so; None where it is called nothing, or nothing that is one."""
+        called = self._called
+        try:
+            return parse_name(called) if called else None
+        except ValueError:
+            return None
+
+    @property
+    def unfit_name(self) -> str | None:
+        """What it is called, where that is no host name."""
+        return self._called if self._called and self.own_name is None else None
+
+    @property
+    def _called(self) -> str | None:
+        return posixpath.basename(self.namespace) if self.is_named else self.container_name
+
     @property
     def is_named(self) -> bool:
         return self.container is None and posixpath.dirname(self.namespace) == NAMED_DIRECTORY
@@ -67,7 +91,9 @@ class Attachment:
 
     def endpoint(self, owner: PeerName) -> Endpoint:
         away = self.away_since is not None
-        return Endpoint(owner, self.id, self.mac, self.bindings, self.names, self.labels, self.network, away)
+        own = (self.own_name,) if self.own_name is not None else ()
+        names = tuple(dict.fromkeys((*own, *self.names)))[:NAMES_MAX] if self.dns else ()
+        return Endpoint(owner, self.id, self.mac, self.bindings, names, self.labels, self.network, away)
 
     def texts(self) -> list[str]:
         """Its addresses with their lengths."""
@@ -87,12 +113,14 @@ class Attachment:
             "container": self.container,
             "owner": self.owner,
             "away_since": self.away_since,
+            "dns": self.dns,
+            "container_name": self.container_name,
         }
 
 
 def attachment_from_json(value: dict[str, Any]) -> Attachment:
     """The inverse of `to_json`. Its input has passed the store's checksum, so it is as we wrote it, if perhaps in a
-    version that did not know the last two fields yet."""
+    version that did not know the last fields yet."""
     device, inode = value["namespace_id"]
     return Attachment(
         id=value["id"],
@@ -108,6 +136,8 @@ def attachment_from_json(value: dict[str, Any]) -> Attachment:
         owner=value.get("owner")
         or owner_of(canonical(value["namespace"]), (device, inode), value.get("container"), ""),
         away_since=value.get("away_since"),
+        dns=value.get("dns", True),
+        container_name=value.get("container_name"),
     )
 
 

@@ -125,6 +125,7 @@ def _attach(parsed: Parsed) -> int:
             "network": arguments.parse_network(parsed.value("--network") or arguments.DEFAULT_NETWORK),
             "labels": dict(arguments.parse_label(label) for label in parsed.values("--label")),
             "names": [arguments.parse_name(name) for name in parsed.values("-h")],
+            "dns": not parsed.has("--without-dns"),
         }
     _print_addresses(_ask("attach", request))
     return 0
@@ -224,6 +225,7 @@ def _status(parsed: Parsed) -> int:
             "targets": render.targets,
             "endpoints": render.endpoints,
             "ipam": render.ipam,
+            "dns": render.dns,
         }
         print(renderers[topic](answer))
     return 0
@@ -301,6 +303,29 @@ def _number(parsed: Parsed, flag: str, *, default: float, least: float, most: fl
     return number
 
 
+def _dns_change(verb: str, parsed: Parsed) -> int:
+    from mesh.dns import words
+
+    with _WrongUsage():
+        request = words.change_words(verb, parsed.words, parsed.values("-h"))
+        if request["target"] is not None:
+            request["target"] = _target(request["target"])
+    for name in _ask(verb, request)["names"]:
+        print(name)
+    return 0
+
+
+def _dns_lookup(parsed: Parsed) -> int:
+    from mesh.dns import words
+
+    answer = _ask("dns-lookup", {"name": parsed.words[0]})
+    if parsed.has("--json"):
+        _print_json(answer)
+    else:
+        print(words.lookup_text(answer))
+    return 0
+
+
 def _version(parsed: Parsed) -> int:
     from mesh import client
     from mesh.version import VERSION
@@ -356,4 +381,7 @@ _VERBS = {
     "rmpeer": _rmpeer,
     "ipam": _ipam,
     "version": _version,
+    "dns-add": lambda parsed: _dns_change("dns-add", parsed),
+    "dns-remove": lambda parsed: _dns_change("dns-remove", parsed),
+    "dns-lookup": _dns_lookup,
 }

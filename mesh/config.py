@@ -14,6 +14,7 @@ from typing import Any
 
 from mesh import allocation, arguments, directories
 from mesh.allocation import Allocation
+from mesh.dns import words
 from mesh.errors import UsageError, UserError
 from mesh.usage import Parsed
 
@@ -60,6 +61,11 @@ class LaunchConfig:
     offloads_off: tuple[str, ...] = ()
     """What the sleeve and VXLAN do without, of `arguments.OFFLOADS`, sorted."""
     allocation: Allocation = field(default_factory=Allocation)
+    dns: bool = True
+    dns_domain: str = words.DEFAULT_DOMAIN
+    """Without its final dot."""
+    dns_upstreams: tuple[tuple[str, int], ...] = ()
+    """Addresses and ports; empty: what the host's resolv.conf says."""
     docker_socket: str = DEFAULT_DOCKER_SOCKET
     """Absolute; where Docker is asked, when there is something to ask."""
     log_level: str = "info"
@@ -102,6 +108,9 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         vxlan=not chosen.get("no-vxlan", False),
         offloads_off=tuple(sorted({name for names in chosen.get("without-offload", ()) for name in names})),
         allocation=allocating,
+        dns=not chosen.get("no-dns", False),
+        dns_domain=chosen.get("dns-domain", words.DEFAULT_DOMAIN),
+        dns_upstreams=tuple(dict.fromkeys(chosen.get("dns-upstream", ()))),
         docker_socket=_docker_socket(environment),
         log_level=chosen.get("log-level", "info"),
         log_file=directories.log_path(state_dir) if background else None,
@@ -164,6 +173,9 @@ _SETTINGS = {
     "ipalloc-default-subnet": _Setting(str, allocation.parse_subnet),
     "ipalloc-init": _Setting(str, allocation.parse_init),
     "ipalloc-lease": _Setting(str, allocation.parse_lease),
+    "dns-domain": _Setting(str, words.parse_domain),
+    "dns-upstream": _Setting(str, words.parse_upstream, many=True),
+    "no-dns": _Setting(bool, _switch),
     "log-level": _Setting(str, _log_level),
 }
 

@@ -34,6 +34,8 @@ from gossip.transport import Transport
 from mesh import api, directories, requests, status
 from mesh.attach import Attachments, Surroundings, boot_id
 from mesh.config import LaunchConfig
+from mesh.dns import service
+from mesh.dns.service import Dns
 from mesh.docker import Docker
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
@@ -138,6 +140,7 @@ class Daemon:
         self._attachments = Attachments(around)
         self._exposures = Exposures(around, self._attachments)
         self._returns = Returns(self._attachments, targets)
+        self._dns = Dns(config, self._around_dns(), store.read(service.DOCUMENT), SystemRandom())
         own_mac = bridge_mac(identity.name)
         self._pinger = Pinger(BRIDGE, own_mac, lambda mac: mac in self._router.peer_macs)
         self._probes = Probes(
@@ -180,17 +183,20 @@ class Daemon:
             await self._write(TARGETS, {"targets": self._first_targets})
         await self._sleeve.prepare()
         self._handover.open(directories.forwarding_path(self._config.state_dir))
+        await self._dns.open(self._sleeve.pid if self._config.dns else None)
+        self._sleeve.keeps = self._dns.held
         await self._handover.first(self._decide())
         await self._sleeve.start()
         self._open_probe_sockets()
         self._spawn(self._underlay.watch(self._on_survey))
         self._spawn(self._returns.run())
+        self._spawn(self._dns.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
             self.node, self._router, self._attachments, self._exposures, transport, self._pinger, self._ipam,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
-                self._sleeve_view, self._returns,
+                self._sleeve_view, self._returns, self._dns,
             ),
             self._write, self._end,
         )  # fmt: skip
@@ -234,6 +240,7 @@ class Daemon:
         self._pinger.close()
         self._probes.close()
         self._offloads.close()
+        self._dns.close(self._gone)
         if self._transport is not None:
             await self._transport.stop()
         await self._sleeve.close(end=self._gone or (not self._has_started and self._sleeve.started > 0))
@@ -276,6 +283,10 @@ class Daemon:
                 self._ipam.copied(COPIED)
         if self._router.take(event):
             self._refresh_soon()
+        if isinstance(event, PageChanged) and event.table == ENDPOINTS_TABLE:
+            self._dns.endpoints_changed(event.owner, event.index)
+        else:
+            self._dns.take(event)
 
     def _refresh_soon(self) -> None:
         if self._refresh_due is None and self._handover.is_open and not self._closed:
@@ -301,7 +312,7 @@ class Daemon:
             zones=self._underlay.survey.zones,
             offloads_off=self._offloads.vxlan_off,
         )
-        ports = tuple(attachment.port for attachment in self._attachments.here())
+        ports = self._dns.ports(tuple(attachment.port for attachment in self._attachments.here()))
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
         self._router.path_mtus = self._path_mtus()
         desired = self._router.refresh(
@@ -406,8 +417,10 @@ class Daemon:
             body = self._pager.body(index)
             outcomes = self.node.publish(ENDPOINTS_TABLE, index, body, now)
             self._router.malformed_rows += self._router.table.replace_page(self.node.name, index, body)
+            self._dns.endpoints_changed(self.node.name, index)
             if self._transport is not None:
                 self._transport.perform(outcomes)
+        self._dns.told(ifname)
         self._refresh_soon()
 
     def _describe(self) -> None:
@@ -433,7 +446,29 @@ class Daemon:
             self._transport.perform(outcomes)
 
     def _publish_ipam(self, index: int, body: bytes) -> None:
-        outcomes = self.node.publish(IPAM_TABLE, index, body, time.monotonic())
+        self._publish_page(IPAM_TABLE, index, body)
+
+    def _around_dns(self) -> service.Around:
+        store, own = self.node.replica.store, self.node.name
+        return service.Around(
+            own=own,
+            table=self._router.table,
+            reachable=lambda: frozenset(self.node.replica.reachable),
+            rtts_s=self._rtts_s,
+            nickname_of=lambda peer: status.nickname(self._router, peer),
+            page_body=lambda owner, table, index: page.body if (page := store.get((owner, table, index))) else None,
+            publish=self._publish_page,
+            write=self._write,
+            attachments=lambda: self._attachments.all(),
+        )
+
+    def _rtts_s(self) -> Mapping[PeerName, float]:
+        """To peers, as far as links and workers have measured."""
+        by_sleeve = {name: peer.rtt_ms / 1000 for name, peer in self._sleeve.peers.items() if peer.rtt_ms is not None}
+        return by_sleeve | {link.peer: link.rtt_s for link in self.node.links() if link.rtt_s is not None}
+
+    def _publish_page(self, table: str, index: int, body: bytes) -> None:
+        outcomes = self.node.publish(table, index, body, time.monotonic())
         if self._transport is not None:
             self._transport.perform(outcomes)
 

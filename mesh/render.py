@@ -224,6 +224,12 @@ def _lease(answer: Row) -> str:
     return f"{age(answer.get('lease_s'))}; {may}"
 
 
+def dns(answer: Row) -> str:
+    from mesh.dns import words
+
+    return words.status_text(answer, table, _text)
+
+
 def ps(rows: list[Row], now_unix_s: float) -> str:
     cells = [
         (

@@ -13,10 +13,12 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any, NoReturn
 
 from mesh import arguments
+from mesh.dns import words
+from mesh.dns.words import DnsChange, DnsLookup
 from mesh.errors import UserError
 from mesh.ipam.wants import Want
 
-READS = ("status", "peers", "connections", "targets", "endpoints", "ipam", "ps", "report")
+READS = ("status", "peers", "connections", "targets", "endpoints", "ipam", "dns", "ps", "report")
 
 PRIME_TIMEOUT_MAX_S = 86_400.0
 PING_COUNT_MAX = 100_000
@@ -60,6 +62,8 @@ class Attach:
     labels: tuple[tuple[str, str], ...]
     """Sorted by key."""
     names: tuple[str, ...]
+    dns: bool = True
+    """Whether its names are told and answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,8 @@ class Reset:
 
 
 IpamRequest = Prime | RemovePeers | JoinRing | Export | Import | Check
-Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | IpamRequest | Stop | Reset
+DnsRequest = DnsChange | DnsLookup
+Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | IpamRequest | DnsRequest | Stop | Reset
 
 
 def parse_request(line: bytes) -> tuple[str, Request]:
@@ -186,12 +191,16 @@ def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
     if not all(isinstance(value, str) for value in labels.values()):
         raise ValueError("labels must be texts")
     names = [arguments.parse_name(name) for name in _texts(args, "names", arguments.NAMES_MAX)]
+    dns = _take(args, "dns", bool, True)
+    if names and not dns:
+        raise ValueError(f"{names[0]} is a name, and none are to be told: leave out -h or --without-dns")
     return Attach(
         target=target,
         wants=tuple(arguments.parse_wants(addresses)),
         network=arguments.parse_network(_take(args, "network", str, arguments.DEFAULT_NETWORK)),
         labels=tuple(sorted(arguments.check_label(key, value) for key, value in labels.items())),
         names=tuple(dict.fromkeys(names)),
+        dns=dns,
     )
 
 
@@ -279,6 +288,9 @@ _PARSERS: dict[str, Callable[[str, dict[str, Any]], Request]] = {
     "ipam-check": _parse_check,
     "stop": _parse_stop,
     "reset": _parse_reset,
+    "dns-add": words.parse_change,
+    "dns-remove": words.parse_change,
+    "dns-lookup": words.parse_lookup,
 }
 
 

@@ -106,7 +106,8 @@ def run_inside(descriptor: int, work: Callable[[], T]) -> T:
 def new_namespace(prepare: Callable[[], None]) -> int:
     """A descriptor of a namespace that is there as long as somebody holds one; `prepare` is called inside.
 
-    Raises OSError. Nothing of it is on disk or mounted: with the last descriptor, wherever it is, it goes, and its devices with it."""
+    Raises OSError. Nothing of it is on disk or mounted: with the last descriptor, wherever that is, it goes, and its
+    devices with it."""
     results: list[int] = []
     errors: list[BaseException] = []
 

@@ -247,7 +247,7 @@ def answers_untrusted(data: bytes, ident: int, question: bytes) -> int:
         raise ProtocolError("bad-answer", "not an answer to what was asked")
     if data[HEADER.size : HEADER.size + len(question)].lower() != question.lower():
         raise ProtocolError("bad-answer", "another question")
-    return flags & 0xF
+    return int(flags) & 0xF
 
 
 def pass_on(data: bytes, query: Query, tcp: bool) -> bytes:

@@ -8,7 +8,6 @@ and a hundred thousand names cost nothing at rest.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -104,8 +103,8 @@ class Zone:
         self._bare: dict[bytes, tuple[Bare, ...]] = {}
         self._bare_of: dict[bytes, tuple[Bare, ...]] = {}
         """By packed address."""
-        self._above: Counter[bytes] = Counter()
-        """How often each name between a name and the domain is passed: such a one exists, with nothing at it."""
+        self._below: dict[bytes, set[bytes]] = {}
+        """By each name between a name and the domain: it exists too, with nothing at it (RFC 4592, section 2.2.2)."""
         self._built: dict[bytes, Entry] = {}
 
     # -- what changed ------------------------------------------------------------------------------
@@ -115,8 +114,8 @@ class Zone:
         before = self._pages.get(place, ())
         known = {id(endpoint): names for endpoint, names in before}
         found = [each for each in self._table.on_page(place) if not each.away and each.names]
-        page = tuple((each, known.pop(id(each), None) or self._names_of(each)) for each in found)
-        was = {id(endpoint) for endpoint, _ in before}
+        was = dict(known)
+        page = tuple((each, known.pop(id(each), ()) or self._names_of(each)) for each in found)
         for endpoint, names in before:
             if id(endpoint) in known:
                 for name in names:
@@ -194,16 +193,18 @@ class Zone:
         self.generation += 1
 
     def _came(self, name: bytes) -> None:
-        self._above.update(self._between(name))
+        for above in self._between(name):
+            self._below.setdefault(above, set()).add(name)
         self._mark(name)
 
     def _left(self, name: bytes, index: dict[bytes, tuple[Endpoint, ...]] | dict[bytes, tuple[Bare, ...]]) -> None:
         if not index[name]:
             del index[name]
-        for above in self._between(name):
-            self._above[above] -= 1
-            if self._above[above] <= 0:
-                del self._above[above]
+        if name not in self._endpoints and name not in self._bare:
+            for above in self._between(name):
+                self._below[above].discard(name)
+                if not self._below[above]:
+                    del self._below[above]
         self._mark(name)
 
     def _mark(self, *names: bytes) -> None:
@@ -271,14 +272,12 @@ class Zone:
         if not exists and not self._has_names_below(name) and name != self.domain:
             return None, False
         entry = Entry(_grouped(ranked, 4), _grouped(ranked, 16))
-        if not keep:
-            entry.is_stale = True
-        return entry, keep and exists
+        keep = keep and exists
+        entry.is_stale = not keep
+        return entry, keep
 
     def _has_names_below(self, name: bytes) -> bool:
-        return name in self._above and any(
-            self._exists(each) for each in (*self._endpoints, *self._bare) if name in self._between(each)
-        )
+        return any(self._exists(each) for each in self._below.get(name, ()))
 
     def _exists(self, name: bytes) -> bool:
         return next(self._holders(name), None) is not None

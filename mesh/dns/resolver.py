@@ -75,7 +75,7 @@ class Resolver:
         try:
             query = message.parse_query_untrusted(data)
         except BadQueryError as error:
-            self.counters[f"bad-{error.code}"] += 1
+            self.counters[f"bad-{error.reason}"] += 1
             return message.refuse(data, error)
         return self._answer(query, data, tcp)
 

@@ -29,6 +29,8 @@ IN_FLIGHT_MAX: Final = 512
 """Questions being asked. Beyond them the answer is a failure at once, so that a flood costs others little."""
 WAITING_MAX: Final = 64
 """Askers of one question."""
+OF_ONE_MAX: Final = 128
+"""Questions that one address waits for: a container that asks for the world leaves room for the others."""
 TRIES_MAX: Final = 12
 _NEXT_PLEASE: Final = frozenset({message.SERVFAIL, message.REFUSED, message.NOTIMP, message.FORMERR})
 """What one server says and another may not."""
@@ -40,6 +42,8 @@ class Asker(NamedTuple):
     key: Hashable
     query: Query
     tcp: bool
+    source: str
+    """The address that the question came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +100,20 @@ class Upstreams:
         self._exchanges: dict[Hashable, _Exchange] = {}
         self._by_token: dict[int, _Exchange] = {}
         self._next_token = 1
+        self._waiting_of: Counter[str] = Counter()
         self._answers: Server | None = None
         """Who answered last, and is asked first."""
 
     def use(self, servers: Sequence[Server]) -> None:
         self.servers = tuple(servers)
 
-    def ask(self, asker: Asker, source: str, now: float) -> list[Effect]:
-        """`source`: the address that the question came from."""
-        if any(source == address for address, _ in self.servers):
+    def ask(self, asker: Asker, now: float) -> list[Effect]:
+        """Ask for somebody. A server that we ask is not answered by asking it."""
+        if any(asker.source == address for address, _ in self.servers):
             self.counters["loops"] += 1
+            return [Tell(asker, None)]
+        if self._waiting_of[asker.source] >= OF_ONE_MAX:
+            self.counters["too-many-of-one"] += 1
             return [Tell(asker, None)]
         query = asker.query
         key = (query.question.lower(), query.flags & (message.CD | 0x0020), query.edns_bytes is None,
@@ -116,6 +124,7 @@ class Upstreams:
                 self.counters["too-many"] += 1
                 return [Tell(asker, None)]
             self.counters["joined"] += 1
+            self._waiting_of[asker.source] += 1
             exchange.waiting.append(asker)
             return []
         if not self.servers:
@@ -125,6 +134,7 @@ class Upstreams:
             self.counters["too-many"] += 1
             return [Tell(asker, None)]
         self.counters["forwarded"] += 1
+        self._waiting_of[asker.source] += 1
         first = [self._answers] if self._answers in self.servers else []
         order = [*first, *(server for server in self.servers if server not in first)]
         exchange = _Exchange(key, query, asker.tcp, now + TOTAL_S, deque(order), [asker])
@@ -197,6 +207,9 @@ class Upstreams:
         del self._exchanges[exchange.key]
         effects = self._end_try(exchange)
         for asker in exchange.waiting:
+            self._waiting_of[asker.source] -= 1
+            if not self._waiting_of[asker.source]:
+                del self._waiting_of[asker.source]
             told = None if data is None else message.pass_on(data, asker.query, asker.tcp)
             effects.append(Tell(asker, told))
         return effects
