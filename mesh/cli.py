@@ -127,6 +127,7 @@ def _attach(parsed: Parsed) -> int:
             "names": [arguments.parse_name(name) for name in parsed.values("-h")],
             "dns": not parsed.has("--without-dns"),
         }
+        arguments.check_names_told(request["names"], request["dns"])
     _print_addresses(_ask("attach", request))
     return 0
 

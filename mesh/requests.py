@@ -192,8 +192,7 @@ def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
         raise ValueError("labels must be texts")
     names = [arguments.parse_name(name) for name in _texts(args, "names", arguments.NAMES_MAX)]
     dns = _take(args, "dns", bool, True)
-    if names and not dns:
-        raise ValueError(f"{names[0]} is a name, and none are to be told: leave out -h or --without-dns")
+    arguments.check_names_told(names, dns)
     return Attach(
         target=target,
         wants=tuple(arguments.parse_wants(addresses)),

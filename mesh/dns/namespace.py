@@ -28,7 +28,9 @@ GUEST_IFNAME: Final = "dns"
 _ADDRESSES: Final = (IPv4Interface((OWN_V4, 32)), IPv6Interface((OWN_V6, 64)))
 _WHERE: Final = (IPv4Network((OWN_V4, 32)),)
 """What a container needs a route to. IPv6 has one to every link-local address by itself."""
-_EVERYWHERE: Final = (*map(IPv4Network, ("0.0.0.0/1", "128.0.0.0/1")), *map(IPv6Network, ("::/1", "8000::/1")))
+_EVERYWHERE: Final = (
+    IPv4Network("0.0.0.0/1"), IPv4Network("128.0.0.0/1"), IPv6Network("::/1"), IPv6Network("8000::/1")
+)  # fmt: skip
 """Whoever asks is straight behind the port, whatever its address is."""
 _SYSCTLS: Final = Path("/proc/sys/net")
 _PREPARED: Final = (

@@ -133,6 +133,16 @@ class NamespaceFiles:
         return content is not None and content.startswith(f"{_MARK} (state in {self.owner}).")
 
 
+def forget(names: Collection[str]) -> None:
+    """Remove the files of namespaces that are gone, whichever daemon wrote them."""
+    for name in names:
+        path = NETNS_DIRECTORY / name / _NAME
+        with contextlib.suppress(OSError):
+            if (_content(path) or "").startswith(_MARK):
+                path.unlink()
+                path.parent.rmdir()
+
+
 def _content(path: Path) -> str | None:
     """None where there is none. Raises OSError."""
     try:
