@@ -26,6 +26,8 @@ NAMES_TABLE = "names"
 ADDRESSES_MAX = 64
 """Of one name for bare addresses on one host."""
 
+FAR = 1 << 20
+"""The rank of a host that nobody has measured the way to."""
 _IPV4_TREE = wire_name("in-addr.arpa")
 _IPV6_TREE = wire_name("ip6.arpa")
 
@@ -113,19 +115,21 @@ class Zone:
         """A page of endpoints has other rows than before."""
         before = self._pages.get(place, ())
         known = {id(endpoint): names for endpoint, names in before}
-        found = [each for each in self._table.on_page(place) if not each.away and each.names]
         was = dict(known)
-        page = tuple((each, known.pop(id(each), ()) or self._names_of(each)) for each in found)
+        found = [(each, known.pop(id(each), None)) for each in self._table.on_page(place)]
+        page = tuple((each, self._names_of(each) if names is None else names) for each, names in found)
         for endpoint, names in before:
             if id(endpoint) in known:
                 for name in names:
                     self._endpoints[name] = tuple(e for e in self._endpoints[name] if e is not endpoint)
                     self._left(name, self._endpoints)
+                self._mark_rivals(endpoint)
         for endpoint, names in page:
             if id(endpoint) not in was:
                 for name in names:
                     self._endpoints[name] = (*self._endpoints.get(name, ()), endpoint)
                     self._came(name)
+                self._mark_rivals(endpoint)
         if page:
             self._pages[place] = page
         else:
@@ -214,6 +218,13 @@ class Zone:
             if entry is not None:
                 entry.is_stale = True
 
+    def _mark_rivals(self, endpoint: Endpoint) -> None:
+        """Who claims the same addresses may hold them now, or hold them no more."""
+        for binding in endpoint.bindings:
+            for rival in self._table.claimants(binding.ip):
+                if rival is not endpoint:
+                    self._mark(*self._names_of(rival))
+
     def _between(self, name: bytes) -> list[bytes]:
         found = []
         at = 1 + name[0]
@@ -246,6 +257,8 @@ class Zone:
         return name.endswith(self.domain) and (name == self.domain or self.domain in _suffixes(name))
 
     def _names_of(self, endpoint: Endpoint) -> tuple[bytes, ...]:
+        if endpoint.away:
+            return ()
         found = (self.qualify(text) for text in endpoint.names)
         return tuple(dict.fromkeys(name for name in found if name is not None))
 
@@ -256,45 +269,31 @@ class Zone:
         entry = self._built.get(name)
         if entry is not None:
             return entry
-        entry, keep = self._build(name)
-        if entry is not None and keep:
-            self._built[name] = entry
-        return entry
-
-    def _build(self, name: bytes) -> tuple[Entry | None, bool]:
         ranked: dict[bytes, int] = {}
-        exists, keep = False, True
-        for address, owner, _, lasting in self._holders(name):
-            exists, keep = True, keep and lasting
-            ranked[address] = min(self._rank_of(owner), ranked.get(address, 1 << 30))
-        if any(self._table.is_contested(each) for each in self._endpoints.get(name, ())):
-            keep = False
-        if not exists and not self._has_names_below(name) and name != self.domain:
-            return None, False
-        entry = Entry(_grouped(ranked, 4), _grouped(ranked, 16))
-        keep = keep and exists
-        entry.is_stale = not keep
-        return entry, keep
-
-    def _has_names_below(self, name: bytes) -> bool:
-        return any(self._exists(each) for each in self._below.get(name, ()))
+        for address, owner, _ in self._holders(name):
+            ranked[address] = min(self._rank_of(owner), ranked.get(address, FAR))
+        if not ranked:
+            exists = name == self.domain or any(self._exists(each) for each in self._below.get(name, ()))
+            return Entry(is_stale=True) if exists else None
+        entry = self._built[name] = Entry(_grouped(ranked, 4), _grouped(ranked, 16))
+        return entry
 
     def _exists(self, name: bytes) -> bool:
         return next(self._holders(name), None) is not None
 
-    def _holders(self, name: bytes) -> Iterator[tuple[bytes, PeerName, str, bool]]:
-        """Packed address, owner, id of the endpoint, and whether nobody else claims the address."""
+    def _holders(self, name: bytes) -> Iterator[tuple[bytes, PeerName, str]]:
+        """Packed address, owner, and id of the endpoint."""
         for endpoint in self._endpoints.get(name, ()):
             if not self._counts(endpoint.owner):
                 continue
             contested = self._table.is_contested(endpoint)
             for binding in endpoint.bindings:
                 if not contested or self._table.holder(binding.ip) is endpoint:
-                    yield binding.ip.packed, endpoint.owner, endpoint.id, not contested
+                    yield binding.ip.packed, endpoint.owner, endpoint.id
         for bare in self._bare.get(name, ()):
             if self._counts(bare.owner):
                 for address in bare.addresses:
-                    yield address, bare.owner, "", True
+                    yield address, bare.owner, ""
 
     def _counts(self, owner: PeerName) -> bool:
         return owner == self._own or owner in self._reachable
@@ -306,7 +305,7 @@ class Zone:
         """The names of an address, sorted."""
         holder = self._table.holder(address)
         found: list[bytes] = []
-        if holder is not None and not holder.away and self._counts(holder.owner):
+        if holder is not None and self._counts(holder.owner):
             found += self._names_of(holder)
         found += [bare.name for bare in self._bare_of.get(address.packed, ()) if self._counts(bare.owner)]
         return sorted(set(found))
@@ -315,7 +314,7 @@ class Zone:
         """Everything that is answered, at most so much of it, in order."""
         found: list[Row] = []
         for name in sorted({*self._endpoints, *self._bare}, key=lambda name: labels_of(name)[::-1]):
-            for address, owner, target, _ in self._holders(name):
+            for address, owner, target in self._holders(name):
                 if len(found) >= most:
                     return found
                 found.append(Row(name, ip_address(address), owner, target))

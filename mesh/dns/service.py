@@ -25,7 +25,7 @@ from mesh.config import LaunchConfig
 from mesh.dns import resolvconf
 from mesh.dns.forwarder import Forwarder
 from mesh.dns.message import text_name
-from mesh.dns.names import ADDRESSES_MAX, NAMES_TABLE, Zone, encode_bare
+from mesh.dns.names import ADDRESSES_MAX, FAR, NAMES_TABLE, Zone, encode_bare
 from mesh.dns.namespace import DnsNamespace
 from mesh.dns.resolvconf import HostFile, NamespaceFiles
 from mesh.dns.resolver import OWN_V4, OWN_V6, Resolver
@@ -42,7 +42,6 @@ LOOK_S = 5.0
 BARE_NAMES_MAX = 10_000
 NEAR_MS = 2.0
 """Hosts within this are all equally near: a local network."""
-FAR = 1 << 20
 
 log = EventLog("dns")
 
