@@ -23,7 +23,7 @@ from mesh.dns.server import open_sockets
 from mesh.endpoints import derive_mac
 from mesh.logs import EventLog
 
-IFNAME: Final = "vw-dns"
+IFNAME: Final = "weft-dns"
 GUEST_IFNAME: Final = "dns"
 _ADDRESSES: Final = (IPv4Interface((OWN_V4, 32)), IPv6Interface((OWN_V6, 64)))
 _WHERE: Final = (IPv4Network((OWN_V4, 32)),)

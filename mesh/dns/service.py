@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -94,8 +94,7 @@ class Dns:
 
     async def open(self, worker_pid: int | None) -> None:
         """Serve as soon as the kernel has the port. `worker_pid`: a sleeve worker of an earlier life."""
-        for name in self._bare:
-            self._tell(name)
+        self._tell(self._bare)
         if not self.enabled:
             self._files.remove_all()
             return
@@ -233,13 +232,16 @@ class Dns:
             except StoreError as error:
                 raise ApiError("not-saved", str(error)) from None
             self._bare = bare
-            for name in names:
-                self._tell(name)
+            self._tell(names)
         return {"names": [self._whole(name) for name in names]}
 
-    def _tell(self, name: str) -> None:
-        addresses = self._bare.get(name)
-        changed = self._pager.put(name, encode_bare(name, addresses)) if addresses else self._pager.remove(name)
+    def _tell(self, names: Iterable[str]) -> None:
+        """Names of bare addresses as they now are. Each page that changes is told once."""
+        changed: dict[int, None] = {}
+        for name in names:
+            addresses = self._bare.get(name)
+            pages = self._pager.put(name, encode_bare(name, addresses)) if addresses else self._pager.remove(name)
+            changed.update(dict.fromkeys(pages))
         for index in changed:
             body = self._pager.body(index)
             self._around.publish(NAMES_TABLE, index, body)
