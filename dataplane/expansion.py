@@ -179,7 +179,7 @@ class Expander:
         return [mac for oddity in self._odd.values() for mac in oddity.unusable]
 
     def _leaves_ipv6_out(self, desired: Desired) -> bool:
-        local = (address for port in desired.ports for address in port.addresses)
+        local = (address for port in desired.ports if not port.isolated for address in port.addresses)
         exposed = (each.interface for each in desired.exposed)
         return any(oddity.leaves_ipv6_out for oddity in self._odd.values()) or not all(
             _is_carried(desired.segment, address) for address in (*local, *exposed)

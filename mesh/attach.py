@@ -105,6 +105,9 @@ class Attachments:
     def all(self) -> list[Attachment]:
         return sorted(self._held.values(), key=lambda attachment: (attachment.id, attachment.ifname))
 
+    def at(self, ifname: str) -> Attachment | None:
+        return self._held.get(ifname)
+
     def here(self) -> list[Attachment]:
         """Those whose namespaces are there."""
         return [attachment for attachment in self.all() if attachment.away_since is None]

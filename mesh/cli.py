@@ -327,6 +327,14 @@ def _dns_lookup(parsed: Parsed) -> int:
     return 0
 
 
+def _dns_args(_: Parsed) -> int:
+    answer = _ask("dns")
+    if not answer["enabled"]:
+        raise UserError("DNS is off on this host; launch without --no-dns")
+    print(f"--dns={answer['address']} --dns-search={answer['domain']}")
+    return 0
+
+
 def _version(parsed: Parsed) -> int:
     from mesh import client
     from mesh.version import VERSION
@@ -385,4 +393,5 @@ _VERBS = {
     "dns-add": lambda parsed: _dns_change("dns-add", parsed),
     "dns-remove": lambda parsed: _dns_change("dns-remove", parsed),
     "dns-lookup": _dns_lookup,
+    "dns-args": _dns_args,
 }

@@ -460,6 +460,7 @@ class Daemon:
             publish=self._publish_page,
             write=self._write,
             attachments=lambda: self._attachments.all(),
+            attachment=lambda ifname: self._attachments.at(ifname),
         )
 
     def _rtts_s(self) -> Mapping[PeerName, float]:

@@ -225,6 +225,7 @@ VERBS = (
         most=_MANY,
         options=(Option("-h", "NAME", "the name; may be repeated", repeat=True),),
     ),
+    Verb("dns-args", "", "the options by which `docker run` is told of the DNS server"),
     Verb(
         "dns-lookup",
         "NAME",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import chain, islice
 from typing import NamedTuple
 
 import msgpack
@@ -26,6 +27,10 @@ NAMES_TABLE = "names"
 ADDRESSES_MAX = 64
 """Of one name for bare addresses on one host."""
 
+TOLD_MAX = 512
+"""Addresses of one name and family that are told, the nearest: nobody tries more, and each costs every answer time."""
+SORTED_MAX = 20_000
+"""Names that are looked through for a list."""
 FAR = 1 << 20
 """The rank of a host that nobody has measured the way to."""
 _IPV4_TREE = wire_name("in-addr.arpa")
@@ -313,12 +318,21 @@ class Zone:
     def rows(self, most: int) -> list[Row]:
         """Everything that is answered, at most so much of it, in order."""
         found: list[Row] = []
-        for name in sorted({*self._endpoints, *self._bare}, key=lambda name: labels_of(name)[::-1]):
+        # Of a great many some are as good as others, and sorting all would take its time.
+        names = islice(dict.fromkeys(chain(self._endpoints, self._bare)), SORTED_MAX)
+        for name in sorted(names, key=lambda name: labels_of(name)[::-1]):
             for address, owner, target in self._holders(name):
                 if len(found) >= most:
                     return found
                 found.append(Row(name, ip_address(address), owner, target))
         return found
+
+    def count_of(self, owner: PeerName) -> int:
+        """Names that one host has said."""
+        pages = (page for (each, _), page in self._pages.items() if each == owner)
+        said = {name for page in pages for _, names in page for name in names}
+        said.update(bare.name for (each, _), page in self._bare_pages.items() if each == owner for bare in page)
+        return len(said)
 
     def __len__(self) -> int:
         """Names that somebody has said, whether they count now or not."""
@@ -327,9 +341,9 @@ class Zone:
 
 def _grouped(ranked: dict[bytes, int], length: int) -> tuple[tuple[bytes, ...], ...]:
     groups: dict[int, list[bytes]] = {}
-    for address, rank in sorted(ranked.items()):
-        if len(address) == length:
-            groups.setdefault(rank, []).append(address)
+    found = sorted((rank, address) for address, rank in ranked.items() if len(address) == length)
+    for rank, address in found[:TOLD_MAX]:
+        groups.setdefault(rank, []).append(address)
     return tuple(tuple(groups[rank]) for rank in sorted(groups))
 
 

@@ -57,8 +57,11 @@ class DnsNamespace:
         )  # fmt: skip
 
     def open_sockets(self) -> list[socket.socket]:
-        """Raises OSError."""
-        return run_inside(self.descriptor, open_sockets)
+        """Raises OSError. Where the kernel has no IPv6 the port goes without it."""
+        opened = run_inside(self.descriptor, open_sockets)
+        if all(each.family != socket.AF_INET6 for each in opened):
+            self._port = replace(self._port, addresses=self._port.addresses[:1], onlink=self._port.onlink[:2])
+        return opened
 
     def ports(self, containers: Sequence[Port]) -> tuple[Port, ...]:
         """The server's port, and those of containers with the way to it."""

@@ -32,6 +32,7 @@ from mesh.dns.resolver import OWN_V4, OWN_V6, Resolver
 from mesh.dns.server import Server
 from mesh.dns.words import DNS_PORT, SHOWN_MAX, DnsChange
 from mesh.endpoints import Address, EndpointTable
+from mesh.ipam.wants import Claim
 from mesh.logs import EventLog
 from mesh.requests import ApiError, Attach
 from mesh.store import StoreError
@@ -62,6 +63,8 @@ class Around:
     """Tell a page of one of our tables."""
     write: Callable[[str, dict[str, Any]], Awaitable[None]]
     attachments: Callable[[], Sequence[Attachment]]
+    attachment: Callable[[str], Attachment | None]
+    """By ifname."""
 
 
 class Dns:
@@ -98,7 +101,8 @@ class Dns:
         if not self.enabled:
             self._files.remove_all()
             return
-        self._look_at_host()
+        self._host.look()
+        self._use_servers()
         try:
             self._namespace = DnsNamespace(worker_pid)
             await self._server.serve(self._namespace.open_sockets())
@@ -108,6 +112,7 @@ class Dns:
             return
         log.info("dns-serves", address=OWN_V4, domain=self.domain, adopted=self._namespace.is_adopted)
         self._files.remove_all(but=[_named(each) for each in self._around.attachments() if _has_file(each)])
+        self._write_files()
 
     async def run(self) -> None:
         """Keep what is outside of us in sight."""
@@ -137,12 +142,15 @@ class Dns:
         return self._namespace.ports(containers) if self._namespace is not None else containers
 
     def _look_at_host(self) -> None:
-        if not self._host.look():
-            return
-        servers = list(self._upstreams)
-        if not servers:
-            servers = [(text, DNS_PORT) for text in self._host.content.servers if not _is_own(text)]
-        self._forwarder.use(servers)
+        if self._host.look():
+            self._use_servers()
+            self._write_files()
+
+    def _use_servers(self) -> None:
+        named = self._upstreams or [(text, DNS_PORT) for text in self._host.content.servers]
+        self._forwarder.use([(text, port) for text, port in named if not _is_own(text)])
+
+    def _write_files(self) -> None:
         for attachment in self._around.attachments():
             self._write_file(attachment)
 
@@ -164,7 +172,7 @@ class Dns:
 
     def told(self, ifname: str) -> None:
         """What is attached at a port, or no more, has been told to the mesh."""
-        attachment = next((each for each in self._around.attachments() if each.ifname == ifname), None)
+        attachment = self._around.attachment(ifname)
         before = self._names_of_files.get(ifname)
         if before is not None and (attachment is None or not _has_file(attachment) or _named(attachment) != before):
             del self._names_of_files[ifname]
@@ -203,6 +211,10 @@ class Dns:
 
     def accept(self, request: Attach) -> Attach:
         """An attachment's request, its names relative to our domain. Raises `ApiError`."""
+        for want in request.wants:
+            if isinstance(want, Claim) and want.interface.ip in (OWN_V4, OWN_V6):
+                cure = "take another address"
+                raise ApiError("address-taken", f"{want.interface.ip} is that of every host's DNS server; {cure}")
         return replace(request, names=self.relative(request.names)) if self.enabled else request
 
     async def change(self, request: DnsChange) -> dict[str, Any]:
@@ -285,7 +297,7 @@ class Dns:
             "upstreams_from": "--dns-upstream" if self._upstreams else str(resolvconf.HOST_FILE),
             "forwarding": len(self._forwarder),
             "names": len(self.zone),
-            "own_names": len({row.name for row in rows if row.owner == self._around.own}),
+            "own_names": self.zone.count_of(self._around.own),
             "counters": dict(sorted(counters.items())),
             "malformed_rows": self.zone.malformed,
             "warnings": self.warnings(),
@@ -300,7 +312,7 @@ class Dns:
                 }
                 for row in rows
             ],
-            "more": max(0, len(self.zone) - SHOWN_MAX),
+            "more": len(self.zone) - len({row.name for row in rows}) if len(rows) >= SHOWN_MAX else 0,
         }
 
     def troubles(self) -> list[dict[str, str]]:

@@ -161,6 +161,7 @@ def test_nearest_first_and_the_others_in_changing_order(lab: Lab) -> None:
     assert all(order[2] == lab.address("c2.1") for order in orders) and len(orders) == 2
     assert {dig(lab, "c2.3", "many")[0] for _ in range(4)} == {lab.address("c2.1")}
     assert lab.weft("h2", ["dns-lookup", "many"]).stdout.split()[0] == lab.address("c2.1")
+    assert lab.weft("h2", ["dns-args"]).stdout == f"--dns={SERVER} --dns-search=weft.local.\n"
 
 
 def test_names_leave_within_a_second_of_detach(lab: Lab) -> None:
@@ -352,6 +353,11 @@ def test_a_daemon_that_is_down_refuses_at_once_and_the_next_one_answers(lab: Lab
     assert dig(lab, "c1.1", "c1-2") == [lab.address("c1.2")]
     assert lab.weft_json("h1", "report")["counters"]["kernel"]["applied"] == 0
     wait_until(lambda: dig(lab, "c1.1", "c2-1") == [lab.address("c2.1")], 10, "h2's names were known again")
+    path = Path("/etc/netns", lab.namespace("c1.3"))
+    assert path.exists()
+    lab.weft("h1", ["detach", lab.namespace("c1.3")])
+    assert not path.exists(), "what an earlier life wrote goes too"
+    lab.weft("h1", ["attach", *lab.addresses("c1.3"), lab.namespace("c1.3"), "-h", "c1-3"])
 
 
 def test_names_of_a_dead_host_leave_within_five_seconds(lab: Lab) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gossip.errors import ProtocolError
 from gossip.pages import TablePager
 from mesh.dns.message import text_name, wire_name
-from mesh.dns.names import Zone, decode_bare_untrusted, encode_bare, reverse_address, reverse_name
+from mesh.dns.names import TOLD_MAX, Zone, decode_bare_untrusted, encode_bare, reverse_address, reverse_name
 from mesh.endpoints import Endpoint
 from tests.mesh.dns.oracle import H1, H2, H3, World, endpoint
 
@@ -86,6 +86,16 @@ def test_nearer_hosts_come_first_and_equals_together() -> None:
     entry = world.zone.lookup(wire_name("web.weft.local"))
     assert entry is not None
     assert [sorted(each[3] for each in group) for group in entry.v4] == [[3], [2, 4], [1]]
+
+
+def test_a_name_of_very_many_has_the_nearest() -> None:
+    world = World()
+    world.ranks = {H2: 1, H3: 0}
+    for number in range(TOLD_MAX):
+        world.tell(endpoint(H2, number, f"10.2.{number // 250}.{number % 250 + 1}/8", names=["many"]))
+        world.tell(endpoint(H3, number, f"10.3.{number // 250}.{number % 250 + 1}/8", names=["many"]))
+    addresses = found(world, "many.weft.local")
+    assert len(addresses) == TOLD_MAX and all(each.startswith("10.3.") for each in addresses)
 
 
 def test_a_name_between_exists_without_addresses() -> None:
