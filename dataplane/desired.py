@@ -130,6 +130,8 @@ class Desired:
     settled: bool = True
     """False while other hosts' state is not yet known: what the kernel already holds of theirs stays (adoption)."""
     exposed: tuple[Exposed, ...] = ()
+    beside: tuple[Interface, ...] = ()
+    """Addresses of this host on the bridge that lead nobody anywhere: by them it speaks with isolated ports."""
 
     @property
     def endpoints(self) -> tuple[RemoteEndpoint, ...]:

@@ -319,6 +319,7 @@ class Daemon:
             local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path,
             tuple(held.wanted for held in self._exposures.all()),
         )  # fmt: skip
+        desired = replace(desired, beside=self._dns.beside)
         if self._router.told_mtu != self._told_mtu:
             self._describe()
         sizes = {version: self._router.probe_bytes(version) for version in self._router.probed}

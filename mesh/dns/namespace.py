@@ -26,6 +26,8 @@ from mesh.logs import EventLog
 IFNAME: Final = "weft-dns"
 GUEST_IFNAME: Final = "dns"
 _ADDRESSES: Final = (IPv4Interface((OWN_V4, 32)), IPv6Interface((OWN_V6, 64)))
+HOST_ADDRESS: Final = IPv4Interface("169.254.6.52/31")
+"""The host's own on the bridge, which makes the server its neighbour: it too may ask."""
 _WHERE: Final = (IPv4Network((OWN_V4, 32)),)
 """What a container needs a route to. IPv6 has one to every link-local address by itself."""
 _EVERYWHERE: Final = (

@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from ipaddress import IPv4Interface, ip_address
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,7 +26,7 @@ from mesh.dns import resolvconf
 from mesh.dns.forwarder import Forwarder
 from mesh.dns.message import text_name
 from mesh.dns.names import ADDRESSES_MAX, FAR, NAMES_TABLE, Zone, encode_bare
-from mesh.dns.namespace import DnsNamespace
+from mesh.dns.namespace import HOST_ADDRESS, DnsNamespace
 from mesh.dns.resolvconf import HostFile, NamespaceFiles
 from mesh.dns.resolver import OWN_V4, OWN_V6, Resolver
 from mesh.dns.server import Server
@@ -137,6 +137,11 @@ class Dns:
         """Descriptors that a worker which outlives us should hold too."""
         return (self._namespace.descriptor,) if self._namespace is not None else ()
 
+    @property
+    def beside(self) -> tuple[IPv4Interface, ...]:
+        """The host's own addresses on the bridge, to ask its server by."""
+        return (HOST_ADDRESS,) if self._namespace is not None else ()
+
     def ports(self, containers: tuple[Port, ...]) -> tuple[Port, ...]:
         """With the server's, and with the way to it."""
         return self._namespace.ports(containers) if self._namespace is not None else containers
@@ -212,7 +217,7 @@ class Dns:
     def accept(self, request: Attach) -> Attach:
         """An attachment's request, its names relative to our domain. Raises `ApiError`."""
         for want in request.wants:
-            if isinstance(want, Claim) and want.interface.ip in (OWN_V4, OWN_V6):
+            if isinstance(want, Claim) and want.interface.ip in (OWN_V4, OWN_V6, HOST_ADDRESS.ip):
                 cure = "take another address"
                 raise ApiError("address-taken", f"{want.interface.ip} is that of every host's DNS server; {cure}")
         return replace(request, names=self.relative(request.names)) if self.enabled else request

@@ -128,7 +128,7 @@ def status_text(
     upstreams = ", ".join(map(clean, answer.get("upstreams") or [])) or "none: only our own names are answered"
     facts = [
         ("  domain", clean(answer.get("domain"))),
-        ("  server", f"{clean(answer.get('address'))} and {clean(answer.get('address6'))}, in containers of this host"),
+        ("  server", f"{clean(answer.get('address'))} and {clean(answer.get('address6'))}, on this host only"),
         ("  upstreams", f"{upstreams} ({clean(answer.get('upstreams_from'))})"),
         ("  names", f"{clean(answer.get('names'))}, {clean(answer.get('own_names'))} of them of this host"),
         ("  asked", _counted(answer.get("counters") or {}, clean)),

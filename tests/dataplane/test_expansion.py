@@ -17,7 +17,7 @@ from dataplane.desired import (
     RemotePeer,
     Segment,
 )
-from dataplane.expansion import expand
+from dataplane.expansion import Expander, expand
 from dataplane.objects import (
     ACCEPT,
     ACTIVE_RULE,
@@ -28,6 +28,7 @@ from dataplane.objects import (
     GUEST,
     GUEST_ADDRESS,
     GUEST_ONLINK,
+    HOST_ADDRESS,
     LINK,
     NEIGHBOUR,
     NOWHERE,
@@ -38,6 +39,7 @@ from dataplane.objects import (
     Guard,
     Guest,
     GuestAddress,
+    HostAddress,
     Key,
     Offloads,
     PortFlags,
@@ -286,3 +288,13 @@ def test_routes_inside_are_wanted_in_families_that_a_port_has_addresses_of() -> 
     assert wanted == [ip_address("169.254.6.53").packed + b"\x20"]
     flags = objects[Key(PORT, "vwa")]
     assert isinstance(flags, PortFlags) and flags.isolated and flags.locked
+
+
+def test_addresses_of_the_host_beside_exposed_ones_lead_nobody_out() -> None:
+    """They are on the bridge, and that is all that follows from them."""
+    expander = Expander()
+    before = expander.expand(Desired(SEGMENT, (PORT_A,)))
+    after = expander.expand(Desired(SEGMENT, (PORT_A,), beside=(ip_interface("169.254.6.52/31"),)))
+    key = Key(HOST_ADDRESS, "weft", ip_address("169.254.6.52").packed + b"\x1f")
+    assert after.objects.keys() - before.objects.keys() == {key} and after.objects[key] == HostAddress()
+    assert expander.expand(Desired(SEGMENT, (PORT_A,))).gone == [key]

@@ -122,7 +122,7 @@ def resolve(lab: Lab, node: str, name: str) -> list[str]:
 
 def test_containers_find_each_other_by_name(lab: Lab) -> None:
     """On both hosts, by both families, over UDP and TCP, and the other way round; no host is exposed."""
-    for asker in ("c1.1", "c2.1"):
+    for asker in ("c1.1", "c2.1", "h1", "h2"):
         for node in lab.container_nodes():
             name = node.replace(".", "-")
             assert dig(lab, asker, name) == dig(lab, asker, name.upper()) == [lab.address(node)]
