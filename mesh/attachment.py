@@ -19,7 +19,7 @@ from typing import Any
 from dataplane.desired import Port
 from gossip.names import PeerName
 from mesh.arguments import parse_name
-from mesh.endpoints import NAMES_MAX, Binding, Endpoint, Interface
+from mesh.endpoints import Binding, Endpoint, Interface
 
 GUEST_IFNAME = "ethwe"
 NAMED_DIRECTORY = "/run/netns"
@@ -91,9 +91,8 @@ class Attachment:
 
     def endpoint(self, owner: PeerName) -> Endpoint:
         away = self.away_since is not None
-        own = (self.own_name,) if self.own_name is not None else ()
-        names = tuple(dict.fromkeys((*own, *self.names)))[:NAMES_MAX] if self.dns else ()
-        return Endpoint(owner, self.id, self.mac, self.bindings, names, self.labels, self.network, away)
+        names, called = (self.names, self.own_name or "") if self.dns else ((), "")
+        return Endpoint(owner, self.id, self.mac, self.bindings, names, self.labels, self.network, away, called)
 
     def texts(self) -> list[str]:
         """Its addresses with their lengths."""

@@ -264,7 +264,7 @@ class Zone:
     def _names_of(self, endpoint: Endpoint) -> tuple[bytes, ...]:
         if endpoint.away:
             return ()
-        found = (self.qualify(text) for text in endpoint.names)
+        found = (self.qualify(text) for text in (endpoint.called, *endpoint.names) if text)
         return tuple(dict.fromkeys(name for name in found if name is not None))
 
     # -- what there is -----------------------------------------------------------------------------

@@ -254,7 +254,7 @@ def test_endpoints_are_those_that_count(here: Here) -> None:
     assert (rows["mine"]["local"], rows["c1"]["local"]) == (True, False)
     assert rows["c1"]["nickname"] == "h3"
     assert rows["mine"]["addresses"] == ["10.32.0.9/16"]
-    assert (rows["mine"]["names"], rows["mine"]["labels"]) == (["mine", "web"], {"app": "web"})
+    assert (rows["mine"]["names"], rows["mine"]["labels"]) == (["web"], {"app": "web"})
     assert rows["mine"]["mac"] == MINE.mac.hex(":")
     assert rows["mine"]["conflict"] is None
     here.reach(now=2.0)

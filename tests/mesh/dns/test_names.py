@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -31,6 +32,15 @@ def test_a_name_has_the_addresses_of_all_who_bear_it() -> None:
     assert found(world, "web.weft.local") == ["10.32.1.1", "10.32.2.1", "fd00:32::1"]
     assert found(world, "db.weft.local") == ["10.32.2.1"]
     assert found(world, "nobody.weft.local") == []
+
+
+def test_what_a_container_is_called_is_a_name_of_it() -> None:
+    """Beside those that were given; a word with dots is under the domain."""
+    world = World()
+    world.tell(replace(endpoint(H2, 1, "10.32.1.1/16", names=["web"]), called="c1.1"))
+    assert found(world, "c1.1.weft.local") == found(world, "web.weft.local") == ["10.32.1.1"]
+    names = [text_name(each) for each in world.zone.names_at(ip_address("10.32.1.1"))]
+    assert sorted(names) == ["c1.1.weft.local.", "web.weft.local."]
 
 
 def test_what_went_is_not_found() -> None:
