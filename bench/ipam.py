@@ -18,13 +18,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import uvloop
 
 from bench.harness import Aim, Result, interleave, percentile, say
+from gossip.names import PeerName, format_name
+from mesh.ipam.member import Member
+from mesh.ipam.service import Ipam, Mesh, boottime
+from mesh.ipam.space import Space
+from mesh.ipam.surroundings import Settings, Surroundings
+from mesh.ipam.wants import FromSubnet
 from mesh.journal import Journal
 from mesh.namespaces import LabError
 
@@ -51,26 +58,29 @@ Ask = Callable[[str], Awaitable[None]]
 
 @asynccontextmanager
 async def _giver(directory: str, given: int) -> AsyncIterator[tuple[Ask, Ask]]:
-    """Our side, with `given` addresses given: how to give one to a container, and how to take it back.
-
-    So far the journal alone, one record for each: what nothing that keeps its word can be quicker than."""
+    """Our side, with `given` addresses given: how to give one to a container, and how to take it back. One host alone,
+    which is its own voter."""
     journal = Journal.open(directory, "ipam")
-    numbers: dict[str, int] = {}
+    settings = Settings(Space(IPv4Network(SUBNET), None), expected=1)
+    around = Surroundings(PeerName(b"bench..."), "bench", 1, b"boot")
+    member = Member(settings, around, journal.contents, Random(1), boottime())
+    ipam = Ipam(member, journal, Mesh(lambda page, body: None, frozenset, format_name, lambda: 1))
+    ipam.start()
 
     async def give(container: str) -> None:
-        numbers[container] = number = given + len(numbers)
-        await journal.commit({(FIRST + number).packed: container.encode()})
+        await ipam.obtain(container, (FromSubnet(None),))
 
-    async def take_back(container: str) -> None:
-        await journal.commit({(FIRST + numbers[container]).packed: None})
-        del numbers[container]
+    waiting = iter(range(given))
 
-    for start in range(0, given, 1000):
-        await journal.commit({(FIRST + n).packed: f"given-{n}".encode() for n in range(start, start + 1000)})
+    async def fill() -> None:
+        for number in waiting:
+            await give(f"given-{number}")
+
+    await asyncio.gather(*[fill() for _ in range(AT_ONCE)])
     try:
-        yield give, take_back
+        yield give, ipam.release_all
     finally:
-        await journal.close()
+        await ipam.close()
 
 
 class _Ours:
@@ -188,8 +198,8 @@ def run() -> Result:
         "Giving addresses",
         f"One disk, {ROUNDS} rounds in turns, medians; each round ends as it began. *Alone*: one request after the "
         f"other, from the question to the answer. *At once*: {AT_ONCE} askers who ask again when they are answered. "
-        "Ours is asked inside the process, and an answer means that it is on the disk (so far the journal alone, one "
-        "record an address); host-local is a process for each request, as CNI wants it, and leaves its files to the "
+        "Ours is asked inside the process, and an answer means that it is on the disk; host-local is a process for "
+        "each request, as CNI wants it, and leaves its files to the "
         "kernel to be written some time. *A process*: host-local asked for its version only, which is what of its time "
         "goes to starting it.",
         ["given already", "who", "alone ms p50", "p99", "of that a process", "a second, at once", "processor ms each"],

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 
-from mesh import allocation
-from mesh.ipam.wants import Claim, FromSubnet, Want
-
 DEFAULT_PORT = 6783
 PORT_MAX = 65535
 
@@ -30,13 +27,32 @@ OFFLOADS = ("tap", "udp-segment", "udp-gro", "vxlan-checksum", "vxlan-segment")
 TARGET_BYTES_MAX = 4096
 """PATH_MAX of Linux."""
 
+RING_DIGITS = 32
+
 DEFAULT_NETWORK = "weft"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Want = ipaddress.IPv4Interface | ipaddress.IPv6Interface | Network | None
+"""An address, a subnet to give one from, or None: the default subnet."""
 
 _ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _HOST_CHARS = _ALNUM | frozenset("-_")
+_HEX = frozenset("0123456789abcdef")
 _LABEL_KEY_CHARS = _ALNUM | frozenset("-_./")
 
-_NO_SUBNET = "a subnet is to take free addresses from: give addresses themselves, such as 10.32.1.5/24"
+SUBNET_PREFIX = "net:"
+DEFAULT_SUBNET = "net:default"
+SUBNET_ADDRESSES_MIN = 4
+"""Two of them are no host's; fewer than this many are not worth a subnet."""
+
+_NO_HOSTS = tuple(
+    (ipaddress.ip_network(text), what)
+    for text, what in (
+        ("0.0.0.0/8", "this-network"), ("127.0.0.0/8", "loopback"), ("169.254.0.0/16", "link-local"),
+        ("224.0.0.0/4", "multicast"), ("::1/128", "loopback"), ("::ffff:0:0/96", "IPv4-mapped"),
+        ("fe80::/10", "link-local"), ("ff00::/8", "multicast"),
+    )
+)  # fmt: skip
 
 
 def parse_peer(text: str) -> str:
@@ -78,8 +94,8 @@ def parse_advertised(text: str) -> str:
 
 def parse_address(text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
     """An overlay address with its length: `10.32.1.5/24`, `ip:10.32.1.5/24`, `fd00:32::5/64`."""
-    if text.startswith("net:"):
-        raise ValueError(f"{text}: {_NO_SUBNET}")
+    if text.startswith(SUBNET_PREFIX):
+        raise ValueError(f"{text!r} names a subnet, and an address is needed here, such as 10.32.1.5/24")
     bare = text.removeprefix("ip:")
     if "/" not in bare:
         raise ValueError(f"{text!r} has no length: an address is written 10.32.1.5/24 or fd00:32::5/64")
@@ -107,20 +123,59 @@ def parse_addresses(texts: list[str]) -> list[ipaddress.IPv4Interface | ipaddres
     return interfaces
 
 
-def parse_want(text: str) -> Want:
-    """An address, or a subnet to take a free one from: `net:10.32.2.0/24`, `net:default`."""
-    if not text.startswith("net:"):
-        return Claim(parse_address(text))
-    subnet = text.removeprefix("net:")
-    return FromSubnet(None if subnet == "default" else allocation.parse_subnet(subnet))
-
-
 def parse_wants(texts: list[str]) -> list[Want]:
-    """What one command wants, in its order; each address once."""
+    """What an `attach` or `expose` asks for, in its order, each once."""
     if len(texts) > ADDRESSES_MAX:
         raise ValueError(f"{len(texts)} addresses are too many for one container; at most {ADDRESSES_MAX}")
-    parse_addresses([text for text in texts if not text.startswith("net:")])
-    return list(dict.fromkeys(parse_want(text) for text in texts))
+    addresses = iter(parse_addresses([text for text in texts if not text.startswith(SUBNET_PREFIX)]))
+    subnets = [text for text in texts if text.startswith(SUBNET_PREFIX)]
+    parsed = [parse_subnet(text) for text in subnets]
+    for text, subnet in zip(subnets, parsed, strict=True):
+        if parsed.count(subnet) > 1:
+            raise ValueError(f"{text} is given twice, and one address of a subnet is what one container gets")
+    rest = iter(parsed)
+    return [next(rest) if text.startswith(SUBNET_PREFIX) else next(addresses) for text in texts]
+
+
+def format_want(want: Want) -> str:
+    """As `parse_wants` reads it."""
+    if want is None:
+        return DEFAULT_SUBNET
+    is_address = isinstance(want, (ipaddress.IPv4Interface, ipaddress.IPv6Interface))
+    return str(want) if is_address else f"{SUBNET_PREFIX}{want}"
+
+
+def parse_subnet(text: str) -> Network | None:
+    """`net:10.32.2.0/24`, `net:fd00:32::/64`; None for `net:default`."""
+    if text == DEFAULT_SUBNET:
+        return None
+    network = parse_cidr(text.removeprefix(SUBNET_PREFIX))
+    if network.num_addresses < SUBNET_ADDRESSES_MIN:
+        longest = network.max_prefixlen - 2
+        raise ValueError(f"{text!r} has too few addresses to give one from it: a subnet is a /{longest} or larger")
+    return network
+
+
+def parse_cidr(text: str) -> Network:
+    """A network that hosts can have addresses of, written with its length."""
+    address, slash, length = text.partition("/")
+    if not slash:
+        raise ValueError(f"{text!r} has no length: a network is written 10.32.0.0/12 or fd00:32::/64")
+    try:
+        if not (length.isascii() and length.isdigit()):  # ipaddress would take a netmask too
+            raise ValueError
+        interface = ipaddress.ip_interface(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a network, such as 10.32.0.0/12 or fd00:32::/64") from None
+    network = interface.network
+    if "%" in address:
+        raise ValueError(f"{text!r} names an interface, and a network of containers has none: leave it out")
+    if interface.ip != network.network_address:
+        raise ValueError(f"{text!r} is an address of a network: the network itself is written {network}")
+    for refused, what in _NO_HOSTS:
+        if network.version == refused.version and network.overlaps(refused):
+            raise ValueError(f"{text!r} contains {what} addresses ({refused}), which no container can have")
+    return network
 
 
 def parse_label(text: str) -> tuple[str, str]:
@@ -168,6 +223,14 @@ def parse_target(text: str) -> str:
     if len(text.encode(errors="replace")) > TARGET_BYTES_MAX or not _is_plain_text(text):
         raise ValueError(f"TARGET must be at most {TARGET_BYTES_MAX} bytes of printable text")
     return text
+
+
+def parse_ring(text: str) -> str:
+    """The id of a ring, or its first digits, in lower case."""
+    ring = text.lower()
+    if not ring or len(ring) > RING_DIGITS or not _HEX.issuperset(ring):
+        raise ValueError(f"{text!r} is not the id of a ring: up to {RING_DIGITS} digits of 0-9 and a-f")
+    return ring
 
 
 def parse_offloads(text: str) -> tuple[str, ...]:

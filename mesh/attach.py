@@ -7,6 +7,9 @@ daemon: what is on disk at launch is simply desired again, and the kernel alread
 They outlive their namespaces too, where it can be known which one is the next (`mesh.attachment`): such an attachment
 is *away* then. It keeps its addresses and its MAC, the mesh goes on hearing of them, and only the kernel is not asked
 for it. Others tell this module what ended and what is there again; it looks for neither.
+
+Addresses are obtained before anything else, and without the lock, since others may have to be asked for them; what ends
+releases its own (`mesh.ipam.keeper`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +37,7 @@ from mesh.attachment import (
     make_binding,
     owner_of,
     too_long_away,
+    with_owners,
 )
 from mesh.endpoints import (
     Address,
@@ -46,8 +49,9 @@ from mesh.endpoints import (
     derive_mac,
     encode_row,
 )
-from mesh.ipam.port import Allocator
-from mesh.ipam.wants import Claim, FromSubnet
+from mesh.ipam.allocator import Allocator
+from mesh.ipam.keeper import TRIES, Keeper, busy
+from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.logs import EventLog
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
@@ -71,7 +75,6 @@ class Surroundings:
     own: PeerName
     table: EndpointTable
     targets: Targets
-    ipam: Allocator
     nickname_of: Callable[[PeerName], str]
     is_reachable: Callable[[PeerName], bool]
     wait_settled: Callable[[], Awaitable[None]]
@@ -81,6 +84,7 @@ class Surroundings:
     Raises `TimeoutError`."""
     tell: Callable[[str, Endpoint | None], None]
     """Publish or withdraw one of our endpoints, by ifname. Raises `ValueError` where no more of them can be told."""
+    ipam: Allocator
 
 
 class Attachments:
@@ -89,13 +93,12 @@ class Attachments:
     def __init__(self, around: Surroundings) -> None:
         """Loads what the last life of this daemon had. Raises `StoreError`."""
         self._around = around
+        self.keeper = Keeper(around.ipam)
         self._lock = asyncio.Lock()
         self._closed = False
-        self._obtaining: Counter[str] = Counter()
-        """By owner: how many are being attached."""
         self._boot = boot_id()
         document = around.store.read(DOCUMENT) or {"boot": self._boot, "attachments": []}
-        loaded = [attachment_from_json(value) for value in document["attachments"]]
+        loaded = with_owners(map(attachment_from_json, document["attachments"]), document["boot"])
         if document["boot"] != self._boot:
             loaded, gone = after_boot(loaded, int(time.time()))
             for attachment in gone:
@@ -120,86 +123,84 @@ class Attachments:
 
     @contextlib.asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
-        """While this is held nothing else changes here; for who must not take an address at the same time. Raises
-        `ApiError` when the daemon is stopping."""
+        """While this is held nothing else changes here; for who must not take an address at the same time."""
         async with self._lock:
-            self._refuse_closed()
             yield
+
+    def refuse_closed(self) -> None:
+        """Raises `ApiError` when the daemon is stopping."""
+        if self._closed:
+            raise ApiError("stopping", "the daemon is stopping; try again when it has been launched anew")
 
     # -- attach ------------------------------------------------------------------------------------
 
     async def attach(self, request: requests.Attach) -> Attachment:
-        """Raises `ApiError`; then nothing has changed. Addresses are obtained first and outside the lock: that may take
-        seconds, in which others are attached and detached."""
+        """Raises `ApiError`; then nothing has changed."""
         place = await self._around.targets.find(request.target)
-        before = self._before(place)
-        if before is not None:
-            owner = before.owner
-        else:
-            owner = owner_of(place.namespace.path, place.namespace.id, place.container, self._boot)
-        wants = request.wants or (() if before is not None else (FromSubnet(None),))
         await self._around.wait_settled()
-        for want in wants:
+        for _ in range(TRIES):
+            self.refuse_closed()
+            owner, wants = self._asked(request, place)
+            with self.keeper.watch(owner) as watch:
+                given = await self.keeper.obtain(owner, wants)
+                async with self._lock:
+                    try:
+                        self.refuse_closed()
+                        await self._retire(self._strangers(place.namespace))
+                        if not watch.is_stale and self._asked(request, place) == (owner, wants):
+                            return await self._attach(request, place, owner, given)
+                    finally:
+                        await self._let_go(owner, given)
+        raise busy(request.target)
+
+    def _asked(self, request: requests.Attach, place: Place) -> tuple[str, tuple[Want, ...]]:
+        """Who is to have which addresses. Raises `ApiError` where others have them."""
+        found = self._of_namespace(place.namespace.id)
+        before = (found if found is not None and _is_there(found) else None) or self._awaited(place)
+        for want in request.addresses:
             if isinstance(want, Claim):
                 self._refuse_taken(want.interface, before)
-        self._obtaining[owner] += 1
-        try:
-            interfaces = await self._around.ipam.obtain(owner, wants) if wants else ()
-            try:
-                return await self._attach(request, place, owner, interfaces)
-            except ApiError:
-                await self._give_back(owner, interfaces)
-                raise
-        finally:
-            self._obtaining[owner] -= 1
+        if before is not None:
+            return before.owner, request.addresses
+        taken = {held.owner for held in self._held.values()}
+        owner = owner_of(place.namespace.path, place.namespace.id, place.container, self._boot, taken)
+        return owner, request.addresses or (FromSubnet(None),)
 
-    def _before(self, place: Place) -> Attachment | None:
-        return self._of_namespace(place.namespace.id) or self._awaited(place)
-
-    async def _give_back(self, owner: str, interfaces: tuple[Interface, ...]) -> None:
-        """What was obtained and is not attached, unless somebody else is attaching the same container just now."""
-        if self._obtaining[owner] > 1:
-            return
-        attached = {binding.ip for held in self._held.values() if held.owner == owner for binding in held.bindings}
-        try:
-            await self._around.ipam.release(owner, {interface.ip for interface in interfaces} - attached)
-        except ApiError as error:
-            log.error("not-released", owner=owner, error=error)
+    async def _let_go(self, owner: str, given: tuple[Interface, ...]) -> None:
+        """Of what was given, whatever is not attached."""
+        used = {binding.ip for held in self._held.values() if held.owner == owner for binding in held.bindings}
+        await self.keeper.release(owner, {interface.ip for interface in given} - used)
 
     async def _attach(
-        self, request: requests.Attach, place: Place, owner: str, interfaces: tuple[Interface, ...]
+        self, request: requests.Attach, place: Place, owner: str, given: tuple[Interface, ...]
     ) -> Attachment:
-        async with self._lock:
-            self._refuse_closed()
-            await self._retire(self._strangers(place.namespace))
-            before, wanted = self._plan(request, place, owner, interfaces)
-            if wanted == before:
-                return wanted
-            await self._save(self._held | {wanted.ifname: wanted})
-            faults = await self._publish()
-            if faults is None or wanted.ifname in faults:
-                await self._take_back(before, wanted)
-                if faults is None:
-                    slow = f"the kernel did not take {wanted.id} in {KERNEL_TIMEOUT_S:g} s; try again"
-                    raise ApiError("kernel-slow", slow)
-                raise ApiError("attach-failed", faults[wanted.ifname].text)
-            try:
-                self._around.tell(wanted.ifname, wanted.endpoint(self._around.own))
-            except ValueError as error:
-                await self._take_back(before, wanted)
-                raise ApiError("too-many", f"{wanted.id} cannot be told to other hosts ({error})") from None
-            log.info("attached", id=wanted.id, addresses=",".join(wanted.texts()))
+        """With these addresses."""
+        before, wanted = self._plan(request, place, owner, given)
+        if wanted == before:
             return wanted
+        await self._save(self._held | {wanted.ifname: wanted})
+        faults = await self._publish()
+        if faults is None or wanted.ifname in faults:
+            await self._take_back(before, wanted)
+            if faults is None:
+                slow = f"the kernel did not take {wanted.id} in {KERNEL_TIMEOUT_S:g} s; try again"
+                raise ApiError("kernel-slow", slow)
+            raise ApiError("attach-failed", faults[wanted.ifname].text)
+        try:
+            self._around.tell(wanted.ifname, wanted.endpoint(self._around.own))
+        except ValueError as error:
+            await self._take_back(before, wanted)
+            raise ApiError("too-many", f"{wanted.id} cannot be told to other hosts ({error})") from None
+        log.info("attached", id=wanted.id, addresses=",".join(wanted.texts()))
+        return wanted
 
     def _plan(
-        self, request: requests.Attach, place: Place, owner: str, interfaces: tuple[Interface, ...]
+        self, request: requests.Attach, place: Place, owner: str, given: tuple[Interface, ...]
     ) -> tuple[Attachment | None, Attachment]:
         """What is there for this target, and what should be."""
-        before = self._before(place)
-        if before is None and not interfaces:
-            raise ApiError("target-changed", f"{request.target} was detached in the same moment; try again")
+        before = self._of_namespace(place.namespace.id) or self._awaited(place)
         bindings = list(before.bindings) if before else []
-        for interface in interfaces:
+        for interface in given:
             self._refuse_taken(interface, before)
             at = next((i for i, binding in enumerate(bindings) if binding.ip == interface.ip), None)
             if at is None:
@@ -217,7 +218,7 @@ class Attachments:
             mac = self._free_mac(request.network, bindings[0].ip, takes_over=True)
             wanted = Attachment(
                 request.target, ifname, found.path, found.id, mac, tuple(bindings), request.names, request.labels,
-                request.network, place.container, owner, dns=request.dns, container_name=place.name,
+                request.network, place.container, owner=owner, dns=request.dns, container_name=place.name,
             )  # fmt: skip
         self._refuse_unpublishable(wanted)
         return before, wanted
@@ -327,21 +328,13 @@ class Attachments:
             self._held = held
         await self._publish()
 
-    async def claim_again(self) -> None:
-        """What is attached is known to allocation, also where another version attached it."""
-        for held in self.all():
-            try:
-                await self._around.ipam.obtain(held.owner, tuple(Claim(binding.interface) for binding in held.bindings))
-            except ApiError as error:
-                log.warning("not-claimed", id=held.id, error=error)
-
     # -- detach ------------------------------------------------------------------------------------
 
     async def detach(self, request: requests.Detach) -> tuple[Binding, ...]:
         """Take addresses away, all of them where none are named; those that were taken. Raises `ApiError`."""
         container = await self._container_named(request.target)
         async with self._lock:
-            self._refuse_closed()
+            self.refuse_closed()
             attachment = self._named(request.target, container)
             wanted = {interface.ip for interface in request.addresses}
             gone = tuple(binding for binding in attachment.bindings if not wanted or binding.ip in wanted)
@@ -359,15 +352,15 @@ class Attachments:
             rest = held.get(attachment.ifname)
             self._around.tell(attachment.ifname, rest.endpoint(self._around.own) if rest else None)
             await self._publish()
+            await self.keeper.release(attachment.owner, {binding.ip for binding in gone} if kept else None)
             log.info("detached", id=attachment.id, addresses=",".join(map(str, gone)))
-        await self._around.ipam.release(attachment.owner, [binding.ip for binding in gone])
-        return gone
+            return gone
 
     async def rename(self, target: str, add: Collection[str], drop: Collection[str]) -> Attachment:
         """Give it more host names, or fewer. Raises `ApiError`; then nothing has changed."""
         container = await self._container_named(target)
         async with self._lock:
-            self._refuse_closed()
+            self.refuse_closed()
             before = self._named(target, container)
             if missing := sorted(set(drop) - {*before.names}):
                 have = ", ".join(before.names) or "none"
@@ -476,11 +469,12 @@ class Attachments:
         for ifname in sorted(before.keys() - held.keys()):
             log.info(why, id=before[ifname].id, addresses=",".join(before[ifname].texts()))
             self._around.tell(ifname, None)
-            await self._around.ipam.release_all(before[ifname].owner)
         for ifname, each in sorted(held.items()):
             if each.endpoint(self._around.own) != before[ifname].endpoint(self._around.own):
                 self._tell_again(each)
         await self._publish()
+        for ifname in sorted(before.keys() - held.keys()):
+            await self.keeper.release(before[ifname].owner, None)
 
     def _tell_again(self, attachment: Attachment) -> None:
         try:
@@ -506,10 +500,6 @@ class Attachments:
         except StoreError as error:
             raise ApiError("not-saved", str(error)) from None
         self._held = held
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise ApiError("stopping", "the daemon is stopping; try again when it has been launched anew")
 
     async def _publish(self) -> dict[str, Fault] | None:
         try:

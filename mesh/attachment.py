@@ -47,10 +47,10 @@ class Attachment:
     network: str
     container: str | None = None
     """The whole id of the Docker container whose namespace it is; None for all others."""
-    owner: str = ""
-    """To whom its addresses are given: the same for the same container, whatever its namespace is this time."""
     away_since: int | None = None
     """Unix time at which its namespace was found to be gone; None while it is there."""
+    owner: str = ""
+    """What the allocator knows it by, for as long as it lasts, whatever it is found to be later (`owner_of`)."""
 
     dns: bool = True
     """Whether it has names, and a resolv.conf of ours where it is named."""
@@ -110,8 +110,8 @@ class Attachment:
             "labels": [list(label) for label in self.labels],
             "network": self.network,
             "container": self.container,
-            "owner": self.owner,
             "away_since": self.away_since,
+            "owner": self.owner,
             "dns": self.dns,
             "container_name": self.container_name,
         }
@@ -132,21 +132,11 @@ def attachment_from_json(value: dict[str, Any]) -> Attachment:
         labels=tuple((key, text) for key, text in value["labels"]),
         network=value["network"],
         container=value.get("container"),
-        owner=value.get("owner")
-        or owner_of(canonical(value["namespace"]), (device, inode), value.get("container"), ""),
         away_since=value.get("away_since"),
+        owner=value.get("owner", ""),
         dns=value.get("dns", True),
         container_name=value.get("container_name"),
     )
-
-
-def owner_of(path: str, namespace_id: tuple[int, int], container: str | None, boot: str) -> str:
-    """To whom addresses are given: made from what comes back, where something does."""
-    if container is not None:
-        return f"docker:{container}"
-    if posixpath.dirname(path) == NAMED_DIRECTORY:
-        return f"netns:{posixpath.basename(path)}"
-    return f"ns:{namespace_id[0]}:{namespace_id[1]}@{boot[:8]}"
 
 
 def make_binding(interface: Interface, claim: int) -> Binding:
@@ -172,6 +162,33 @@ def ifname_of(
         seed = f"namespace {namespace_id} {network}"
     names = ("vw" + hashlib.sha256(f"{seed} {salt}".encode()).hexdigest()[:11] for salt in count())
     return next(name for name in names if name not in taken)
+
+
+def owner_of(
+    path: str, namespace_id: tuple[int, int], container: str | None, boot: str, taken: Collection[str] = ()
+) -> str:
+    """What the allocator knows an attachment by: what comes back has the same addresses again. A namespace's number is
+    one of a boot only. One that is taken belongs to an attachment as with `ifname_of`."""
+    if container is not None:
+        seed = f"docker:{container}"
+    elif posixpath.dirname(path) == NAMED_DIRECTORY:
+        seed = f"netns:{posixpath.basename(path)}"
+    else:
+        seed = f"ns:{namespace_id[0]}:{namespace_id[1]}@{boot}"
+    texts = (seed if salt == 0 else f"{seed}#{salt}" for salt in count())
+    return next(text for text in texts if text not in taken)
+
+
+def with_owners(loaded: Iterable[Attachment], boot: str) -> list[Attachment]:
+    """The same, where those kept by an earlier version have no owner yet. `boot`: the one they were kept in."""
+    found = list(loaded)
+    taken = {each.owner for each in found}
+    for index, each in enumerate(found):
+        if not each.owner:
+            owner = owner_of(each.namespace, each.namespace_id, each.container, boot, taken)
+            taken.add(owner)
+            found[index] = replace(each, owner=owner)
+    return found
 
 
 def after_boot(loaded: Iterable[Attachment], now_unix_s: int) -> tuple[list[Attachment], list[Attachment]]:

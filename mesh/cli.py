@@ -145,25 +145,24 @@ def _detach(parsed: Parsed) -> int:
     return 0
 
 
-def _wants(words: list[str]) -> list[str]:
-    """Checked, and in the words that the daemon reads."""
-    from mesh import arguments
-
-    return [str(want) for want in arguments.parse_wants(words)]
-
-
 def _expose(parsed: Parsed) -> int:
     with _WrongUsage():
-        wants = _wants(parsed.words)
-    return _exposed(parsed, "expose", {"masquerade": not parsed.has("--without-masquerade"), "addresses": wants})
+        request = {"addresses": _wants(parsed.words), "masquerade": not parsed.has("--without-masquerade")}
+    return _exposed(parsed, "expose", request)
 
 
 def _hide(parsed: Parsed) -> int:
     from mesh import arguments
 
     with _WrongUsage():
-        addresses = [str(address) for address in arguments.parse_addresses(parsed.words)]
-    return _exposed(parsed, "hide", {"addresses": addresses})
+        request = {"addresses": [str(address) for address in arguments.parse_addresses(parsed.words)]}
+    return _exposed(parsed, "hide", request)
+
+
+def _wants(words: list[str]) -> list[str]:
+    from mesh import arguments
+
+    return [arguments.format_want(want) for want in arguments.parse_wants(words)]
 
 
 def _exposed(parsed: Parsed, verb: str, request: dict[str, Any]) -> int:
@@ -191,7 +190,7 @@ def _target(text: str) -> str:
 def _is_address(text: str) -> bool:
     from mesh import arguments
 
-    if text.startswith(("ip:", "net:")):
+    if text.startswith(("ip:", arguments.SUBNET_PREFIX)):
         return True
     try:
         arguments.parse_address(text if "/" in text else f"{text}/32")
@@ -230,24 +229,6 @@ def _status(parsed: Parsed) -> int:
         }
         print(renderers[topic](answer))
     return 0
-
-
-def _prime(parsed: Parsed) -> int:
-    from mesh import ipamcli
-
-    return ipamcli.prime(parsed)
-
-
-def _rmpeer(parsed: Parsed) -> int:
-    from mesh import ipamcli
-
-    return ipamcli.rmpeer(parsed)
-
-
-def _ipam(parsed: Parsed) -> int:
-    from mesh import ipamcli
-
-    return ipamcli.ipam(parsed)
 
 
 def _report(_: Parsed) -> int:
@@ -333,6 +314,24 @@ def _dns_args(_: Parsed) -> int:
         raise UserError("DNS is off on this host; launch without --no-dns")
     print(f"--dns={answer['address']} --dns-search={answer['domain']}")
     return 0
+
+
+def _prime(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.prime(parsed)
+
+
+def _rmpeer(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.rmpeer(parsed)
+
+
+def _ipam(parsed: Parsed) -> int:
+    from mesh import ipamcli
+
+    return ipamcli.ipam(parsed)
 
 
 def _version(parsed: Parsed) -> int:

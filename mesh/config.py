@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh import allocation, arguments, directories
-from mesh.allocation import Allocation
+from mesh import arguments, directories
 from mesh.dns import words
 from mesh.errors import UsageError, UserError
+from mesh.ipam import ranges
+from mesh.ipam.ranges import Allocation
 from mesh.usage import Parsed
 
 DEFAULT_CONFIG_PATH = "/etc/weft/weft.toml"
@@ -60,7 +61,8 @@ class LaunchConfig:
     vxlan: bool = True
     offloads_off: tuple[str, ...] = ()
     """What the sleeve and VXLAN do without, of `arguments.OFFLOADS`, sorted."""
-    allocation: Allocation = field(default_factory=Allocation)
+    ipalloc: Allocation = field(default_factory=Allocation)
+    """Which addresses are given, and who may begin."""
     dns: bool = True
     dns_domain: str = words.DEFAULT_DOMAIN
     """Without its final dot."""
@@ -80,6 +82,8 @@ class _Setting:
     kind: type
     parse: Callable[[str], Any]
     many: bool = False
+    number: bool = False
+    """Whether a text that is a number may stand there without quotes."""
 
 
 def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) -> LaunchConfig:
@@ -93,7 +97,6 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
     passwords = _passwords(parsed, environment, from_file, path)
     chosen = {**from_file, **from_flags}
     run_dir, state_dir = directories.run_dir(), directories.state_dir()
-    allocating = _allocation(chosen, path)
     return LaunchConfig(
         run_dir=run_dir,
         state_dir=state_dir,
@@ -107,7 +110,7 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         discovery=not chosen.get("no-discovery", False),
         vxlan=not chosen.get("no-vxlan", False),
         offloads_off=tuple(sorted({name for names in chosen.get("without-offload", ()) for name in names})),
-        allocation=allocating,
+        ipalloc=_ipalloc(chosen, from_flags, path),
         dns=not chosen.get("no-dns", False),
         dns_domain=chosen.get("dns-domain", words.DEFAULT_DOMAIN),
         dns_upstreams=tuple(dict.fromkeys(chosen.get("dns-upstream", ()))),
@@ -115,22 +118,6 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         log_level=chosen.get("log-level", "info"),
         log_file=directories.log_path(state_dir) if background else None,
     )
-
-
-def _allocation(chosen: Mapping[str, Any], path: str) -> Allocation:
-    found = Allocation(
-        range4=chosen.get("ipalloc-range", allocation.DEFAULT_RANGE),
-        range6=chosen.get("ipalloc-range6", allocation.AUTOMATIC6),
-        is_named="ipalloc-range" in chosen,
-        default=chosen.get("ipalloc-default-subnet"),
-        init=chosen.get("ipalloc-init", allocation.Init()),
-        lease_s=chosen.get("ipalloc-lease", allocation.LEASE_DEFAULT_S),
-    )
-    try:
-        allocation.check_default(found)
-    except ValueError as error:
-        raise UsageError(f"launch: {error} (flags and {path} together)") from None
-    return found
 
 
 def _port(text: str) -> int:
@@ -168,11 +155,11 @@ _SETTINGS = {
     "no-discovery": _Setting(bool, _switch),
     "no-vxlan": _Setting(bool, _switch),
     "without-offload": _Setting(str, arguments.parse_offloads, many=True),
-    "ipalloc-range": _Setting(str, allocation.parse_range),
-    "ipalloc-range6": _Setting(str, allocation.parse_range6),
-    "ipalloc-default-subnet": _Setting(str, allocation.parse_subnet),
-    "ipalloc-init": _Setting(str, allocation.parse_init),
-    "ipalloc-lease": _Setting(str, allocation.parse_lease),
+    "ipalloc-range": _Setting(str, ranges.parse_range4),
+    "ipalloc-range6": _Setting(str, ranges.parse_range6),
+    "ipalloc-default-subnet": _Setting(str, ranges.parse_default_subnet),
+    "ipalloc-init": _Setting(str, ranges.parse_init),
+    "ipalloc-lease": _Setting(str, ranges.parse_lease, number=True),
     "dns-domain": _Setting(str, words.parse_domain),
     "dns-upstream": _Setting(str, words.parse_upstream, many=True),
     "no-dns": _Setting(bool, _switch),
@@ -240,7 +227,7 @@ def _file_value(name: str, value: Any, path: str) -> Any:
         raise UserError(f"{path}: there is no setting {name!r}; there are {', '.join(_SETTINGS)}")
     values = value if setting.many and isinstance(value, list) else [value]
     # bool is a subclass of int, and `port = true` is no port.
-    if any(type(each) is not setting.kind for each in values):
+    if any(type(each) is not setting.kind and not (setting.number and type(each) is int) for each in values):
         many = " or a list of them" if setting.many else ""
         raise UserError(f"{path}: {name} must be {_KINDS[setting.kind]}{many}, not {value!r}")
     try:
@@ -250,6 +237,17 @@ def _file_value(name: str, value: Any, path: str) -> Any:
     except ValueError as error:
         raise UserError(f"{path}: {name}: {error}") from None
     return parsed if setting.many else parsed[0]
+
+
+def _ipalloc(chosen: Mapping[str, Any], from_flags: Mapping[str, Any], path: str) -> Allocation:
+    """What is said of address allocation, each part in whatever place says it. The parts must fit."""
+    names = ("ipalloc-range", "ipalloc-range6", "ipalloc-default-subnet", "ipalloc-init", "ipalloc-lease")
+    try:
+        return ranges.allocation(*(chosen.get(name) for name in names))
+    except ValueError as error:
+        if any(name in from_flags for name in names):
+            raise UsageError(f"launch: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _passwords(parsed: Parsed, environment: Mapping[str, str], from_file: dict[str, Any], path: str) -> tuple[str, ...]:

@@ -44,8 +44,8 @@ from mesh.forwarding import UNDERLAY_MTU, Local, Path
 from mesh.handover import Handover
 from mesh.heap import Heap
 from mesh.identity import SLEEVE_KEY, Keys, document_of, keys_of
-from mesh.ipam.build import build, collides_on
-from mesh.ipam.port import EXPOSE_OWNER
+from mesh.ipam.build import build
+from mesh.ipam.mending import Mending
 from mesh.ipam.service import Mesh
 from mesh.ipam.statement import IPAM_TABLE
 from mesh.logs import EventLog
@@ -54,7 +54,6 @@ from mesh.offloadguard import OffloadGuard
 from mesh.pinger import Pinger
 from mesh.probes import DOCUMENT as PROBES
 from mesh.probes import Probes
-from mesh.requests import ApiError
 from mesh.returns import Returns
 from mesh.router import BRIDGE, VNI, Router, Seen
 from mesh.sleeve import Supervisor
@@ -112,17 +111,18 @@ class Daemon:
         self._router = Router(self.node, self._underlay.mtu, self._started, survey.bridge_mtu)
         self._router.own_mtu_over_ipv6 = self._underlay.mtu_over_ipv6
         self._told_mtu = self._underlay.mtu
+        if config.ipalloc.instead:
+            log.warning("range", text=config.ipalloc.instead, instead=config.ipalloc.range4)
         self._heap = Heap()
         targets = Targets(Docker(config.docker_socket))
         self._ipam = build(
-            config.allocation, store.directory, identity.name, config.nickname, epoch, boot_id(), self._router.table,
+            config.ipalloc, store.directory, identity.name, config.nickname, epoch, boot_id(), self._router.table,
             Mesh(
                 self._publish_ipam,
                 lambda: self.node.replica.reachable,
                 lambda peer: status.nickname(self._router, peer),
                 lambda: len(self.node.targets(time.monotonic())) + 1,
             ),
-            collides_on(BRIDGE),
         )  # fmt: skip
         around = Surroundings(
             store=store,
@@ -139,6 +139,7 @@ class Daemon:
         )
         self._attachments = Attachments(around)
         self._exposures = Exposures(around, self._attachments)
+        self._mending = Mending(self._attachments, self._exposures)
         self._returns = Returns(self._attachments, targets)
         self._dns = Dns(config, self._around_dns(), store.read(service.DOCUMENT), SystemRandom())
         own_mac = bridge_mac(identity.name)
@@ -191,26 +192,19 @@ class Daemon:
         self._spawn(self._underlay.watch(self._on_survey))
         self._spawn(self._returns.run())
         self._spawn(self._dns.run())
+        self._ipam.start()
+        await self._mending.begin()
+        self._spawn(self._mending.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
-            self.node, self._router, self._attachments, self._exposures, transport, self._pinger, self._ipam,
+            self.node, self._router, self._attachments, self._exposures, transport, self._pinger,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
-                self._sleeve_view, self._returns, self._dns,
+                self._sleeve_view, self._returns, self._dns, self._ipam, self._mending, self._config.ipalloc.instead,
             ),
             self._write, self._end,
         )  # fmt: skip
-        self._ipam.start()
-        self._spawn(self._reconcile_addresses())
         self._has_started = True
-
-    async def _reconcile_addresses(self) -> None:
-        """What a crash left given and not attached is released, and what is attached is claimed."""
-        owners = {EXPOSE_OWNER, *(held.owner for held in self._attachments.all())}
-        with contextlib.suppress(ApiError):  # a full disk: it is said in the status, and tried again at the next start
-            await self._ipam.keep_only(owners)
-        await self._attachments.claim_again()
-        await self._exposures.claim_again()
 
     def stop(self) -> None:
         self._end(False)

@@ -20,14 +20,16 @@ from mesh import requests
 from mesh.arguments import ADDRESSES_MAX
 from mesh.attach import KERNEL_TIMEOUT_S, Attachments, Surroundings
 from mesh.endpoints import EXPOSED_ID, Binding, Endpoint, Interface, bridge_mac
-from mesh.ipam.port import EXPOSE_OWNER
-from mesh.ipam.wants import Claim, FromSubnet
+from mesh.ipam.keeper import TRIES, busy
+from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.logs import EventLog
 from mesh.requests import ApiError
 from mesh.router import BRIDGE
 from mesh.store import StoreError
 
 DOCUMENT = "exposed"
+OWNER = "weft:expose"
+"""What the allocator knows the host's own addresses by."""
 
 log = EventLog("expose")
 
@@ -78,47 +80,56 @@ class Exposures:
     async def expose(self, request: requests.Expose) -> Held:
         """Add addresses to what is exposed, or change how they are; all that is then. Raises `ApiError`; then nothing
         has changed."""
-        if not request.wants and self._held:
-            return self._held
+        keeper = self._attachments.keeper
         await self._around.wait_settled()
-        wants = request.wants or (FromSubnet(None),)
-        for want in wants:
+        for _ in range(TRIES):
+            self._attachments.refuse_closed()
+            wants = self._asked(request)
+            with keeper.watch(OWNER) as watch:
+                given = await keeper.obtain(OWNER, wants)
+                async with self._attachments.changing():
+                    try:
+                        self._attachments.refuse_closed()
+                        if not watch.is_stale and self._asked(request) == wants:
+                            return await self._expose(given, request.masquerade)
+                    finally:
+                        unused = {interface.ip for interface in given} - {held.binding.ip for held in self._held}
+                        await keeper.release(OWNER, unused)
+        raise busy("this host")
+
+    def _asked(self, request: requests.Expose) -> tuple[Want, ...]:
+        """Raises `ApiError` where others have such an address."""
+        for want in request.addresses:
             if isinstance(want, Claim):
                 self._refuse_taken(want.interface)
-        interfaces = await self._around.ipam.obtain(EXPOSE_OWNER, wants)
-        try:
-            return await self._expose(interfaces, request.masquerade)
-        except ApiError:
-            held = {each.binding.ip for each in self._held}
-            await self._around.ipam.release(EXPOSE_OWNER, {interface.ip for interface in interfaces} - held)
-            raise
+        return request.addresses or (() if self._held else (FromSubnet(None),))
 
-    async def _expose(self, interfaces: tuple[Interface, ...], masquerade: bool) -> Held:
-        async with self._attachments.changing():
-            before, wanted = self._held, self._plan(interfaces, masquerade)
-            if wanted == before:
-                return wanted
-            for held in wanted:
-                if held.binding.interface not in [each.binding.interface for each in before]:
-                    await self._refuse_collision(held.binding.interface)
-            await self._save(wanted)
-            faults = await self._publish()
-            if faults is None or BRIDGE in faults:
-                await self._take_back(before)
-                if faults is None:
-                    raise ApiError("kernel-slow", f"the kernel did not take it in {KERNEL_TIMEOUT_S:g} s; try again")
-                raise ApiError("expose-failed", faults[BRIDGE].text)
-            try:
-                self._around.tell(BRIDGE, self.endpoint())
-            except ValueError as error:
-                await self._take_back(before)
-                raise ApiError("too-many", f"this host cannot be told to other hosts ({error})") from None
-            log.info("exposed", addresses=",".join(_texts(wanted)))
+    async def _expose(self, given: tuple[Interface, ...], masquerade: bool) -> Held:
+        """With these addresses too."""
+        before, wanted = self._held, self._plan(given, masquerade)
+        if wanted == before:
             return wanted
+        for held in wanted:
+            if held.binding.interface not in [each.binding.interface for each in before]:
+                await self._refuse_collision(held.binding.interface)
+        await self._save(wanted)
+        faults = await self._publish()
+        if faults is None or BRIDGE in faults:
+            await self._take_back(before)
+            if faults is None:
+                raise ApiError("kernel-slow", f"the kernel did not take it in {KERNEL_TIMEOUT_S:g} s; try again")
+            raise ApiError("expose-failed", faults[BRIDGE].text)
+        try:
+            self._around.tell(BRIDGE, self.endpoint())
+        except ValueError as error:
+            await self._take_back(before)
+            raise ApiError("too-many", f"this host cannot be told to other hosts ({error})") from None
+        log.info("exposed", addresses=",".join(_texts(wanted)))
+        return wanted
 
-    def _plan(self, interfaces: tuple[Interface, ...], masquerade: bool) -> Held:
+    def _plan(self, given: tuple[Interface, ...], masquerade: bool) -> Held:
         wanted = list(self._held)
-        for interface in interfaces:
+        for interface in given:
             self._refuse_taken(interface)
             at = next((i for i, held in enumerate(wanted) if held.binding.ip == interface.ip), None)
             if at is None:
@@ -160,23 +171,17 @@ class Exposures:
         """Take these addresses off the bridge, all where none are named; those that were taken. Naming one that is not
         exposed is no error. Raises `ApiError`."""
         async with self._attachments.changing():
+            self._attachments.refuse_closed()
             wanted = {interface.ip for interface in request.addresses}
             gone = tuple(held for held in self._held if not wanted or held.binding.ip in wanted)
             if gone:
                 await self._save(tuple(held for held in self._held if held not in gone))
                 self._around.tell(BRIDGE, self.endpoint())
                 await self._publish()
+                released = {held.binding.ip for held in gone} if self._held else None
+                await self._attachments.keeper.release(OWNER, released)
                 log.info("hidden", addresses=",".join(_texts(gone)))
-        await self._around.ipam.release(EXPOSE_OWNER, [held.binding.ip for held in gone])
-        return gone
-
-    async def claim_again(self) -> None:
-        """What is exposed is known to allocation, also where another version exposed it."""
-        wants = tuple(Claim(held.binding.interface) for held in self._held)
-        try:
-            await self._around.ipam.obtain(EXPOSE_OWNER, wants)
-        except ApiError as error:
-            log.warning("not-claimed", addresses=",".join(_texts(self._held)), error=error)
+            return gone
 
     async def _take_back(self, before: Held) -> None:
         try:

@@ -31,16 +31,12 @@ def status(answer: Row) -> str:
         ("encryption", encryption),
         ("mtu", _text(answer.get("mtu"))),
         ("endpoints", _endpoint_counts(answer)),
-        *([("addresses", _ipam_summary(answer["ipam"]))] if answer.get("ipam") else []),
+        *([("ipam", _ipam_line(answer["ipam"]))] if isinstance(answer.get("ipam"), dict) else []),
     ]
     lines = [head, "", *table([(f"  {key}", value) for key, value in facts])]
     lines += _refused(answer.get("refused") or {})
     lines += _warnings(answer.get("warnings") or [])
     return "\n".join(lines)
-
-
-def _ipam_summary(ipam: Row) -> str:
-    return f"{_ipam_state(ipam)}; {_count(ipam.get('given'), 'address').replace('addresss', 'addresses')} given here"
 
 
 def _endpoint_counts(answer: Row) -> str:
@@ -152,76 +148,105 @@ def endpoints(rows: list[Row]) -> str:
     return _listing(("ADDRESS", "MAC", "PEER", "NETWORK", "NAMES AND LABELS"), cells, "nothing is attached anywhere")
 
 
-def ipam(answer: Row) -> str:
-    """Who owns how much, what is given, what is waited for, and what to do where something is wrong."""
-    ranges = "  ".join(_text(answer[key]) for key in ("range", "range6") if answer.get(key)) or "none"
-    facts = [("range", ranges), ("state", _ipam_state(answer))]
-    if answer.get("default_subnet"):
-        facts.append(("default subnet", _text(answer["default_subnet"])))
-    if answer.get("ring"):
-        facts.append(("ring", f"{_text(answer['ring'])[:8]}, decision {_text(answer.get('decision'))}"))
-        facts.append(("voters", _voters(answer.get("voters") or [])))
-        facts.append(("lease", _lease(answer)))
-    if answer.get("advice"):
-        facts.append(("to do", _text(answer["advice"])))
-    lines = table([(f"  {key}", value) for key, value in facts])
-    peers = [
-        (_text(row.get("nickname")), _text(row.get("addresses")), f"{100 * float(row.get('share') or 0):.1f} %",
-         _text(row.get("used")), _text(row.get("free")), "" if row.get("reachable") else "unreachable")
-        for row in answer.get("peers") or []
-    ]  # fmt: skip
-    if peers:
-        lines += [
-            "",
-            *table([("  PEER", "OWNS", "SHARE", "IN USE", "FREE", ""), *((f"  {p[0]}", *p[1:]) for p in peers)]),
-        ]
-    entries = [
-        (f"  {_text(row.get('owner'))}", _listed(row.get("addresses")), _text(row.get("state")))
-        for row in answer.get("entries") or []
-    ]
-    if entries:
-        lines += ["", *table([("  GIVEN TO", "ADDRESSES", "STATE"), *entries])]
-    pending = [
-        (
-            f"  {_text(row.get('owner'))}",
-            _text(row.get("wants")),
-            age(row.get("since_s")),
-            _text(row.get("waiting_for")),
-        )
-        for row in answer.get("pending") or []
-    ]
-    if pending:
-        lines += ["", *table([("  PENDING", "WANTS", "SINCE", "WAITS FOR"), *pending])]
-    for other in answer.get("other_rings") or []:
-        lines += ["", f"  other ring {_text(other.get('ring'))[:8]}: {_listed(other.get('peers'))}"]
-    return "\n".join(lines)
-
-
-_IPAM_STATES = {
-    "off": "off: no range to give addresses from",
+IPAM_STATES = {
+    "off": "off: no addresses are given (--ipalloc-range none)",
     "idle": "nothing was asked for yet",
-    "forming": "waiting for enough hosts to agree",
-    "observing": "waiting for another host to begin (this one observes)",
-    "unconfirmed": "no addresses may be given now",
+    "forming": "the hosts agree on a ring",
+    "observing": "waits for another host to make the ring",
+    "unconfirmed": "waits for other hosts to confirm what this one may give",
     "ready": "ready",
-    "split": "two groups of hosts give addresses independently",
-    "conflict": "nothing is given: two hosts have one identity",
+    "split": "ready, but two rings that formed apart have met",
+    "conflict": "gives nothing: another host speaks with this one's key",
 }
 
 
-def _ipam_state(answer: Row) -> str:
-    state = _text(answer.get("state"))
-    return _IPAM_STATES.get(state, state)
+def _ipam_line(told: Row) -> str:
+    """The part of `status` about given addresses."""
+    text = IPAM_STATES.get(str(told.get("state")), _text(told.get("state")))
+    if told.get("owned"):
+        text += f"; {_number(told.get('free'))} of {_number(told.get('owned'))} addresses of this host free"
+    if told.get("pending"):
+        text += f", {_count(told['pending'], 'request')} waiting"
+    return text
 
 
-def _voters(rows: list[Row]) -> str:
-    return ", ".join(_text(row.get("nickname")) + ("" if row.get("reachable") else " (unreachable)") for row in rows)
+def ipam(answer: Row) -> str:
+    """Who owns how much, what is given here, what is waited for, and what to do where something is wrong."""
+    ranges = " and ".join(_text(answer[key]) for key in ("range", "range6") if answer.get(key))
+    facts = [
+        ("range", ranges or "none yet" if answer.get("state") != "off" else "none"),
+        ("default", _text(answer.get("default_subnet") or "the whole range")),
+        ("state", IPAM_STATES.get(str(answer.get("state")), _text(answer.get("state")))),
+    ]
+    if answer.get("ring"):
+        facts.append(("ring", f"{_text(answer['ring'])}, decision {_text(answer.get('decision'))}"))
+        facts.append(("voters", _voters(answer.get("voters") or [])))
+        facts.append(("lease", _lease(answer)))
+    lines = table([(f"{key}", value) for key, value in facts])
+    if answer.get("advice"):
+        lines += ["", f"what to do: {_text(answer['advice'])}"]
+    for other in answer.get("other_rings") or []:
+        conflicts = f", {_count(other['conflicts'], 'conflict')}" if other.get("conflicts") else ""
+        lines += ["", f"another ring: {_text(other.get('ring'))} of {_listed(other.get('peers'))}{conflicts}"]
+    lines += _owners(answer.get("peers") or [])
+    lines += _pending(answer.get("pending") or [])
+    lines += _entries(answer.get("entries") or [])
+    return "\n".join(lines)
+
+
+def _voters(voters: list[Row]) -> str:
+    return ", ".join(
+        _text(each.get("nickname") or each.get("peer"))
+        + (" (this host)" if each.get("self") else "" if each.get("reachable") else " (out of reach)")
+        for each in voters
+    )
 
 
 def _lease(answer: Row) -> str:
     left = answer.get("confirmed_for_s")
-    may = f"this host may give for {age(left)} more" if left is not None else "this host may not give now"
-    return f"{age(answer.get('lease_s'))}; {may}"
+    confirmed = "not confirmed now" if left is None else f"confirmed for another {age(left)}"
+    return f"{age(answer.get('lease_s'))}; {confirmed}"
+
+
+def _owners(peers: list[Row]) -> list[str]:
+    if not peers:
+        return []
+    cells = [
+        (
+            _text(row.get("nickname") or row.get("peer")),
+            _peer_state(row),
+            _number(row.get("addresses")),
+            f"{100 * row['share']:.1f} %" if isinstance(row.get("share"), (int, float)) else "-",
+            _number(row.get("used")),
+            _number(row.get("free")),
+        )
+        for row in peers
+    ]
+    return ["", *table([("PEER", "STATE", "OWNS", "SHARE", "USED", "FREE"), *cells])]
+
+
+def _pending(rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+    cells = [
+        (_text(row.get("owner")), _text(row.get("wants")), age(row.get("since_s")), _text(row.get("waiting_for")))
+        for row in rows
+    ]
+    return ["", *table([("WAITING", "WANTS", "SINCE", "FOR"), *cells])]
+
+
+def _entries(rows: list[Row]) -> list[str]:
+    if not rows:
+        return ["", "nothing is given here"]
+    cells = [
+        (_text(row.get("owner")), _text(row.get("state")), _listed(row.get("addresses")))
+        for row in sorted(rows, key=lambda row: (str(row.get("owner")), str(row.get("state"))))
+    ]
+    return ["", *table([("GIVEN TO", "STATE", "ADDRESSES"), *cells])]
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else _text(value)
 
 
 def dns(answer: Row) -> str:

@@ -16,14 +16,14 @@ from mesh import arguments
 from mesh.dns import words
 from mesh.dns.words import DnsChange, DnsLookup
 from mesh.errors import UserError
-from mesh.ipam.wants import Want
+from mesh.ipam.wants import Claim, FromSubnet, Want
 
 READS = ("status", "peers", "connections", "targets", "endpoints", "ipam", "dns", "ps", "report")
 
-PRIME_TIMEOUT_MAX_S = 86_400.0
 PING_COUNT_MAX = 100_000
 PING_INTERVAL_MIN_S = 0.01
 PING_INTERVAL_MAX_S = 60.0
+PRIME_TIMEOUT_MAX_S = 86400 * 365
 
 
 class ApiError(UserError):
@@ -56,8 +56,8 @@ class Forget:
 @dataclass(frozen=True, slots=True)
 class Attach:
     target: str
-    wants: tuple[Want, ...]
-    """None at all means what the target has, or a free address of the default subnet."""
+    addresses: tuple[Want, ...]
+    """Each once. None at all: what it has, or else one of the default subnet."""
     network: str
     labels: tuple[tuple[str, str], ...]
     """Sorted by key."""
@@ -75,8 +75,8 @@ class Detach:
 
 @dataclass(frozen=True, slots=True)
 class Expose:
-    wants: tuple[Want, ...]
-    """None at all asks what is exposed, or for a free address of the default subnet."""
+    addresses: tuple[Want, ...]
+    """Each once. None at all: what is exposed, or else one of the default subnet."""
     masquerade: bool
 
 
@@ -97,35 +97,41 @@ class Ping:
 @dataclass(frozen=True, slots=True)
 class Prime:
     timeout_s: float | None
+    """None: for as long as somebody listens."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemovePeers:
     peers: tuple[str, ...]
-    """Names or nicknames."""
+    """Peer names or nicknames."""
+    force: bool
+    """Those in reach too."""
 
 
 @dataclass(frozen=True, slots=True)
-class JoinRing:
+class IpamJoin:
     ring: str | None
-    """The beginning of its id; None: the only other one."""
+    """The first digits of its id; None where there is one only."""
     force: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class IpamExport:
     pass
 
 
 @dataclass(frozen=True, slots=True)
-class Import:
+class IpamImport:
     document: dict[str, Any]
     force: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class IpamCheck:
     repair: bool
+
+
+IpamRequest = Prime | RemovePeers | IpamJoin | IpamExport | IpamImport | IpamCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +144,6 @@ class Reset:
     pass
 
 
-IpamRequest = Prime | RemovePeers | JoinRing | Export | Import | Check
 DnsRequest = DnsChange | DnsLookup
 Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | IpamRequest | DnsRequest | Stop | Reset
 
@@ -184,7 +189,7 @@ def _parse_forget(verb: str, args: dict[str, Any]) -> Request:
 
 def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
     target = arguments.parse_target(_take(args, "target", str))
-    addresses = _texts(args, "addresses", arguments.ADDRESSES_MAX)
+    addresses = _wants(args)
     labels = _take(args, "labels", dict, {})
     if len(labels) > arguments.LABELS_MAX:
         raise ValueError(f"{len(labels)} labels are too many; at most {arguments.LABELS_MAX}")
@@ -195,7 +200,7 @@ def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
     arguments.check_names_told(names, dns)
     return Attach(
         target=target,
-        wants=tuple(arguments.parse_wants(addresses)),
+        addresses=addresses,
         network=arguments.parse_network(_take(args, "network", str, arguments.DEFAULT_NETWORK)),
         labels=tuple(sorted(arguments.check_label(key, value) for key, value in labels.items())),
         names=tuple(dict.fromkeys(names)),
@@ -210,8 +215,7 @@ def _parse_detach(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_expose(verb: str, args: dict[str, Any]) -> Request:
-    wants = arguments.parse_wants(_texts(args, "addresses", arguments.ADDRESSES_MAX))
-    return Expose(tuple(wants), _take(args, "masquerade", bool, True))
+    return Expose(_wants(args), _take(args, "masquerade", bool, True))
 
 
 def _parse_hide(verb: str, args: dict[str, Any]) -> Request:
@@ -230,36 +234,34 @@ def _parse_ping(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_prime(verb: str, args: dict[str, Any]) -> Request:
-    timeout_s = _take(args, "timeout_s", (int, float), 0)
-    if not 0 <= timeout_s <= PRIME_TIMEOUT_MAX_S:
-        raise ValueError(f"timeout_s must be from 0 to {PRIME_TIMEOUT_MAX_S:g}")
-    return Prime(float(timeout_s) or None)
+    timeout_s = _take(args, "timeout_s", (int, float, type(None)), None)
+    if timeout_s is not None and not 0 <= timeout_s <= PRIME_TIMEOUT_MAX_S:
+        raise ValueError(f"timeout_s must be from 0 to {PRIME_TIMEOUT_MAX_S}")
+    return Prime(None if timeout_s is None else float(timeout_s))
 
 
 def _parse_rmpeer(verb: str, args: dict[str, Any]) -> Request:
-    peers = tuple(arguments.parse_target(text) for text in _texts(args, "peers", arguments.PEERS_MAX))
+    peers = [arguments.parse_nickname(text) for text in _texts(args, "peers", arguments.PEERS_MAX)]
     if not peers:
         raise ValueError("no peer is named")
-    return RemovePeers(tuple(dict.fromkeys(peers)))
+    return RemovePeers(tuple(dict.fromkeys(peers)), _take(args, "force", bool, False))
 
 
-def _parse_join(verb: str, args: dict[str, Any]) -> Request:
-    ring = _take(args, "ring", str, "")
-    if not set(ring) <= set("0123456789abcdef") or len(ring) > 32:
-        raise ValueError(f"{ring[:64]!r} is not the id of a ring: up to 32 hexadecimal digits")
-    return JoinRing(ring or None, _take(args, "force", bool, False))
+def _parse_ipam_join(verb: str, args: dict[str, Any]) -> Request:
+    ring = _take(args, "ring", (str, type(None)), None)
+    return IpamJoin(None if ring is None else arguments.parse_ring(ring), _take(args, "force", bool, False))
 
 
-def _parse_export(verb: str, args: dict[str, Any]) -> Request:
-    return Export()
+def _parse_ipam_export(verb: str, args: dict[str, Any]) -> Request:
+    return IpamExport()
 
 
-def _parse_import(verb: str, args: dict[str, Any]) -> Request:
-    return Import(_take(args, "document", dict), _take(args, "force", bool, False))
+def _parse_ipam_import(verb: str, args: dict[str, Any]) -> Request:
+    return IpamImport(_take(args, "document", dict), _take(args, "force", bool, False))
 
 
-def _parse_check(verb: str, args: dict[str, Any]) -> Request:
-    return Check(_take(args, "repair", bool, False))
+def _parse_ipam_check(verb: str, args: dict[str, Any]) -> Request:
+    return IpamCheck(_take(args, "repair", bool, False))
 
 
 def _parse_stop(verb: str, args: dict[str, Any]) -> Request:
@@ -281,10 +283,10 @@ _PARSERS: dict[str, Callable[[str, dict[str, Any]], Request]] = {
     "ping": _parse_ping,
     "prime": _parse_prime,
     "rmpeer": _parse_rmpeer,
-    "ipam-join": _parse_join,
-    "ipam-export": _parse_export,
-    "ipam-import": _parse_import,
-    "ipam-check": _parse_check,
+    "ipam-join": _parse_ipam_join,
+    "ipam-export": _parse_ipam_export,
+    "ipam-import": _parse_ipam_import,
+    "ipam-check": _parse_ipam_check,
     "stop": _parse_stop,
     "reset": _parse_reset,
     "dns-add": words.parse_change,
@@ -298,6 +300,13 @@ def _peers(args: dict[str, Any]) -> tuple[str, ...]:
     if not peers:
         raise ValueError("no peer is named")
     return tuple(dict.fromkeys(peers))
+
+
+def _wants(args: dict[str, Any]) -> tuple[Want, ...]:
+    parsed = arguments.parse_wants(_texts(args, "addresses", arguments.ADDRESSES_MAX))
+    return tuple(
+        Claim(each) if isinstance(each, IPv4Interface | IPv6Interface) else FromSubnet(each) for each in parsed
+    )
 
 
 def _texts(args: dict[str, Any], key: str, most: int) -> list[str]:

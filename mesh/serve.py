@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import uvloop
 
 from dataplane.kernel import KernelError
 from dataplane.linux import underlay
+from dataplane.linux.collision import host_routes
 from gossip.names import format_name
 from mesh import api, directories
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
 from mesh.errors import UserError
+from mesh.ipam import ranges
 from mesh.logs import EventLog
 from mesh.router import BRIDGE
 from mesh.store import Store
@@ -47,8 +50,12 @@ async def _serve(config: LaunchConfig, store: Store, ready: Callable[[str | None
     _on_signals(starting.cancel)  # what has been made by then is taken back
     try:
         survey = await asyncio.to_thread(underlay.survey, BRIDGE)
+        routes = await asyncio.to_thread(host_routes, BRIDGE)
+        config = replace(config, ipalloc=ranges.settle(config.ipalloc, routes))
     except KernelError as error:
         raise UserError(error.text) from None
+    except ValueError as error:
+        raise UserError(f"launch: {error}") from None
     daemon = Daemon(config, store, survey)
     try:
         await daemon.start()

@@ -222,7 +222,6 @@ def summary(
     refusals: Mapping[str, Refusals],
     warnings: list[Row],
     view: SleeveView,
-    ipam: Row,
     now: float,
 ) -> Row:
     node = router.node
@@ -248,7 +247,6 @@ def summary(
         "refused": {
             reason: {"count": refused.count, "last": list(refused.last)} for reason, refused in sorted(refusals.items())
         },
-        "ipam": ipam,
         "warnings": warnings,
     }
 

@@ -90,8 +90,8 @@ STATUS_TOPICS = ("peers", "connections", "targets", "endpoints", "ipam", "dns")
 
 _ADDRESSES = "ADDR is 10.32.1.5/24, ip:10.32.1.5/24 or ip:fd00:32::5/64."
 _WANTS = (
-    "ADDR is an address with its length, 10.32.1.5/24 or ip:fd00:32::5/64, or where to take a free one\n"
-    "from: net:10.32.2.0/24, net:default. Without ADDR: from the default subnet, IPv4 and IPv6."
+    "ADDR is an address, as 10.32.1.5/24, ip:10.32.1.5/24 or ip:fd00:32::5/64; or net:10.32.2.0/24 or\n"
+    "net:default for any free one of that subnet."
 )
 _TARGET = (
     "TARGET is a named network namespace, a path to one, a process id, or a Docker container, by its\n"
@@ -126,11 +126,11 @@ VERBS = (
             Option(
                 "--without-offload", "NAME", "no tap, udp-segment, udp-gro, vxlan-checksum, vxlan-segment", repeat=True
             ),
-            Option("--ipalloc-range", "CIDR", "where addresses come from, default 10.32.0.0/12; none: no IPv4"),
-            Option("--ipalloc-range6", "CIDR", "the same for IPv6, default a /64 of the mesh's own; none: no IPv6"),
-            Option("--ipalloc-default-subnet", "CIDR", "where `attach` takes them from, default the whole range"),
-            Option("--ipalloc-init", "HOW", "consensus[=N] (default), seed=NAME,NAME,... or observer"),
-            Option("--ipalloc-lease", "TIME", "how long a silent host's addresses stay its own, default 1h"),
+            Option("--ipalloc-range", "CIDR", "give addresses from this range, default 10.32.0.0/12; none: no IPv4"),
+            Option("--ipalloc-range6", "CIDR", "the same for IPv6, default made from the cluster; none: no IPv6"),
+            Option("--ipalloc-default-subnet", "CIDR", "where no subnet is named, give from this; default the range"),
+            Option("--ipalloc-init", "HOW", "consensus[=N], seed=NAME,NAME,... or observer: who may begin"),
+            Option("--ipalloc-lease", "SECONDS", "for how long others confirm what a host may give; default 1h"),
             Option("--dns-domain", "NAME", "domain of names, the same on all hosts; default weft.local"),
             Option("--dns-upstream", "ADDR", "whom to ask for other names; may be repeated", repeat=True),
             Option("--no-dns", "", "answer no names on this host"),
@@ -163,7 +163,11 @@ VERBS = (
         "put a container on the network, with these addresses or free ones",
         least=1,
         most=_MANY,
-        details=f"{_WANTS}\n{_TARGET}\nPrints the addresses, one a line.\n\n{_BACK}",
+        details=(
+            f"{_WANTS} Without ADDR it keeps what it has, or is given\n"
+            "a free address of the default subnet, IPv4 and IPv6.\n"
+            f"{_TARGET}\nPrints the addresses, one a line.\n\n{_BACK}"
+        ),
         options=(
             Option("--network", "NETWORK", "the network to attach to; only `weft` in this version"),
             Option("--label", "KEY=VALUE", "a label of the endpoint; may be repeated", repeat=True),
@@ -188,7 +192,9 @@ VERBS = (
         "put the host itself on the network, and lead its containers out",
         most=_MANY,
         details=(
-            f"{_WANTS}\nPrints what is exposed then, one a line; without ADDR only that, if anything is.\n"
+            f"{_WANTS}\n"
+            "Prints what is exposed then, one a line. Without ADDR it does only that; a host that is not\n"
+            "exposed is given a free address of the default subnet, IPv4 and IPv6.\n"
             "Containers in the network of an exposed address reach the outside through it, under an address\n"
             "of the host; nothing comes in unasked."
         ),
@@ -261,36 +267,41 @@ VERBS = (
         "prime",
         "",
         "wait until this host may give addresses",
-        details="Prints what it waits for. What `attach` would otherwise wait for is done then.",
-        options=(Option("--timeout", "SECONDS", "give up after so long, default never"),),
+        details=(
+            "For scripts that attach right after launch: makes the ring that addresses are given from, or waits\n"
+            "for it, and says on standard error what for."
+        ),
+        options=(Option("--timeout", "SECONDS", "give up after so long, with exit status 1"),),
     ),
     Verb(
         "rmpeer",
         "PEER...",
-        "take over the addresses of peers that are gone for good",
+        "take over the addresses of hosts that are gone for good",
         least=1,
         most=_MANY,
         details=(
-            "PEER is a peer's name or nickname. Only for hosts that do not come back: one that still runs\n"
-            "would give addresses a second time until it hears of this."
+            "PEER is a peer's name or nickname. At once, instead of when its lease has run out; where the voters\n"
+            "that are left are no majority, name all that are gone. Never for a host that may still run\n"
+            "containers: others are given their addresses. A host in reach is left with `weft reset` on it."
         ),
-        options=(Option("--force", "", "do not ask"), _JSON),
+        options=(Option("--force", "", "do not ask, and take hosts in reach too"), _JSON),
     ),
     Verb(
         "ipam",
-        "join|export|import|check [FILE]",
-        "join two rings; save, restore and check what addresses are given",
+        "join|export [FILE]|import FILE|check",
+        "mend, or carry over, what is known of given addresses",
         least=1,
         most=2,
         details=(
-            "join: this host's ring joins another one that formed apart; conflicting addresses are listed first.\n"
-            "export [FILE]: what is given on this host, as JSON. import FILE: claim it all again.\n"
-            "check: compare what is given with what is attached; --repair mends what differs."
+            "join     this host's ring, made while hosts were apart, joins the other one\n"
+            "export   what is given on this host, to FILE or standard output\n"
+            "import   claims what was exported, each address for its owner\n"
+            "check    compares what is given with what is attached"
         ),
         options=(
-            Option("--ring", "ID", "join: which one, where there are several"),
-            Option("--force", "", "join in spite of conflicts; import in spite of what is given"),
-            Option("--repair", "", "check: mend what differs"),
+            Option("--ring", "ID", "join: which ring, where there are several; its first digits will do"),
+            Option("--repair", "", "check: claim what is attached, release what is not"),
+            Option("--force", "", "join: conflicts or not; import: beside what is given already"),
             _JSON,
         ),
     ),

@@ -2,7 +2,7 @@
 
 Stands between the socket (`mesh.api`) and the parts of a running daemon, which it is given; it makes none of them and
 ends none of them. Reading verbs are views from `mesh.status`; attach and detach are the workflow in `mesh.attach`,
-expose and hide that in `mesh.expose`.
+expose and hide that in `mesh.expose`; those about given addresses are in `mesh.ipam.verbs`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mesh.api import SendRow
 from mesh.attach import Attachments
 from mesh.dns.service import Dns
 from mesh.dns.words import DnsChange, DnsLookup
-from mesh.endpoints import Interface, bridge_mac
+from mesh.endpoints import bridge_mac
 from mesh.expose import Exposures
 from mesh.forwarding import NONE, UNREACHABLE, Path
-from mesh.ipam.port import EXPOSE_OWNER
-from mesh.ipam.service import Ipam
-from mesh.ipam.verbs import IpamVerbs
+from mesh.ipam import verbs as ipam_verbs
+from mesh.ipam.allocator import Allocator
+from mesh.ipam.mending import Mending
 from mesh.pinger import Pinger
 from mesh.requests import ApiError
 from mesh.returns import Returns
@@ -53,6 +53,10 @@ class Facts:
     sleeve: Callable[[], status.SleeveView]
     returns: Returns
     dns: Dns
+    ipam: Allocator
+    mending: Mending
+    range_instead: str
+    """Why addresses are given from another range than the default one; empty where they are not."""
 
 
 class Verbs:
@@ -66,7 +70,6 @@ class Verbs:
         exposures: Exposures,
         transport: Transport,
         pinger: Pinger,
-        ipam: Ipam,
         facts: Facts,
         write: Callable[[str, dict[str, Any]], Awaitable[None]],
         end: Callable[[bool], None],
@@ -78,12 +81,11 @@ class Verbs:
         self._exposures = exposures
         self._transport = transport
         self._pinger = pinger
-        self._ipam = ipam
-        self._ipam_verbs = IpamVerbs(ipam, router.table, router.find_peer, self._attached)
         self._facts = facts
         self._write = write
         self._end = end
         self._targets_changing = asyncio.Lock()
+        self._ipam_verbs = ipam_verbs.IpamVerbs(facts.ipam, router, facts.mending)
 
     async def handle(self, request: requests.Request, send_row: SendRow) -> object:
         """Answer one request from the socket. Raises `ApiError`."""
@@ -111,10 +113,10 @@ class Verbs:
             case (
                 requests.Prime()
                 | requests.RemovePeers()
-                | requests.JoinRing()
-                | requests.Export()
-                | requests.Import()
-                | requests.Check()
+                | requests.IpamJoin()
+                | requests.IpamExport()
+                | requests.IpamImport()
+                | requests.IpamCheck()
             ):
                 return await self._ipam_verbs.handle(request, send_row)
             case DnsChange():
@@ -135,7 +137,7 @@ class Verbs:
             "connections": lambda: status.connections(self._router, self._facts.encrypted, self._facts.sleeve()),
             "targets": lambda: status.targets(self._router, now),
             "endpoints": lambda: status.endpoints(self._router, now),
-            "ipam": self._ipam.status,
+            "ipam": self._facts.ipam.status,
             "dns": self._facts.dns.status,
             "ps": lambda: [*status.ps(self._attachments.all()), *status.ps_host(self._exposures.endpoint())],
         }
@@ -158,19 +160,13 @@ class Verbs:
             self._router, self._facts.report(), attachments, self._facts.weak_password, view, now
         )
         warnings += self._facts.returns.warnings()
-        warnings += self._ipam.warnings()
+        warnings += ipam_verbs.warnings(self._facts.ipam, self._facts.range_instead)
         warnings += self._facts.dns.troubles()
-        return status.summary(
+        summary = status.summary(
             self._router, VERSION, now - self._facts.started, self._facts.encrypted, attachments,
-            self._transport.refusals, warnings, view, self._ipam.summary(), now,
+            self._transport.refusals, warnings, view, now,
         )  # fmt: skip
-
-    def _attached(self) -> dict[Interface, str]:
-        """Who has every address that is attached here."""
-        found = {
-            binding.interface: held.owner for held in self._attachments.all() for binding in held.bindings
-        }
-        return found | {held.binding.interface: EXPOSE_OWNER for held in self._exposures.all()}
+        return summary | {"ipam": ipam_verbs.summary(self._facts.ipam)}
 
     async def _change_names(self, request: DnsChange) -> object:
         dns = self._facts.dns

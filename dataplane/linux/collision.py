@@ -1,16 +1,16 @@
-"""What on this host is in the way of an address that is to be exposed: an address of another device, or a route.
+"""What on this host is in the way of addresses of the overlay: an address of another device, or a route.
 
-Looks at one moment; knows nothing of who exposes. The one idea: an exposed address brings a route to its network, and
-that must neither take traffic from a route the host has nor lose its own to one. What a default route would carry is no
-one's in particular, so those do not count.
+Looks at one moment; knows nothing of who exposes, or of who gives addresses. The one idea: an exposed address brings a
+route to its network, and that must neither take traffic from a route the host has nor lose its own to one. What a
+default route would carry is no one's in particular, so those do not count.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Mapping
-from ipaddress import ip_address
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from dataplane.desired import Interface
@@ -45,25 +45,57 @@ def collision(bridge: str, interface: Interface) -> str | None:
         raise KernelError(error.errno or errno.EIO, None, text) from None
 
 
+def host_routes(bridge: str) -> list[tuple[IPv4Network | IPv6Network, str]]:
+    """Every network that this host has a route to, but for default routes and those of the bridge, with the route as
+    people write it; and every address of other devices.
+
+    In the network namespace of the calling thread. Raises KernelError."""
+    try:
+        commands = NetlinkSocket()
+        try:
+            names = _names(commands)
+            found = [route for family in FAMILIES.values() for route in _routes(commands, names, bridge, family)]
+            addresses = ((address, name) for address, name in _addresses(commands, names) if name != bridge)
+            return found + [(ip_network(address), f"the address {address} of {name}") for address, name in addresses]
+        finally:
+            commands.close()
+    except OSError as error:
+        text = f"cannot list the routes of this host: {error.strerror}"
+        raise KernelError(error.errno or errno.EIO, None, text) from None
+
+
 def _address(commands: NetlinkSocket, names: Mapping[int, str], bridge: str, interface: Interface) -> str | None:
+    for address, name in _addresses(commands, names):
+        if address == interface.ip and name != bridge:
+            return f"the address {interface.ip} of {name}"
+    return None
+
+
+def _addresses(commands: NetlinkSocket, names: Mapping[int, str]) -> Iterator[tuple[IPv4Address | IPv6Address, str]]:
+    """Each address of this host, and the device that has it."""
     for data, kind, start, end in commands.dump(RTM_GETADDR, _ADDRESS.pack(0, 0, 0, 0, 0)):
         if kind == RTM_NEWADDR:
-            name = names.get(_ADDRESS.unpack_from(data, start)[4], "")
             found = attributes(data, start + _ADDRESS.size, end)
-            if (found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)) == interface.ip.packed and name != bridge:
-                return f"the address {interface.ip} of {name}"
-    return None
+            if packed := found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS):
+                yield ip_address(packed), names.get(_ADDRESS.unpack_from(data, start)[4], "")
 
 
 def _route(commands: NetlinkSocket, names: Mapping[int, str], bridge: str, interface: Interface) -> str | None:
-    for route in routes(commands, FAMILIES[interface.version]):
-        name = names.get(route.ifindex, "")
-        if route.network.prefixlen <= DEFAULT_LENGTH_MAX or name == bridge:
-            continue
-        if route.network.overlaps(interface.network):
-            via = f" via {ip_address(route.gateway)}" if route.gateway else ""
-            return f"the route {route.network}{via}" + (f" dev {name}" if name else "")
+    for network, text in _routes(commands, names, bridge, FAMILIES[interface.version]):
+        if network.overlaps(interface.network):
+            return text
     return None
+
+
+def _routes(
+    commands: NetlinkSocket, names: Mapping[int, str], bridge: str, family: bytes
+) -> Iterator[tuple[IPv4Network | IPv6Network, str]]:
+    """Those that count, and how people write them."""
+    for route in routes(commands, family):
+        name = names.get(route.ifindex, "")
+        if route.network.prefixlen > DEFAULT_LENGTH_MAX and name != bridge:
+            via = f" via {ip_address(route.gateway)}" if route.gateway else ""
+            yield route.network, f"the route {route.network}{via}" + (f" dev {name}" if name else "")
 
 
 def _names(commands: NetlinkSocket) -> dict[int, str]:

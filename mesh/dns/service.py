@@ -216,7 +216,7 @@ class Dns:
 
     def accept(self, request: Attach) -> Attach:
         """An attachment's request, its names relative to our domain. Raises `ApiError`."""
-        for want in request.wants:
+        for want in request.addresses:
             if isinstance(want, Claim) and want.interface.ip in (OWN_V4, OWN_V6, HOST_ADDRESS.ip):
                 cure = "take another address"
                 raise ApiError("address-taken", f"{want.interface.ip} is that of every host's DNS server; {cure}")

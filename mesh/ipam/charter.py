@@ -21,9 +21,9 @@ import msgpack
 
 from gossip.errors import ProtocolError
 from gossip.names import PEER_NAME_BYTES, PeerName
-from mesh.allocation import AUTOMATIC6
 from mesh.ipam import spans
-from mesh.ipam.space import SLOTS_MAX, Space, unique_local
+from mesh.ipam.ranges import LEASE_MAX_S
+from mesh.ipam.space import AUTOMATIC6, SLOTS_MAX, Space, unique_local
 from mesh.ipam.spans import Spans
 
 RING_BYTES = 16
@@ -35,8 +35,6 @@ CHARTER_BYTES_MAX = 7600
 SEAT_BYTES_MAX = 80
 NUMBER_MAX = 1 << 48
 SPANS_MAX = 400
-LEASE_MAX_S = 12 * 3600
-"""A host is forgotten by gossip after a day out of reach; what it said must be there for as long as its lease."""
 
 Seat = bytes
 

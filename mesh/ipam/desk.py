@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
 from gossip.names import PeerName, format_name
-from mesh.allocation import AUTOMATIC6
 from mesh.endpoints import Interface
 from mesh.ipam import elections, spans
 from mesh.ipam.errors import Refused
 from mesh.ipam.member import Member
-from mesh.ipam.space import Network
+from mesh.ipam.space import AUTOMATIC6, Network
 from mesh.ipam.statement import ASKS_MAX, Ask
 from mesh.ipam.wants import Claim, FromSubnet, Want
 
@@ -117,17 +116,18 @@ class Desk:
                 self.member.holdings.release(slot, now, rests=False)
         request.slots = ()
 
-    def release(self, owner: str, addresses: set[str] | None, now: float) -> list[int]:
-        """Slots of this owner, all or those of these addresses (without lengths), are given no more. A slot stays for
-        as long as one of its wants does."""
-        released = []
+    def release(self, owner: str, addresses: set[str] | None, now: float) -> bool:
+        """Addresses of this owner, all or these (without lengths), are given no more; whether there were any. A slot is
+        as long as one of its addresses is."""
+        is_any = False
         for slot in self.member.holdings.slots_of(owner):
             given = self.member.holdings.given[slot]
-            texts = {text.partition("/")[0] for text in given.addresses}
-            if addresses is None or texts <= addresses:
-                self.member.holdings.release(slot, now)
-                released.append(slot)
-        return released
+            theirs = {text.partition("/")[0] for text in given.addresses}
+            if addresses is None or theirs & addresses:
+                is_any = True
+                if addresses is None or not self.member.holdings.give_less(slot, addresses):
+                    self.member.holdings.release(slot, now)
+        return is_any
 
     # -- one request -------------------------------------------------------------------------------
 
@@ -172,19 +172,21 @@ class Desk:
     def _from_subnet(self, owner: str, want: FromSubnet, taken: set[int | None], now: float) -> _Found:
         member, text = self.member, str(want)
         for slot in member.holdings.slots_of(owner):
-            for before, addresses in member.holdings.given[slot].wants:
-                if before == text:
-                    return text, slot, addresses, False
+            if any(before == text for before, _ in member.holdings.given[slot].wants):
+                return text, slot, self._addresses(slot, want), False
         if member.charter is None:
             member.wants_ring = True
             raise _Waiting(self.why_no_ring())
-        interval, versions = self._interval(want.network)
+        interval, _ = self._interval(want.network)
         usable = (interval[0] + 1, interval[1] - 1) if interval[1] - interval[0] >= LEAST_SUBNET else interval
         for slot in self._free(owner, usable):
             if slot not in taken and member.lease.may_give(slot, now) and not member.around.used_elsewhere(slot):
-                addresses = tuple(str(member.space.interface(slot, interval, version)) for version in versions)
-                return text, slot, addresses, True
+                return text, slot, self._addresses(slot, want), True
         raise self._wait_for_more(usable, want, now)
+
+    def _addresses(self, slot: int, want: FromSubnet) -> tuple[str, ...]:
+        interval, versions = self._interval(want.network)
+        return tuple(str(self.member.space.interface(slot, interval, version)) for version in versions)
 
     def _interval(self, network: Network | None) -> tuple[tuple[int, int], tuple[int, ...]]:
         space = self.member.space

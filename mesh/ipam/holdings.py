@@ -236,9 +236,8 @@ class Holdings:
     def give(self, slot: int, owner: str, want: str, addresses: tuple[str, ...]) -> None:
         """To a container; one more want where it has the slot already."""
         before = self.given.get(slot)
-        wants = before.wants if before is not None else ()
-        if all(each != want for each, _ in wants):
-            wants = (*wants, (want, addresses))
+        wants = tuple(each for each in before.wants if each[0] != want) if before is not None else ()
+        wants = (*wants, (want, addresses))
         self.given[slot] = Given(owner, wants)
         self._of_owner.setdefault(owner, {})[slot] = None
         self._pool.pop(slot, None)
@@ -248,6 +247,19 @@ class Holdings:
             self.guests.add(slot)
             self.version += 1
         self.changes[_SLOT.pack(b"g", slot)] = msgpack.packb([owner, wants])
+
+    def give_less(self, slot: int, addresses: set[str]) -> bool:
+        """Take these addresses, without lengths, off what is given; whether any is left of it."""
+        given = self.given[slot]
+        kept = [
+            (want, tuple(text for text in texts if text.partition("/")[0] not in addresses))
+            for want, texts in given.wants
+        ]
+        wants = tuple(each for each in kept if each[1])
+        if wants and wants != given.wants:
+            self.given[slot] = Given(given.owner, wants)
+            self.changes[_SLOT.pack(b"g", slot)] = msgpack.packb([given.owner, wants])
+        return bool(wants)
 
     def release(self, slot: int, now: float, rests: bool = True) -> None:
         """Given no more; a slot of ours rests first, unless nobody ever got to know of it."""

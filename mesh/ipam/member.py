@@ -20,7 +20,6 @@ import msgpack
 
 from gossip.errors import ProtocolError
 from gossip.names import PeerName, parse_name
-from mesh.allocation import OBSERVER, SEED
 from mesh.ipam import elections, exchange, spans
 from mesh.ipam.ballots import Ballots
 from mesh.ipam.charter import (
@@ -35,6 +34,7 @@ from mesh.ipam.charter import (
 )
 from mesh.ipam.holdings import Changes, Holdings
 from mesh.ipam.lease import Lease
+from mesh.ipam.ranges import OBSERVER, SEED
 from mesh.ipam.space import Space
 from mesh.ipam.spans import Spans
 from mesh.ipam.statement import (

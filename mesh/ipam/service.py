@@ -69,6 +69,8 @@ class Ipam:
         self._mesh = mesh
         self._clock = clock
         self._answers: list[tuple[Request, asyncio.Future[None]]] = []
+        self._savers: list[asyncio.Future[None]] = []
+        """Who waits until what is so now is on disk."""
         self._turn_due: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
@@ -88,7 +90,7 @@ class Ipam:
         if self._writing is not None:
             with suppress(asyncio.CancelledError):
                 await self._writing
-        for _, done in self._answers:
+        for done in [*(answer for _, answer in self._answers), *self._savers]:
             if not done.done():
                 done.set_exception(ApiError("stopping", "the daemon is stopping; try again when it runs"))
         await self._journal.close()
@@ -155,7 +157,7 @@ class Ipam:
             self._soon(max(TURN_DELAY_S, self.member.next_due(now) - now))
 
     def _write(self) -> None:
-        if self._writing is None and not (self._closed and not self._answers):
+        if self._writing is None:
             self._writing = asyncio.ensure_future(self._write_all())
 
     async def _write_all(self) -> None:
@@ -168,8 +170,9 @@ class Ipam:
 
     async def _write_once(self) -> bool:
         out = self.member.take(self._clock())
+        savers, self._savers = self._savers, []
         done = [(request, answer) for request, answer in self._answers if request.is_done]
-        if not (out.changes or out.pages or done):
+        if not (out.changes or out.pages or done or savers):
             return False
         self._answers = [(request, answer) for request, answer in self._answers if not request.is_done]
         try:
@@ -177,12 +180,18 @@ class Ipam:
                 await self._journal.hand_in(out.changes)
         except StoreError as error:
             self._refused_by_disk(error, out.changes, out.pages, done)
+            for saver in savers:
+                if not saver.done():
+                    saver.set_exception(ApiError("not-saved", str(error)))
             return False
         if self.disk_trouble:
             log.info("saved-again")
             self.disk_trouble = ""
         for page, body in sorted(out.pages.items()):
             self._mesh.publish(page, body)
+        for saver in savers:
+            if not saver.done():
+                saver.set_result(None)
         now = self._clock()
         for request, answer in done:
             self._answer(request, answer, now)
@@ -269,8 +278,7 @@ class Ipam:
     async def release(self, owner: str, addresses: Collection[Address]) -> None:
         """These addresses of this owner rest from now on; unknown ones are fine. Raises `ApiError` where the disk
         refuses; then they are released as soon as it does not."""
-        released = self.desk.release(owner, {str(address) for address in addresses}, self._clock())
-        if released:
+        if self.desk.release(owner, {str(address) for address in addresses}, self._clock()):
             await self._saved()
 
     async def release_all(self, owner: str) -> None:
@@ -288,11 +296,11 @@ class Ipam:
 
     async def _saved(self) -> None:
         """Everything up to now is on disk. Raises `ApiError`."""
-        self._turn()
-        while self._writing is not None:
-            await asyncio.shield(self._writing)
-        if self.disk_trouble:
-            raise ApiError("not-saved", self.disk_trouble)
+        saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._savers.append(saved)
+        self._write()
+        self._soon()
+        await saved
 
     # -- operators ---------------------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ from mesh.endpoints import Address, Interface
 
 Network = IPv4Network | IPv6Network
 
+AUTOMATIC6 = IPv6Network("fd00::/8")
+"""Stands for the /64 that is made from the ring's id (`unique_local`)."""
 SLOTS_MAX = 1 << 24
 """Of an IPv4 range of /8; an IPv6 range alone has no use for more."""
 

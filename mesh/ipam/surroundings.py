@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gossip.names import PeerName
-from mesh.allocation import CONSENSUS
 from mesh.ipam.charter import Charter
 from mesh.ipam.holdings import Changes
+from mesh.ipam.ranges import CONSENSUS
 from mesh.ipam.space import Network, Space
 from mesh.ipam.spans import Spans
 from mesh.ipam.statement import Proposal, Receipts, Report, Statement, Vote

@@ -1,59 +1,123 @@
-"""The daemon's side of `prime`, `rmpeer` and `ipam`: one request in, one JSON value or one `ApiError` out."""
+"""What the verbs about given addresses do in the daemon: prime, rmpeer, and those of `weft ipam`.
+
+Stands between the socket and the allocator. Finds whom people mean, says what they must know first, and leaves the rest
+to the allocator. Knows nothing of how addresses are shared out between hosts.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from typing import Any
 
-from gossip.names import PeerName, parse_name
+from gossip.names import PeerName, format_name, parse_name
 from mesh import requests
 from mesh.api import SendRow
-from mesh.endpoints import EndpointTable, Interface
-from mesh.ipam.service import Ipam
+from mesh.ipam.allocator import Allocator
+from mesh.ipam.mending import Mending
 from mesh.requests import ApiError
+from mesh.router import Router
+
+BEAT_S = 5.0
+"""While somebody waits, what for is said again so often: it shows that we are alive, and whether anybody listens."""
 
 
 class IpamVerbs:
-    """`find_peer`: peers of a name or nickname. `attached`: the owner of every address that is attached here."""
+    """Of one daemon."""
 
-    def __init__(
-        self, ipam: Ipam, table: EndpointTable, find_peer: Callable[[str], list[PeerName]],
-        attached: Callable[[], Mapping[Interface, str]],
-    ) -> None:  # fmt: skip
+    def __init__(self, ipam: Allocator, router: Router, mending: Mending) -> None:
         self._ipam = ipam
-        self._table = table
-        self._find_peer = find_peer
-        self._attached = attached
+        self._router = router
+        self._mending = mending
 
     async def handle(self, request: requests.IpamRequest, send_row: SendRow) -> object:
+        """Raises `ApiError`."""
         match request:
             case requests.Prime(timeout_s):
-
-                async def tell(text: str) -> None:
-                    await send_row({"waiting_for": text})
-
-                await self._ipam.prime(timeout_s, tell)
-            case requests.RemovePeers(peers):
-                return await asyncio.shield(self._ipam.remove_peers([self._peer(text) for text in peers]))
-            case requests.JoinRing(ring, force):
-                return await asyncio.shield(self._ipam.join(ring, force, self._table))
-            case requests.Export():
+                return await self._prime(timeout_s, send_row)
+            case requests.RemovePeers(peers, force):
+                # Shielded: what is decided among hosts is not taken back because somebody hangs up.
+                return await asyncio.shield(self._ipam.remove_peers(self._find_all(peers, force)))
+            case requests.IpamJoin(ring, force):
+                return await asyncio.shield(self._ipam.join(ring, force, self._router.table))
+            case requests.IpamExport():
                 return self._ipam.export()
-            case requests.Import(document, force):
-                return await self._ipam.import_(document, force)
-            case requests.Check(repair):
-                return await asyncio.shield(self._ipam.check(self._attached(), repair))
-        return {}
+            case requests.IpamImport(document, force):
+                return await asyncio.shield(self._ipam.import_(document, force))
+            case requests.IpamCheck(repair):
+                return await asyncio.shield(self._mending.check(repair))
 
-    def _peer(self, text: str) -> PeerName:
-        """A peer that may be long gone, so its name alone is enough."""
-        found = self._find_peer(text)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ApiError("ambiguous-peer", f"{text} is the nickname of several peers; give a name instead")
+    async def _prime(self, timeout_s: float | None, send_row: SendRow) -> object:
+        waiting_for, is_new = "", asyncio.Event()
+
+        async def tell(text: str) -> None:
+            nonlocal waiting_for
+            waiting_for = text
+            is_new.set()
+
+        priming = asyncio.ensure_future(self._ipam.prime(timeout_s, tell))
+        priming.add_done_callback(lambda _: is_new.set())
         try:
+            while not priming.done():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(BEAT_S):
+                        await is_new.wait()
+                is_new.clear()
+                if not priming.done() and waiting_for:
+                    await send_row({"waiting_for": waiting_for})
+            await priming
+        finally:
+            priming.cancel()
+            await asyncio.gather(priming, return_exceptions=True)
+        return {"state": self._ipam.status().get("state")}
+
+    def _find_all(self, texts: tuple[str, ...], force: bool) -> list[PeerName]:
+        found = [self._find(text) for text in texts]
+        for text, name in zip(texts, found, strict=True):
+            if name in self._router.node.replica.reachable and not force:
+                raise ApiError(
+                    "peer-in-reach",
+                    f"{text} is in reach, so it is not gone: run `weft reset` on it, which gives its addresses back; "
+                    "--force takes them all the same, and what it has attached collides with what is attached next",
+                )
+        return list(dict.fromkeys(found))
+
+    def _find(self, text: str) -> PeerName:
+        """Who is meant. A peer that has left nothing but its addresses is known by the ring alone."""
+        with contextlib.suppress(ValueError):
             return parse_name(text)
-        except ValueError:
-            known = "`weft status ipam` lists who owns addresses"
-            raise ApiError("unknown-peer", f"no peer is called {text}; {known}") from None
+        owners = [row for row in self._ipam.status()["peers"] if not row["self"]]
+        named = [parse_name(row["peer"]) for row in owners if row["nickname"] == text]
+        found = dict.fromkeys([*named, *self._router.find_peer(text)])
+        if len(found) == 1:
+            return next(iter(found))
+        if found:
+            names = ", ".join(map(format_name, found))
+            raise ApiError("ambiguous-peer", f"{text} is the nickname of several peers; give a name: {names}")
+        have = ", ".join(str(row["nickname"]) for row in owners) or "none but this host does"
+        raise ApiError("unknown-peer", f"no other peer is called {text} (those that own addresses: {have})")
+
+
+def summary(ipam: Allocator) -> dict[str, Any]:
+    """The part of `weft status` that is about given addresses."""
+    told = ipam.status()
+    own: dict[str, Any] = next((row for row in told["peers"] if row["self"]), {})
+    return {
+        "state": told["state"],
+        "range": told["range"],
+        "range6": told["range6"],
+        "owned": own.get("addresses", 0),
+        "used": own.get("used", 0),
+        "free": own.get("free", 0),
+        "pending": len(told["pending"]),
+        "advice": told["advice"],
+    }
+
+
+def warnings(ipam: Allocator, instead: str) -> list[dict[str, str]]:
+    """In the form of `status`. `instead`: why the range is not the default one."""
+    rows = list(ipam.warnings())
+    if instead:
+        text = f"{instead}, so addresses are given from another one, unless the mesh has a range already"
+        rows.append({"code": "range-collides", "text": text, "cure": "name a range with --ipalloc-range, on all hosts"})
+    return rows

@@ -8,11 +8,11 @@ from ipaddress import ip_interface
 from typing import Any
 
 from gossip.names import PeerName, format_name
-from mesh.allocation import OBSERVER
 from mesh.endpoints import EndpointTable, Interface
 from mesh.ipam import spans
 from mesh.ipam.desk import Desk
 from mesh.ipam.member import Member
+from mesh.ipam.ranges import OBSERVER
 from mesh.requests import ApiError
 
 ENTRIES_MAX = 10_000

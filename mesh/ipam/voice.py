@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from gossip.names import PeerName
-from mesh.allocation import SEED
 from mesh.ipam import spans
 from mesh.ipam.charter import encode_charter
+from mesh.ipam.ranges import SEED
 from mesh.ipam.statement import (
     BALLOT,
     CHARTER,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.desired import Desired, Exposed, RemoteEndpoint
-from dataplane.linux.collision import collision
+from dataplane.linux.collision import collision, host_routes
 from dataplane.linux.firewall import Firewall, run_nft
 from dataplane.linux.host import LinuxKernel
 from tests.linux.hosts import Host, Lab, Pair, Space, bridge_mac, differences, port, until
@@ -470,6 +470,24 @@ def test_a_collision_names_the_address_or_the_route(lab: Lab) -> None:
     host.run("ip", "link", "add", "weft", "up", "type", "bridge")
     host.run("ip", "address", "add", "10.32.0.1/16", "dev", "weft")
     assert found("10.32.0.1/16") is None and found("10.32.0.2/16") is None
+
+
+def test_every_route_and_address_that_a_range_could_collide_with_is_listed(lab: Lab) -> None:
+    """But for default routes, and what is the bridge's own."""
+    host = lab.host(1)
+    for words in ("10.50.0.0/16 via 10.9.0.9", "0.0.0.0/1 via 10.9.0.9", "default via 10.9.0.9"):
+        host.run("ip", "route", "add", *words.split())
+    host.run("ip", "address", "add", "2001:db8:5::1/64", "dev", "eth0", "nodad")
+    host.run("ip", "address", "add", "100.64.0.1/32", "dev", "lo")
+    host.run("ip", "link", "add", "weft", "up", "type", "bridge")
+    host.run("ip", "address", "add", "10.32.0.1/12", "dev", "weft")
+    found = {str(network): text for network, text in host.inside(lambda: host_routes("weft"))}
+    assert found["10.50.0.0/16"] == "the route 10.50.0.0/16 via 10.9.0.9 dev eth0"
+    assert found["10.9.0.0/24"] == "the route 10.9.0.0/24 dev eth0"
+    assert found["2001:db8:5::/64"] == "the route 2001:db8:5::/64 dev eth0"
+    assert found["100.64.0.1/32"] == "the address 100.64.0.1 of lo"
+    assert found["10.9.0.1/32"] == "the address 10.9.0.1 of eth0"
+    assert not {"0.0.0.0/0", "0.0.0.0/1", "10.32.0.0/12", "10.32.0.1/32"} & set(found)
 
 
 def test_without_nft_nothing_is_forwarded_and_the_fault_says_why(world: World) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -25,30 +25,21 @@ from dataplane.memory import MemoryKernel
 from dataplane.objects import GUEST_ADDRESS, NEIGHBOUR, Guest, Key, Value
 from gossip.names import PeerName
 from gossip.pages import TablePager
+from mesh import arguments, requests
 from mesh import attach as attach_module
-from mesh import requests
 from mesh import targets as targets_module
-from mesh.arguments import parse_wants
 from mesh.attach import DOCUMENT, Attachments, Surroundings
 from mesh.attachment import Attachment
 from mesh.docker import Docker, DockerError, NoSuchContainer
 from mesh.dockerwire import Container
-from mesh.endpoints import (
-    Address,
-    Binding,
-    Endpoint,
-    EndpointTable,
-    Interface,
-    bridge_mac,
-    derive_mac,
-    encode_row,
-)
+from mesh.endpoints import Binding, Endpoint, EndpointTable, bridge_mac, derive_mac, encode_row
 from mesh.expose import Exposures
 from mesh.forwarding import Forwarding
-from mesh.ipam.wants import Claim, Want
+from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
 from mesh.targets import Place, Targets
+from tests.mesh.made_up_ipam import MadeUpIpam
 
 T = TypeVar("T")
 ME, P, Q = (PeerName(bytes([number]) * 8) for number in (5, 3, 7))
@@ -87,41 +78,6 @@ class MadeUpDocker(Docker):
         return found[0]
 
 
-class MadeUpAllocator:
-    """Gives what is claimed, and 10.33.0.1, .2 and so on; and remembers who has what."""
-
-    def __init__(self) -> None:
-        self.given: dict[str, dict[str, Interface]] = {}
-        """By owner: addresses by the want that they answered."""
-        self.trouble = ""
-        self.wanted: list[tuple[str, tuple[Want, ...]]] = []
-        self._last = ip_address("10.33.0.0")
-
-    async def obtain(self, owner: str, wants: tuple[Want, ...]) -> tuple[Interface, ...]:
-        self.wanted.append((owner, wants))
-        await asyncio.sleep(0)
-        if self.trouble:
-            raise ApiError("ipam-exhausted", self.trouble)
-        mine = self.given.setdefault(owner, {})
-        for want in wants:
-            if isinstance(want, Claim):
-                mine[str(want)] = want.interface
-            elif str(want) not in mine:
-                self._last += 1
-                mine[str(want)] = ip_interface(f"{self._last}/16")
-        return tuple(mine[str(want)] for want in wants)
-
-    async def release(self, owner: str, addresses: Collection[Address]) -> None:
-        mine = self.given.get(owner, {})
-        self.given[owner] = {want: each for want, each in mine.items() if each.ip not in addresses}
-
-    async def release_all(self, owner: str) -> None:
-        self.given.pop(owner, None)
-
-    def addresses_of(self, owner: str) -> list[str]:
-        return sorted(map(str, self.given.get(owner, {}).values()))
-
-
 class World:
     """A host around the workflow, one life of its daemon after another."""
 
@@ -143,8 +99,8 @@ class World:
         self.boot = "this boot"
         self.docker = MadeUpDocker()
         self.targets = Targets(self.docker)
-        self.ipam = MadeUpAllocator()
         self.proc = path / "proc"
+        self.ipam = MadeUpIpam()
         monkeypatch.setattr(targets_module, "find_namespace", self._find)
         monkeypatch.setattr(targets_module, "PROC", self.proc)
         monkeypatch.setattr(attach_module, "is_there", self._is_there)
@@ -160,12 +116,12 @@ class World:
             own=ME,
             table=self.table,
             targets=self.targets,
-            ipam=self.ipam,
             nickname_of=lambda peer: self.nicknames[peer],
             is_reachable=lambda peer: peer in self.reachable,
             wait_settled=self._wait_settled,
             publish=lambda: self.publish(),
             tell=self._tell,
+            ipam=self.ipam,
         )
         attachments = Attachments(around)
         self.exposures = Exposures(around, attachments)
@@ -257,14 +213,14 @@ class World:
         return [] if document is None else list(document["attachments"])
 
     def state(self) -> tuple[Any, ...]:
-        """Memory, disk, what was told, and the kernel: what a failed change must leave as it was."""
+        """Memory, disk, what was told, what is given, and the kernel: what a failed change must leave as it was."""
         told = [encode_row(each) for each in self.table.of(ME)]
         # IPv6 that was switched on inside for an address stays on: nobody knows who else relies on it by now.
         kernel = {
             key: value._replace(ipv6=None) if isinstance(value, Guest) else value
             for key, value in self.kernel.objects.items()
         }
-        return self.attachments.all(), self.on_disk(), told, kernel
+        return self.attachments.all(), self.on_disk(), told, kernel, dict(self.ipam.given)
 
     def kernel_addresses(self, attachment: Attachment) -> dict[str, Value]:
         """What the container has, by address."""
@@ -280,11 +236,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def wish(target: str, *addresses: str, labels: dict[str, str] | None = None, names: Sequence[str] = ()) -> Any:
-    wants = tuple(
-        parse_wants([text])[0] if text.startswith("net:") else Claim(ip_interface(text)) for text in addresses
+def wants(*texts: str) -> tuple[Want, ...]:
+    return tuple(
+        FromSubnet(arguments.parse_subnet(text)) if text.startswith("net:") else Claim(ip_interface(text))
+        for text in texts
     )
-    return requests.Attach(target, wants, "weft", tuple(sorted((labels or {}).items())), tuple(names))
+
+
+def wish(target: str, *addresses: str, labels: dict[str, str] | None = None, names: Sequence[str] = ()) -> Any:
+    return requests.Attach(target, wants(*addresses), "weft", tuple(sorted((labels or {}).items())), tuple(names))
 
 
 def unwish(target: str, *addresses: str) -> requests.Detach:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,10 @@ from mesh import prober as prober_module
 from mesh import requests
 from mesh import returns as returns_module
 from mesh import targets as targets_module
-from mesh.arguments import parse_wants
 from mesh.config import LaunchConfig
 from mesh.daemon import Daemon
 from mesh.errors import UserError
+from mesh.ipam.wants import Claim
 from mesh.roster import Entry
 from mesh.store import Store
 
@@ -253,7 +253,7 @@ async def read(daemon: Daemon, verb: str) -> Any:
 
 
 def attach(target: str, *addresses: str) -> requests.Attach:
-    return requests.Attach(target, tuple(parse_wants(list(addresses))), "weft", (), ())
+    return requests.Attach(target, tuple(Claim(ip_interface(each)) for each in addresses), "weft", (), ())
 
 
 async def until(condition: Callable[[], object], what: str) -> None:

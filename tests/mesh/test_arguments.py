@@ -63,8 +63,8 @@ def test_an_address_keeps_its_length(text: str, written: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("net:10.32.2.0/24", "take free addresses from"),
-        ("net:default", "take free addresses from"),
+        ("net:10.32.2.0/24", "names a subnet"),
+        ("net:default", "names a subnet"),
         ("10.32.1.5", "has no length"),
         ("10.32.1.5/", "with its length"),
         ("10.32.1.5/33", "with its length"),
@@ -101,6 +101,53 @@ def test_the_number_of_addresses_is_limited() -> None:
     assert len(arguments.parse_addresses(texts[:-1])) == arguments.ADDRESSES_MAX
     with pytest.raises(ValueError, match="too many"):
         arguments.parse_addresses(texts)
+
+
+def test_wants_keep_their_order_and_are_written_in_one_way() -> None:
+    texts = ["net:default", "ip:10.32.1.5/24", "net:10.32.2.0/30", "FD00:32::5/64", "net:FD00:32::/126"]
+    wants = arguments.parse_wants(texts)
+    written = ["net:default", "10.32.1.5/24", "net:10.32.2.0/30", "fd00:32::5/64", "net:fd00:32::/126"]
+    assert [arguments.format_want(want) for want in wants] == written
+    assert arguments.parse_wants(written) == wants
+    assert arguments.parse_wants([]) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["net:"], "has no length"),
+        (["net:10.32.2.0"], "has no length"),
+        (["net:c1"], "has no length"),
+        (["net:10.32.2.0/x"], "is not a network"),
+        (["net:10.32.2.0/33"], "is not a network"),
+        (["net:10.32.2.0/255.255.255.0"], "is not a network"),
+        (["net:10.32.2.5/24"], "an address of a network: the network itself is written 10.32.2.0/24"),
+        (["net:fd00::5/64"], "the network itself is written fd00::/64"),
+        (["net:10.32.2.0/31"], "a subnet is a /30 or larger"),
+        (["net:fd00::/127"], "a subnet is a /126 or larger"),
+        (["net:127.0.0.0/24"], "loopback"),
+        (["net:224.0.0.0/24"], "multicast"),
+        (["net:169.254.1.0/24"], "link-local"),
+        (["net:0.0.0.0/0"], "which no container can have"),
+        (["net:fe80::/64"], "link-local"),
+        (["net:fe80::%eth0/64"], "names an interface|is not a network"),
+        (["net:default", "net:default"], "net:default is given twice"),
+        (["net:10.32.2.0/24", "10.32.2.5/24", "net:10.32.2.0/24"], "net:10.32.2.0/24 is given twice"),
+        (["10.0.0.1/24", "net:default", "10.0.0.1/16"], "the address 10.0.0.1 is given twice"),
+        (["net:default"] * 17, "too many"),
+    ],
+)  # fmt: skip
+def test_wants_nobody_can_meet_are_refused_in_one_line(texts: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        arguments.parse_wants(texts)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ring_is_named_by_its_first_digits() -> None:
+    assert arguments.parse_ring("AB12") == "ab12"
+    for text in ("", "xy", "a" * 33, "ab-12"):
+        with pytest.raises(ValueError, match="not the id of a ring"):
+            arguments.parse_ring(text)
 
 
 def test_a_label_is_a_key_and_any_printable_value() -> None:

@@ -287,7 +287,7 @@ def test_a_disk_that_fills_up_in_between_costs_only_itself(
 ) -> None:
     """Taking back cannot be saved either: memory and kernel are right, and the next change writes all of it."""
     attach(world, "c2", "10.32.0.2/16")
-    memory, _, told, kernel = world.state()
+    memory, _, told, kernel, _ = world.state()
     publish = world.publish
 
     async def fills_up() -> dict[str, Fault]:

@@ -11,14 +11,14 @@ import socket
 import subprocess
 import sys
 import threading
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mesh import cli, requests
-from mesh.ipam.wants import Claim
+from mesh.ipam.wants import Claim, FromSubnet
 from mesh.requests import ApiError
 from mesh.version import VERSION
 
@@ -39,7 +39,7 @@ def refused(done: subprocess.CompletedProcess[str], status: int, *says: str) -> 
 NEEDS_DAEMON = [
     ["stop"], ["connect", "host2"], ["forget", "host2"], ["attach", "10.0.0.1/24", "c1"], ["detach", "c1"], ["status"],
     ["status", "peers"], ["status", "connections"], ["status", "targets"], ["status", "endpoints"], ["report"], ["ps"],
-    ["ping", "host2"], ["expose"], ["expose", "10.0.0.1/24"], ["hide"],
+    ["ping", "host2"], ["expose"], ["expose", "10.0.0.1/24"], ["hide"], ["attach", "c1"], ["status", "ipam"], ["prime"],
 ]  # fmt: skip
 
 
@@ -78,23 +78,18 @@ def test_no_verb_shows_all_and_is_wrong_usage(weft: Any) -> None:
         (["dns-add", "-h", "web", "c1", "10.0.0.1"], "c1 and addresses are both given"),
         (["attach", "10.0.0.1/8", "-h", "web", "--without-dns", "c1"], "leave out -h or --without-dns"),
         (["help", "nothing"], "no verb 'nothing'"),
-        (["status", "rings"], "no `status rings`"),
+        (["status", "ring"], "no `status ring`"),
         (["status", "peers", "x"], "too much"),
         (["status", "--yaml"], "unknown option --yaml"),
         (["connect"], "PEER is missing"),
         (["connect", "a b"], "not a peer"),
         (["connect", "host2:0"], "no valid port"),
         (["forget", ""], "not a peer"),
-        (["attach", "net:", "c1"], "is not a subnet"),
-        (["attach", "net:10.32.2.1/24", "c1"], "was 10.32.2.0/24 meant?"),
-        (["attach", "net:10.32.2.0/31", "c1"], "4 at least"),
-        (["detach", "net:default", "c1"], "take free addresses from"),
-        (["ipam"], "is missing"),
-        (["ipam", "forget"], "no `ipam forget`"),
-        (["ipam", "check", "file"], "'file' is too much"),
-        (["ipam", "import"], "FILE is missing"),
-        (["prime", "--timeout", "soon"], "is not a number of seconds"),
-        (["rmpeer"], "PEER is missing"),
+        (["attach", "net:default"], "name the container after it"),
+        (["attach", "net:10.32.2.5/24", "c1"], "the network itself is written 10.32.2.0/24"),
+        (["attach", "net:10.32.2.0/31", "c1"], "too few addresses"),
+        (["attach", "net:default", "net:default", "c1"], "given twice"),
+        (["detach", "net:default", "c1"], "names a subnet, and an address is needed"),
         (["attach", "10.0.0.1", "c1"], "has no length"),
         (["attach", "10.0.0.1/24", "10.0.0.2/24"], "name the container after it"),
         (["attach", "10.0.0.1/24"], "name the container after it"),
@@ -108,8 +103,19 @@ def test_no_verb_shows_all_and_is_wrong_usage(weft: Any) -> None:
         (["attach", "10.0.0.1/24", "--allow-mac", "c1"], "unknown option --allow-mac"),
         (["detach", "10.0.0.0/24", "c1"], "first or last"),
         (["expose", "10.0.0.1"], "has no length"),
-        (["hide", "net:default"], "take free addresses from"),
+        (["expose", "net:10.0.0.0"], "has no length"),
         (["expose", "10.0.0.1/24", "ip:10.0.0.1/24"], "given twice"),
+        (["hide", "net:10.0.0.0/24"], "names a subnet, and an address is needed"),
+        (["prime", "--timeout", "soon"], "not a number of seconds"),
+        (["prime", "--timeout", "nan"], "not a number of seconds"),
+        (["rmpeer"], "PEER is missing"),
+        (["rmpeer", "a\nb"], "not a nickname"),
+        (["ipam", "give"], "no `ipam give`"),
+        (["ipam", "import"], "FILE is missing"),
+        (["ipam", "check", "x"], "too much"),
+        (["ipam", "check", "--force"], "has no --force"),
+        (["ipam", "join", "--repair"], "has no --repair"),
+        (["ipam", "join", "--ring", "xy"], "not the id of a ring"),
         (["hide", "--without-masquerade"], "unknown option --without-masquerade"),
         (["ping", "-c", "0", "host2"], "-c '0' is not a number"),
         (["ping", "-c", "1.5", "host2"], "-c '1.5' is not a number"),
@@ -177,11 +183,21 @@ def test_attach_prints_the_addresses_one_a_line(weft: Any, daemon: Any) -> None:
     assert daemon.requests == [
         requests.Attach(
             target="c1.1",
-            wants=(Claim(ip_interface("10.32.1.5/24")), Claim(ip_interface("fd00:32::5/64"))),
+            addresses=(Claim(ip_interface("10.32.1.5/24")), Claim(ip_interface("fd00:32::5/64"))),
             network="weft",
             labels=(("app", "web"), ("tier", "")),
             names=("web", "www"),
         )
+    ]
+
+
+def test_attach_may_leave_addresses_to_the_daemon(weft: Any, daemon: Any) -> None:
+    daemon.answers["attach"] = {"addresses": ["10.32.0.1/12"]}
+    assert weft("attach", "c1").stdout == "10.32.0.1/12\n"
+    weft("attach", "net:default", "10.32.1.5/24", "net:fd00:32::/64", "c1")
+    assert [request.addresses for request in daemon.requests] == [
+        (),
+        (FromSubnet(None), Claim(ip_interface("10.32.1.5/24")), FromSubnet(ip_network("fd00:32::/64"))),
     ]
 
 
@@ -206,11 +222,11 @@ def test_expose_and_hide_print_addresses_one_a_line_or_json(weft: Any, daemon: A
         assert weft(*words).stdout == "10.32.1.1/16\nfd00:32::1/64\n"
         assert json.loads(weft(*words, "--json").stdout) == answer
     assert weft("expose", "--without-masquerade", "10.32.1.1/16").returncode == 0
-    addresses = (Claim(ip_interface("10.32.1.1/16")), Claim(ip_interface("fd00:32::1/64")))
+    claims = (Claim(ip_interface("10.32.1.1/16")), Claim(ip_interface("fd00:32::1/64")))
     assert daemon.requests == [
-        *[requests.Expose(addresses, True)] * 2,
+        *[requests.Expose(claims, True)] * 2,
         *[requests.Hide(())] * 2,
-        requests.Expose(addresses[:1], False),
+        requests.Expose(claims[:1], False),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from dataplane.desired import VXLAN_OFFLOADS
 from dataplane.sleeve.control import OFFLOADS
 from mesh import arguments, config, usage
 from mesh.errors import UsageError, UserError
+from mesh.ipam.ranges import Allocation
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +221,60 @@ def test_the_daemons_command_line_says_the_same_without_secrets(tmp_path: Path) 
     assert again.value("--config") == str(Path.cwd() / "relative.toml")
     for flag in ("--port", "--advertise", "--nickname", "--no-vxlan", "--no-discovery"):
         assert again.values(flag) == first.values(flag)
+
+
+# Address allocation
+
+
+def test_allocation_is_read_from_flags_and_file(tmp_path: Path) -> None:
+    """Each part from whatever place says it."""
+    assert load(tmp_path).ipalloc == Allocation()
+    file = 'ipalloc-range = "10.0.0.0/8"\nipalloc-init = "seed=h1,h2"\nipalloc-lease = 90\n'
+    found = load(tmp_path, "--ipalloc-range6", "none", "--ipalloc-default-subnet", "10.1.0.0/16", file=file).ipalloc
+    assert found == Allocation(
+        range4=ip_network("10.0.0.0/8"), is_named=True, makes_range6=False, default_subnet=ip_network("10.1.0.0/16"),
+        init="seed", seeds=("h1", "h2"), lease_s=90,
+    )  # fmt: skip
+    assert load(tmp_path, "--ipalloc-lease=2m", "--ipalloc-init", "consensus=3", file=file).ipalloc.hosts == 3
+    assert load(tmp_path, file='ipalloc-lease = "1h"\nipalloc-range6 = "fd00::/64"').ipalloc.lease_s == 3600
+    assert load(tmp_path, "--ipalloc-range", "none", file=file).ipalloc.range4 is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--ipalloc-range", "10.32.5.0/12"], "--ipalloc-range: .* the network itself is written 10.32.0.0/12"),
+        (["--ipalloc-range", "10.0.0.0/30"], "--ipalloc-range: .*a /8 to a /29"),
+        (["--ipalloc-range6", "10.0.0.0/8"], "--ipalloc-range6: .*not a range of IPv6"),
+        (["--ipalloc-init", "first"], "--ipalloc-init: .*none of consensus"),
+        (["--ipalloc-lease", "5"], "--ipalloc-lease: .*30s at least, 12h at most"),
+        (["--ipalloc-default-subnet", "net:default"], "--ipalloc-default-subnet: "),
+        (["--ipalloc-default-subnet", "10.1.0.0/16"], "launch: the default subnet 10.1.0.0/16 is not inside"),
+    ],
+)
+def test_wrong_allocation_flags_are_wrong_usage(tmp_path: Path, words: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        load(tmp_path, *words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ('ipalloc-range = "127.0.0.0/8"', "ipalloc-range: .*loopback"),
+        ("ipalloc-lease = true", "ipalloc-lease must be"),
+        ("ipalloc-lease = 1.5", "ipalloc-lease must be"),
+        ("ipalloc-range = 10", "ipalloc-range must be a text"),
+        ('ipalloc-range = "none"\nipalloc-default-subnet = "10.32.0.0/16"', "lies in no range"),
+    ],
+)
+def test_wrong_allocation_in_the_file_names_the_file(tmp_path: Path, file: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        load(tmp_path, file=file)
+    assert not isinstance(caught.value, UsageError)
+    assert str(tmp_path / "weft.toml") in str(caught.value)
+
+
+def test_allocation_flags_reach_the_daemon_as_they_were_given() -> None:
+    words = ["--ipalloc-range=none", "--ipalloc-init=seed=h1,h2", "--ipalloc-lease=2h"]
+    assert config.daemon_flags(parse(*words)) == [*words, "--"]

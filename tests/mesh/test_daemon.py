@@ -23,6 +23,7 @@ from mesh import underlay as underlay_module
 from mesh.daemon import Daemon
 from mesh.endpoints import bridge_mac, derive_mac
 from mesh.errors import UserError
+from mesh.ipam.ranges import Allocation
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
 from tests.mesh.daemons import Stage, ask, attach, document, joined, read, run, until
@@ -52,6 +53,31 @@ def test_a_daemon_serves_and_leaves_the_kernel_as_it_is(stage: Stage) -> None:
             assert list(host.kernel.addresses().values()) == [["10.32.0.1/16"]]
         assert host.kernel.objects == objects
         assert host.kernel.is_closed
+
+    run(scenario())
+
+
+def test_addresses_are_given_shown_and_found_again(stage: Stage) -> None:
+    """A host alone makes a ring of its own; what a crash left given and not attached is released at the next start."""
+    host = stage.host("h1")
+
+    async def scenario() -> None:
+        async with host.launched() as daemon:
+            assert (await read(daemon, "status"))["ipam"]["state"] == "idle"
+            given = await ask(daemon, requests.Attach("c1", (), "weft", (), ()))
+            assert len(given["addresses"]) == 2 and given["addresses"][0] == "10.32.0.1/12"
+            status = await read(daemon, "status")
+            assert (status["ipam"]["state"], status["ipam"]["range"]) == ("ready", "10.32.0.0/12")
+            assert status["warnings"] == []
+            assert await ask(daemon, requests.IpamCheck(False)) == []
+            export = await ask(daemon, requests.IpamExport())
+            assert export["entries"] == [{"owner": "netns:c1", "addresses": given["addresses"]}]
+        instead = Allocation(instead="the default range collides with the route 10.0.0.0/8 on this host")
+        async with host.launched(ipalloc=instead) as daemon:
+            entries = (await read(daemon, "ipam"))["entries"]
+            assert [each["owner"] for each in entries if each["state"] == "given"] == ["netns:c1"]
+            codes = [each["code"] for each in (await read(daemon, "status"))["warnings"]]
+            assert "range-collides" in codes
 
     run(scenario())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -201,17 +201,13 @@ def test_many_changes_at_once_end_as_if_one_after_another(world: World) -> None:
     for number in range(20):
         world.add(f"m{number}", 100 + number)
 
+    async def one(number: int) -> None:
+        await world.attachments.attach(wish(f"m{number}", f"10.32.2.{number}/16"))
+        if number % 2:
+            await world.attachments.detach(unwish(f"m{number}"))
+
     async def storm() -> None:
-        work: list[Awaitable[object]] = []
-        await asyncio.gather(
-            *(world.attachments.attach(wish(f"m{number}", f"10.32.2.{number}/16")) for number in range(1, 20, 2))
-        )
-        for number in range(20):
-            if number % 2:
-                work.append(world.attachments.detach(unwish(f"m{number}")))
-            else:
-                work.append(world.attachments.attach(wish(f"m{number}", f"10.32.2.{number}/16")))
-        await asyncio.gather(*work)
+        await asyncio.gather(*map(one, range(20)))
 
     run(storm())
     expected = sorted(f"m{number}" for number in range(0, 20, 2))

@@ -15,12 +15,11 @@ from dataplane.kernel import DELETE, Fault, KernelError, Operation
 from dataplane.objects import FORWARDING, GATEWAY, GUEST_ROUTE, HOST_ADDRESS, Gateway, Key, address_item
 from mesh import expose as expose_module
 from mesh import requests
-from mesh.arguments import ADDRESSES_MAX, parse_wants
+from mesh.arguments import ADDRESSES_MAX
 from mesh.endpoints import EXPOSED_ID, Interface, bridge_mac, decode_row_untrusted, encode_row
 from mesh.expose import DOCUMENT
-from mesh.ipam.port import EXPOSE_OWNER
 from mesh.requests import ApiError
-from tests.mesh.attach_world import ME, P, World, attach, run, wish
+from tests.mesh.attach_world import ME, P, World, attach, run, wants, wish
 
 A, B = "10.32.0.200/16", "fd00:32::200/64"
 OURS = bridge_mac(ME)
@@ -33,7 +32,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def ask(*addresses: str, masquerade: bool = True) -> requests.Expose:
-    return requests.Expose(tuple(parse_wants(list(addresses))), masquerade)
+    return requests.Expose(wants(*addresses), masquerade)
 
 
 def expose(world: World, *addresses: str, masquerade: bool = True) -> list[str]:
@@ -87,19 +86,6 @@ def test_it_adds_up_may_be_repeated_and_changes_what_is_said_anew(world: World) 
     assert [each.masquerade for each in world.exposures.all()] == [True, False]
     assert expose(world, "10.32.0.200/24", masquerade=False) == ["10.32.0.200/24", B]
     assert Key(GATEWAY, "weft") not in world.kernel.objects
-
-
-def test_without_an_address_a_free_one_is_taken_once(world: World) -> None:
-    """The next time it is listed, and nothing is asked for."""
-    assert expose(world) == ["10.33.0.1/16"]
-    assert expose(world) == ["10.33.0.1/16"] and len(world.ipam.wanted) == 1
-    assert hide(world) == ["10.33.0.1/16"] and world.ipam.addresses_of(EXPOSE_OWNER) == []
-
-
-def test_what_cannot_be_exposed_is_given_back(world: World) -> None:
-    world.disk_full = True
-    refused(world, world.exposures.expose(ask()), "not-saved")
-    assert world.ipam.addresses_of(EXPOSE_OWNER) == []
 
 
 def test_hiding_takes_some_or_all_and_may_be_repeated(world: World) -> None:

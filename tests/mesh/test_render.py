@@ -197,3 +197,86 @@ def test_usual_tables_fit_a_hundred_columns() -> None:
     connection |= {"reason": "vxlan-unanswered", "encrypted": True, "rtt_ms": 1234.5, "link": True, "since": 0.0}
     for text in (render.endpoints([row]), render.connections([connection], 864_000.0), render.status(STATUS)):
         assert max(len(line) for line in text.splitlines()) <= 100
+
+
+IPAM: dict[str, Any] = {
+    "range": "10.32.0.0/12",
+    "range6": "fd12:3456:789a::/64",
+    "default_subnet": None,
+    "state": "ready",
+    "advice": None,
+    "ring": "0123456789abcdef",
+    "decision": 7,
+    "voters": [
+        {"peer": "1a:2b:3c:4d:5e:6f:70:81", "nickname": "h1", "reachable": True, "self": True},
+        {"peer": "2a:2b:3c:4d:5e:6f:70:82", "nickname": "h2", "reachable": False, "self": False},
+    ],
+    "lease_s": 3600,
+    "confirmed_for_s": 3200.5,
+    "peers": [
+        {"peer": "1a:2b:3c:4d:5e:6f:70:81", "nickname": "h1", "self": True, "reachable": True, "addresses": 524_288,
+         "share": 0.5, "used": 2, "free": 524_286},
+        {"peer": "2a:2b:3c:4d:5e:6f:70:82", "nickname": "h2", "self": False, "reachable": False, "addresses": 524_288,
+         "share": 0.5, "used": 0, "free": 524_288},
+    ],
+    "entries": [
+        {"owner": "weft:expose", "addresses": ["10.32.0.2/12"], "state": "given", "peer": "h1"},
+        {"owner": "netns:web", "addresses": ["10.32.0.1/12", "fd12:3456:789a::1/64"], "state": "given", "peer": "h1"},
+    ],
+    "pending": [],
+    "other_rings": [],
+}  # fmt: skip
+
+
+def test_ipam_shows_who_owns_how_much_and_who_has_what() -> None:
+    assert render.ipam(IPAM).splitlines() == [
+        "range    10.32.0.0/12 and fd12:3456:789a::/64",
+        "default  the whole range",
+        "state    ready",
+        "ring     0123456789abcdef, decision 7",
+        "voters   h1 (this host), h2 (out of reach)",
+        "lease    1 h 0 min; confirmed for another 53 min",
+        "",
+        "PEER  STATE        OWNS     SHARE   USED  FREE",
+        "h1    this host    524,288  50.0 %  2     524,286",
+        "h2    unreachable  524,288  50.0 %  0     524,288",
+        "",
+        "GIVEN TO     STATE  ADDRESSES",
+        "netns:web    given  10.32.0.1/12, fd12:3456:789a::1/64",
+        "weft:expose  given  10.32.0.2/12",
+    ]
+
+
+def test_ipam_says_what_is_waited_for_and_what_to_do() -> None:
+    troubled = IPAM | {
+        "state": "unconfirmed",
+        "confirmed_for_s": None,
+        "advice": "bring h2 back, or run `weft rmpeer h2`",
+        "pending": [{"owner": "netns:db", "wants": "net:default", "since_s": 4.2, "waiting_for": "1 of 2 voters"}],
+        "other_rings": [{"ring": "fedcba", "peers": ["h3", "h\x1b4"], "conflicts": 2}],
+        "entries": [],
+    }
+    lines = render.ipam(troubled).splitlines()
+    assert "state    waits for other hosts to confirm what this one may give" in lines
+    assert "lease    1 h 0 min; not confirmed now" in lines
+    assert "what to do: bring h2 back, or run `weft rmpeer h2`" in lines
+    assert "another ring: fedcba of h3, h?4, 2 conflicts" in lines
+    at = lines.index("WAITING   WANTS        SINCE  FOR")
+    assert lines[at + 1] == "netns:db  net:default  4 s    1 of 2 voters"
+    assert lines[-1] == "nothing is given here"
+
+
+@pytest.mark.parametrize("state", render.IPAM_STATES)
+def test_every_state_of_ipam_is_a_sentence(state: str) -> None:
+    bare = {"state": state, "range": None, "range6": None}
+    assert render.IPAM_STATES[state] in render.ipam(bare)
+    assert "range    none" in render.ipam(bare)
+
+
+def test_status_has_a_line_for_ipam() -> None:
+    told = {"state": "ready", "owned": 1_048_576, "free": 1_048_500, "pending": 0}
+    line = "  ipam        ready; 1,048,500 of 1,048,576 addresses of this host free"
+    assert line in render.status(STATUS | {"ipam": told}).splitlines()
+    assert line + ", 2 requests waiting" in render.status(STATUS | {"ipam": told | {"pending": 2}}).splitlines()
+    idle = {"state": "idle", "owned": 0, "free": 0, "pending": 0}
+    assert "  ipam        nothing was asked for yet" in render.status(STATUS | {"ipam": idle}).splitlines()

@@ -37,7 +37,6 @@ CONTRACT = {
     "ps": {"id", "mac", "addresses"},
 }
 SUMMARY = {
-    "ipam",
     "version", "peer", "nickname", "uptime_s", "encryption", "peers", "reachable", "links", "targets", "connections",
     "mtu", "endpoints", "local_endpoints", "away_endpoints", "refused", "warnings",
 }  # fmt: skip
@@ -84,8 +83,7 @@ def views(here: Here) -> dict[str, list[dict[str, Any]]]:
 
 def summary(here: Here, **more: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "encrypted": False, "refusals": {}, "warnings": [], "view": SleeveView(), "now": 1.0,
-        "ipam": {"state": "idle", "given": 0}, **more,
+        "encrypted": False, "refusals": {}, "warnings": [], "view": SleeveView(), "now": 1.0, **more,
     }  # fmt: skip
     return status.summary(here.router, "0.1", 12.345, attachments=[MINE], **values)
 

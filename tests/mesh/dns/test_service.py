@@ -152,7 +152,7 @@ def test_the_servers_address_is_nobody_elses(stand: Callable[..., Stand]) -> Non
     async def work() -> None:
         with pytest.raises(ApiError, match="every host's DNS server"):
             stand().dns.accept(one)
-        fine = replace(one, wants=(), names=("Web.weft.local", "web"))
+        fine = replace(one, addresses=(), names=("Web.weft.local", "web"))
         assert stand().dns.accept(fine).names == ("web",)
         with pytest.raises(ApiError, match=r"x\.org is not under the domain weft\.local"):
             stand().dns.accept(replace(fine, names=("x.org",)))

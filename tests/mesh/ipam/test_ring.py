@@ -6,9 +6,9 @@ from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
-from mesh.allocation import AUTOMATIC6, OBSERVER, SEED
 from mesh.ipam import spans
-from mesh.ipam.space import Space
+from mesh.ipam.ranges import OBSERVER, SEED
+from mesh.ipam.space import AUTOMATIC6, Space
 from mesh.ipam.surroundings import Settings
 from mesh.ipam.wants import FromSubnet
 from tests.mesh.ipam.ring import LEASE_S, Ring, run_scenario
@@ -209,6 +209,17 @@ def test_what_was_given_is_found_again_and_rests_when_released() -> None:
     ring.release(1, slot)
     assert given(ring, 1, "other") != first
     assert given(ring, 1, "c") == first  # its own, though it rests
+
+
+def test_a_slot_is_free_when_the_last_of_its_addresses_is_released() -> None:
+    ring = started(1, Settings(Space(IPv4Network("10.32.0.0/24"), AUTOMATIC6), lease_s=LEASE_S), expected=1)
+    low, high = (text.partition("/")[0] for text in given(ring, 1, "c"))
+    host = ring.hosts[1]
+    assert host.desk is not None and host.member is not None
+    host.desk.release("c", {low}, ring.clock(host))
+    assert host.member.holdings.given[1].addresses == (f"{high}/64",)
+    host.desk.release("c", {high}, ring.clock(host))
+    assert 1 in host.member.holdings.resting
 
 
 def test_a_subnet_is_given_from_whoever_owns_it() -> None:

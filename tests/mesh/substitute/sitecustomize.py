@@ -41,6 +41,7 @@ def run(config: Any, ready: Callable[[str | None], None]) -> int:
 
 
 async def _serve(config: Any, ready: Callable[[str | None], None], how: str) -> int:
+    import json
     from dataclasses import asdict
 
     from mesh import api, directories, logs, requests
@@ -50,7 +51,8 @@ async def _serve(config: Any, ready: Callable[[str | None], None], how: str) -> 
 
     async def handle(request: requests.Request, send_row: Callable[[object], Awaitable[None]]) -> object:
         if isinstance(request, requests.Read):
-            return {**asdict(config), "pid": os.getpid(), "cwd": os.getcwd(), "argv": sys.orig_argv, "version": "0"}
+            told = json.loads(json.dumps(asdict(config), default=str))
+            return {**told, "pid": os.getpid(), "cwd": os.getcwd(), "argv": sys.orig_argv, "version": "0"}
         if how == "hangs":
             time.sleep(60)
         if how == "cannot-reset" and isinstance(request, requests.Reset):
