@@ -8,7 +8,7 @@ and cross a thread or process border.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from itertools import chain
 from typing import Final, Literal
 
@@ -16,6 +16,7 @@ from gossip.names import PeerName
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
 
 VXLAN: Final = "vxlan"
 SLEEVE: Final = "sleeve"
@@ -66,6 +67,10 @@ class Port:
     """st_dev and st_ino it had when attached: a path that leads elsewhere now is another namespace."""
     mac: bytes
     addresses: tuple[Interface, ...]
+    isolated: bool = False
+    """Nothing passes between it and other hosts, in either direction."""
+    onlink: tuple[Network, ...] = ()
+    """Networks beyond its own that are reached inside straight through it. None of them is everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,8 @@ class Desired:
     settled: bool = True
     """False while other hosts' state is not yet known: what the kernel already holds of theirs stays (adoption)."""
     exposed: tuple[Exposed, ...] = ()
+    beside: tuple[Interface, ...] = ()
+    """Addresses of this host on the bridge that lead nobody anywhere: by them it speaks with isolated ports."""
 
     @property
     def endpoints(self) -> tuple[RemoteEndpoint, ...]:

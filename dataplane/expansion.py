@@ -43,6 +43,7 @@ from dataplane.objects import (
     GUARD_RULES,
     GUEST,
     GUEST_ADDRESS,
+    GUEST_ONLINK,
     GUEST_ROUTE,
     HOST_ADDRESS,
     IN,
@@ -74,6 +75,7 @@ from dataplane.objects import (
     Vxlan,
     address_item,
     destination_item,
+    network_item,
     tap_name,
     vxlan6_name,
     vxlan_name,
@@ -104,6 +106,7 @@ class Expansion:
 
 
 _Rows = dict[Key, Value]
+_Here = tuple[tuple[Port, ...], tuple[Exposed, ...], tuple[Interface, ...]]
 
 
 class _Oddity(NamedTuple):
@@ -123,7 +126,7 @@ class Expander:
     def __init__(self) -> None:
         self._segment: Segment | None = None
         self._layers: Layers[Group | _Rows, Key, Value] = Layers(self._rows_of)
-        self._here: tuple[tuple[tuple[Port, ...], tuple[Exposed, ...]], _Rows, dict[Key, str]] = (((), ()), {}, {})
+        self._here: tuple[_Here, _Rows, dict[Key, str]] = (((), (), ()), {}, {})
         self._peers: tuple[tuple[RemotePeer, ...], _Rows, list[bytes]] = ((), {}, [])
         self._own: _Rows = {}
         self._odd: dict[int, _Oddity] = {}
@@ -139,8 +142,9 @@ class Expander:
             self._odd = {}
             self._segment, self._own = segment, _segment_rows(segment)
         exposed = tuple(each for each in desired.exposed if _is_carried(segment, each.interface))
-        if is_new or (desired.ports, exposed) != self._here[0]:
-            self._here = ((desired.ports, exposed), *_rows_here(segment, desired.ports, exposed))
+        here = (desired.ports, exposed, desired.beside)
+        if is_new or here != self._here[0]:
+            self._here = (here, *_rows_here(segment, *here))
         if is_new or desired.peers != self._peers[0]:
             self._peers = (desired.peers, *_all_peer_rows(segment, desired.peers))
         change = self._layers.replace((self._here[1], self._own, self._peers[1], *desired.groups))
@@ -177,7 +181,7 @@ class Expander:
         return [mac for oddity in self._odd.values() for mac in oddity.unusable]
 
     def _leaves_ipv6_out(self, desired: Desired) -> bool:
-        local = (address for port in desired.ports for address in port.addresses)
+        local = (address for port in desired.ports if not port.isolated for address in port.addresses)
         exposed = (each.interface for each in desired.exposed)
         return any(oddity.leaves_ipv6_out for oddity in self._odd.values()) or not all(
             _is_carried(desired.segment, address) for address in (*local, *exposed)
@@ -195,7 +199,9 @@ def _oddity(segment: Segment, group: Group) -> _Oddity | None:
     return None if is_whole and not unusable else _Oddity(unusable, not is_whole)
 
 
-def _rows_here(segment: Segment, ports: Sequence[Port], exposed: Sequence[Exposed]) -> tuple[_Rows, dict[Key, str]]:
+def _rows_here(
+    segment: Segment, ports: Sequence[Port], exposed: Sequence[Exposed], beside: Sequence[Interface]
+) -> tuple[_Rows, dict[Key, str]]:
     """Of what is attached on this host and of the host itself, and which port each object serves."""
     rows: _Rows = {}
     port_of: dict[Key, str] = {}
@@ -203,6 +209,7 @@ def _rows_here(segment: Segment, ports: Sequence[Port], exposed: Sequence[Expose
         mine = _port_rows(segment, port)
         rows.update(mine)
         port_of.update(dict.fromkeys(mine, port.ifname))
+    rows.update({Key(HOST_ADDRESS, segment.bridge, address_item(each)): HostAddress() for each in beside})
     host = _exposed_rows(segment.bridge, exposed)
     rows.update(host)
     port_of.update(dict.fromkeys(host, segment.bridge))
@@ -268,7 +275,7 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
     addresses = [address for address in port.addresses if _is_carried(segment, address)]
     rows: dict[Key, Value] = {
         Key(LINK, name): Veth(mtu=segment.mtu, namespace=port.namespace_id),
-        Key(PORT, name): PortFlags(bridge, neigh_suppress=False, isolated=False, locked=True),
+        Key(PORT, name): PortFlags(bridge, neigh_suppress=False, isolated=port.isolated, locked=True),
         Key(BRIDGE_FDB, bridge, port.mac): name,
         Key(UP, name): True,
         Key(GUEST, name): Guest(
@@ -282,6 +289,10 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
     for address in addresses:
         rows[Key(GUEST_ADDRESS, name, address_item(address))] = GuestAddress()
         rows[Key(NEIGHBOUR, bridge, address.ip.packed)] = port.mac
+    versions = {address.version for address in addresses}
+    for network in port.onlink:
+        if network.version in versions:
+            rows[Key(GUEST_ONLINK, name, network_item(network))] = True
     return rows
 
 

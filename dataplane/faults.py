@@ -23,6 +23,7 @@ from dataplane.objects import (
     GUARD,
     GUEST,
     GUEST_ADDRESS,
+    GUEST_ONLINK,
     GUEST_ROUTE,
     HOST_ADDRESS,
     IFINDEX,
@@ -78,7 +79,7 @@ def describe(key: Key, value: Value | None) -> str:
         return f"{what} {key.device}"
     if key.kind in (PORT, OFFLOADS, GUARD, GUEST):
         return f"{what} of {key.device}"
-    if key.kind in (GUEST_ADDRESS, HOST_ADDRESS):
+    if key.kind in (GUEST_ADDRESS, GUEST_ONLINK, HOST_ADDRESS):
         return f"{what} {_address(key.item[:-1])}/{key.item[-1]} of {key.device}"
     if key.kind == ACCEPT:
         return f"{what} in {key.item.decode().split()[0]} filter FORWARD"
@@ -153,6 +154,7 @@ def _thing(key: Key, value: Value | None) -> str:
         GUEST_ADDRESS: "address",
         HOST_ADDRESS: "address",
         GUEST_ROUTE: "default route",
+        GUEST_ONLINK: "route",
         FORWARDING: "forwarding",
         GATEWAY: "masquerade rules",
         GUARD: "firewall guard",

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from dataplane.desired import Address, Interface, Port
+from dataplane.desired import Address, Interface, Network, Port
 
 # Kinds. Plain strings: there are tens of thousands of keys, and an enum's hash is a Python call.
 LINK: Final = "link"
@@ -31,6 +31,7 @@ NEIGHBOUR: Final = "neighbour"
 GUEST: Final = "guest"
 GUEST_ADDRESS: Final = "guest-address"
 GUEST_ROUTE: Final = "guest-route"
+GUEST_ONLINK: Final = "guest-onlink"
 GUARD: Final = "guard"
 ACCEPT: Final = "accept"
 GATEWAY: Final = "gateway"
@@ -39,7 +40,7 @@ FORWARDING: Final = "forwarding"
 
 LINK_KINDS: Final = frozenset({LINK, UP, PORT, OFFLOADS})
 TABLE_KINDS: Final = frozenset({VXLAN_FDB, FLOOD, BRIDGE_FDB, NEIGHBOUR})
-GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS, GUEST_ROUTE})
+GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS, GUEST_ROUTE, GUEST_ONLINK})
 FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT, GATEWAY})
 HOST_KINDS: Final = frozenset({HOST_ADDRESS, FORWARDING})
 
@@ -226,8 +227,8 @@ Value = (
     | str
     | bool
 )
-"""VXLAN_FDB: destination, as `destination_item`. FLOOD, UP: True. BRIDGE_FDB: port name. NEIGHBOUR: MAC. ACCEPT: is the
-rule there."""
+"""VXLAN_FDB: destination, as `destination_item`. FLOOD, UP, GUEST_ONLINK: True. BRIDGE_FDB: port name. NEIGHBOUR: MAC.
+ACCEPT: is the rule there."""
 
 GUARD_RULES: Final = ("weft unanswered arp", "weft local nd", "weft unanswered nd")
 """Comments of the rules of a guard, which are also how it is recognised. A changed rule needs a changed comment."""
@@ -274,6 +275,11 @@ def active_set_name(device: str) -> str:
 def address_item(interface: Interface) -> bytes:
     """Item of a GUEST_ADDRESS or HOST_ADDRESS: the packed address and one byte of prefix length."""
     return interface.ip.packed + bytes((interface.network.prefixlen,))
+
+
+def network_item(network: Network) -> bytes:
+    """Item of a GUEST_ONLINK: the packed first address and one byte of prefix length."""
+    return network.network_address.packed + bytes((network.prefixlen,))
 
 
 def destination_item(address: Address) -> bytes:

@@ -205,6 +205,11 @@ def parse_name(text: str) -> str:
     return name
 
 
+def check_names_told(names: list[str], dns: bool) -> None:
+    if names and not dns:
+        raise ValueError(f"{names[0]} is a name, and none are to be told: leave out -h or --without-dns")
+
+
 def parse_network(text: str) -> str:
     if text != DEFAULT_NETWORK:
         raise ValueError(f"there is no network {text!r}: this version has one, {DEFAULT_NETWORK!r}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,6 +107,9 @@ class Attachments:
 
     def all(self) -> list[Attachment]:
         return sorted(self._held.values(), key=lambda attachment: (attachment.id, attachment.ifname))
+
+    def at(self, ifname: str) -> Attachment | None:
+        return self._held.get(ifname)
 
     def here(self) -> list[Attachment]:
         """Those whose namespaces are there."""
@@ -207,14 +210,15 @@ class Attachments:
         if before is not None:
             labels = tuple(sorted((dict(before.labels) | dict(request.labels)).items()))
             names = tuple(dict.fromkeys((*before.names, *request.names)))
-            wanted = replace(_moved(before, place), bindings=tuple(bindings), names=names, labels=labels)
+            dns = before.dns and request.dns
+            wanted = replace(_moved(before, place), bindings=tuple(bindings), names=names, labels=labels, dns=dns)
         else:
             found = place.namespace
             ifname = ifname_of(found.path, found.id, place.container, request.network, self._held)
             mac = self._free_mac(request.network, bindings[0].ip, takes_over=True)
             wanted = Attachment(
                 request.target, ifname, found.path, found.id, mac, tuple(bindings), request.names, request.labels,
-                request.network, place.container, owner=owner,
+                request.network, place.container, owner=owner, dns=request.dns, container_name=place.name,
             )  # fmt: skip
         self._refuse_unpublishable(wanted)
         return before, wanted
@@ -351,6 +355,27 @@ class Attachments:
             await self.keeper.release(attachment.owner, {binding.ip for binding in gone} if kept else None)
             log.info("detached", id=attachment.id, addresses=",".join(map(str, gone)))
             return gone
+
+    async def rename(self, target: str, add: Collection[str], drop: Collection[str]) -> Attachment:
+        """Give it more host names, or fewer. Raises `ApiError`; then nothing has changed."""
+        container = await self._container_named(target)
+        async with self._lock:
+            self.refuse_closed()
+            before = self._named(target, container)
+            if missing := sorted(set(drop) - {*before.names}):
+                have = ", ".join(before.names) or "none"
+                raise ApiError("no-such-name", f"{', '.join(missing)} was not added to {before.id} (added: {have})")
+            names = (name for name in (*before.names, *add) if name not in drop)
+            wanted = replace(before, names=tuple(dict.fromkeys(names)))
+            self._refuse_unpublishable(wanted)
+            held = dict(self._held)
+            await self._save(held | {wanted.ifname: wanted})
+            try:
+                self._around.tell(wanted.ifname, wanted.endpoint(self._around.own))
+            except ValueError as error:
+                await self._save(held)
+                raise ApiError("too-many", f"{wanted.id} cannot be told to other hosts ({error})") from None
+            return wanted
 
     async def _container_named(self, target: str) -> str | None:
         """Docker is asked only where it can matter."""
@@ -495,7 +520,10 @@ def _moved(attachment: Attachment, place: Place) -> Attachment:
     stays = attachment.namespace_id == found.id and attachment.away_since is None and not place.container
     path = attachment.namespace if stays and attachment.comes_back else found.path
     container = attachment.container or place.container
-    return replace(attachment, namespace=path, namespace_id=found.id, container=container, away_since=None)
+    name = place.name or attachment.container_name
+    return replace(
+        attachment, namespace=path, namespace_id=found.id, container=container, away_since=None, container_name=name
+    )
 
 
 def boot_id() -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from dataplane.desired import Port
 from gossip.names import PeerName
+from mesh.arguments import parse_name
 from mesh.endpoints import Binding, Endpoint, Interface
 
 GUEST_IFNAME = "ethwe"
@@ -51,6 +52,29 @@ class Attachment:
     owner: str = ""
     """What the allocator knows it by, for as long as it lasts, whatever it is found to be later (`owner_of`)."""
 
+    dns: bool = True
+    """Whether it has names, and a resolv.conf of ours where it is named."""
+    container_name: str | None = None
+    """What Docker calls it, where that is known."""
+
+    @property
+    def own_name(self) -> str | None:
+        """The host name that it has by being called so; None where it is called nothing, or nothing that is one."""
+        called = self._called
+        try:
+            return parse_name(called) if called else None
+        except ValueError:
+            return None
+
+    @property
+    def unfit_name(self) -> str | None:
+        """What it is called, where that is no host name."""
+        return self._called if self._called and self.own_name is None else None
+
+    @property
+    def _called(self) -> str | None:
+        return posixpath.basename(self.namespace) if self.is_named else self.container_name
+
     @property
     def is_named(self) -> bool:
         return self.container is None and posixpath.dirname(self.namespace) == NAMED_DIRECTORY
@@ -67,7 +91,8 @@ class Attachment:
 
     def endpoint(self, owner: PeerName) -> Endpoint:
         away = self.away_since is not None
-        return Endpoint(owner, self.id, self.mac, self.bindings, self.names, self.labels, self.network, away)
+        names, called = (self.names, self.own_name or "") if self.dns else ((), "")
+        return Endpoint(owner, self.id, self.mac, self.bindings, names, self.labels, self.network, away, called)
 
     def texts(self) -> list[str]:
         """Its addresses with their lengths."""
@@ -87,6 +112,8 @@ class Attachment:
             "container": self.container,
             "away_since": self.away_since,
             "owner": self.owner,
+            "dns": self.dns,
+            "container_name": self.container_name,
         }
 
 
@@ -107,6 +134,8 @@ def attachment_from_json(value: dict[str, Any]) -> Attachment:
         container=value.get("container"),
         away_since=value.get("away_since"),
         owner=value.get("owner", ""),
+        dns=value.get("dns", True),
+        container_name=value.get("container_name"),
     )
 
 

@@ -125,7 +125,9 @@ def _attach(parsed: Parsed) -> int:
             "network": arguments.parse_network(parsed.value("--network") or arguments.DEFAULT_NETWORK),
             "labels": dict(arguments.parse_label(label) for label in parsed.values("--label")),
             "names": [arguments.parse_name(name) for name in parsed.values("-h")],
+            "dns": not parsed.has("--without-dns"),
         }
+        arguments.check_names_told(request["names"], request["dns"])
     _print_addresses(_ask("attach", request))
     return 0
 
@@ -223,6 +225,7 @@ def _status(parsed: Parsed) -> int:
             "targets": render.targets,
             "endpoints": render.endpoints,
             "ipam": render.ipam,
+            "dns": render.dns,
         }
         print(renderers[topic](answer))
     return 0
@@ -280,6 +283,37 @@ def _number(parsed: Parsed, flag: str, *, default: float, least: float, most: fl
     if not least <= number <= most:
         raise UsageError(f"ping: {flag} {text!r} is not a number from {least} to {most}")
     return number
+
+
+def _dns_change(verb: str, parsed: Parsed) -> int:
+    from mesh.dns import words
+
+    with _WrongUsage():
+        request = words.change_words(verb, parsed.words, parsed.values("-h"))
+        if request["target"] is not None:
+            request["target"] = _target(request["target"])
+    for name in _ask(verb, request)["names"]:
+        print(name)
+    return 0
+
+
+def _dns_lookup(parsed: Parsed) -> int:
+    from mesh.dns import words
+
+    answer = _ask("dns-lookup", {"name": parsed.words[0]})
+    if parsed.has("--json"):
+        _print_json(answer)
+    else:
+        print(words.lookup_text(answer))
+    return 0
+
+
+def _dns_args(_: Parsed) -> int:
+    answer = _ask("dns")
+    if not answer["enabled"]:
+        raise UserError("DNS is off on this host; launch without --no-dns")
+    print(f"--dns={answer['address']} --dns-search={answer['domain']}")
+    return 0
 
 
 def _prime(parsed: Parsed) -> int:
@@ -355,4 +389,8 @@ _VERBS = {
     "rmpeer": _rmpeer,
     "ipam": _ipam,
     "version": _version,
+    "dns-add": lambda parsed: _dns_change("dns-add", parsed),
+    "dns-remove": lambda parsed: _dns_change("dns-remove", parsed),
+    "dns-lookup": _dns_lookup,
+    "dns-args": _dns_args,
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mesh import arguments, directories
+from mesh.dns import words
 from mesh.errors import UsageError, UserError
 from mesh.ipam import ranges
 from mesh.ipam.ranges import Allocation
@@ -62,6 +63,11 @@ class LaunchConfig:
     """What the sleeve and VXLAN do without, of `arguments.OFFLOADS`, sorted."""
     ipalloc: Allocation = field(default_factory=Allocation)
     """Which addresses are given, and who may begin."""
+    dns: bool = True
+    dns_domain: str = words.DEFAULT_DOMAIN
+    """Without its final dot."""
+    dns_upstreams: tuple[tuple[str, int], ...] = ()
+    """Addresses and ports; empty: what the host's resolv.conf says."""
     docker_socket: str = DEFAULT_DOCKER_SOCKET
     """Absolute; where Docker is asked, when there is something to ask."""
     log_level: str = "info"
@@ -105,6 +111,9 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         vxlan=not chosen.get("no-vxlan", False),
         offloads_off=tuple(sorted({name for names in chosen.get("without-offload", ()) for name in names})),
         ipalloc=_ipalloc(chosen, from_flags, path),
+        dns=not chosen.get("no-dns", False),
+        dns_domain=chosen.get("dns-domain", words.DEFAULT_DOMAIN),
+        dns_upstreams=tuple(dict.fromkeys(chosen.get("dns-upstream", ()))),
         docker_socket=_docker_socket(environment),
         log_level=chosen.get("log-level", "info"),
         log_file=directories.log_path(state_dir) if background else None,
@@ -151,6 +160,9 @@ _SETTINGS = {
     "ipalloc-default-subnet": _Setting(str, ranges.parse_default_subnet),
     "ipalloc-init": _Setting(str, ranges.parse_init),
     "ipalloc-lease": _Setting(str, ranges.parse_lease, number=True),
+    "dns-domain": _Setting(str, words.parse_domain),
+    "dns-upstream": _Setting(str, words.parse_upstream, many=True),
+    "no-dns": _Setting(bool, _switch),
     "log-level": _Setting(str, _log_level),
 }
 

@@ -34,6 +34,8 @@ from gossip.transport import Transport
 from mesh import api, directories, requests, status
 from mesh.attach import Attachments, Surroundings, boot_id
 from mesh.config import LaunchConfig
+from mesh.dns import service
+from mesh.dns.service import Dns
 from mesh.docker import Docker
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
@@ -139,6 +141,7 @@ class Daemon:
         self._exposures = Exposures(around, self._attachments)
         self._mending = Mending(self._attachments, self._exposures)
         self._returns = Returns(self._attachments, targets)
+        self._dns = Dns(config, self._around_dns(), store.read(service.DOCUMENT), SystemRandom())
         own_mac = bridge_mac(identity.name)
         self._pinger = Pinger(BRIDGE, own_mac, lambda mac: mac in self._router.peer_macs)
         self._probes = Probes(
@@ -181,11 +184,14 @@ class Daemon:
             await self._write(TARGETS, {"targets": self._first_targets})
         await self._sleeve.prepare()
         self._handover.open(directories.forwarding_path(self._config.state_dir))
+        await self._dns.open(self._sleeve.pid if self._config.dns else None)
+        self._sleeve.keeps = self._dns.held
         await self._handover.first(self._decide())
         await self._sleeve.start()
         self._open_probe_sockets()
         self._spawn(self._underlay.watch(self._on_survey))
         self._spawn(self._returns.run())
+        self._spawn(self._dns.run())
         self._ipam.start()
         await self._mending.begin()
         self._spawn(self._mending.run())
@@ -194,7 +200,7 @@ class Daemon:
             self.node, self._router, self._attachments, self._exposures, transport, self._pinger,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
-                self._sleeve_view, self._returns, self._ipam, self._mending, self._config.ipalloc.instead,
+                self._sleeve_view, self._returns, self._dns, self._ipam, self._mending, self._config.ipalloc.instead,
             ),
             self._write, self._end,
         )  # fmt: skip
@@ -228,6 +234,7 @@ class Daemon:
         self._pinger.close()
         self._probes.close()
         self._offloads.close()
+        self._dns.close(self._gone)
         if self._transport is not None:
             await self._transport.stop()
         await self._sleeve.close(end=self._gone or (not self._has_started and self._sleeve.started > 0))
@@ -270,6 +277,10 @@ class Daemon:
                 self._ipam.copied(COPIED)
         if self._router.take(event):
             self._refresh_soon()
+        if isinstance(event, PageChanged) and event.table == ENDPOINTS_TABLE:
+            self._dns.endpoints_changed(event.owner, event.index)
+        else:
+            self._dns.take(event)
 
     def _refresh_soon(self) -> None:
         if self._refresh_due is None and self._handover.is_open and not self._closed:
@@ -295,13 +306,14 @@ class Daemon:
             zones=self._underlay.survey.zones,
             offloads_off=self._offloads.vxlan_off,
         )
-        ports = tuple(attachment.port for attachment in self._attachments.here())
+        ports = self._dns.ports(tuple(attachment.port for attachment in self._attachments.here()))
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
         self._router.path_mtus = self._path_mtus()
         desired = self._router.refresh(
             local, ports, self._config.mtu, now, time.time(), settled, self._seen(), self._log_path,
             tuple(held.wanted for held in self._exposures.all()),
         )  # fmt: skip
+        desired = replace(desired, beside=self._dns.beside)
         if self._router.told_mtu != self._told_mtu:
             self._describe()
         sizes = {version: self._router.probe_bytes(version) for version in self._router.probed}
@@ -400,8 +412,10 @@ class Daemon:
             body = self._pager.body(index)
             outcomes = self.node.publish(ENDPOINTS_TABLE, index, body, now)
             self._router.malformed_rows += self._router.table.replace_page(self.node.name, index, body)
+            self._dns.endpoints_changed(self.node.name, index)
             if self._transport is not None:
                 self._transport.perform(outcomes)
+        self._dns.told(ifname)
         self._refresh_soon()
 
     def _describe(self) -> None:
@@ -427,7 +441,30 @@ class Daemon:
             self._transport.perform(outcomes)
 
     def _publish_ipam(self, index: int, body: bytes) -> None:
-        outcomes = self.node.publish(IPAM_TABLE, index, body, time.monotonic())
+        self._publish_page(IPAM_TABLE, index, body)
+
+    def _around_dns(self) -> service.Around:
+        store, own = self.node.replica.store, self.node.name
+        return service.Around(
+            own=own,
+            table=self._router.table,
+            reachable=lambda: frozenset(self.node.replica.reachable),
+            rtts_s=self._rtts_s,
+            nickname_of=lambda peer: status.nickname(self._router, peer),
+            page_body=lambda owner, table, index: page.body if (page := store.get((owner, table, index))) else None,
+            publish=self._publish_page,
+            write=self._write,
+            attachments=lambda: self._attachments.all(),
+            attachment=lambda ifname: self._attachments.at(ifname),
+        )
+
+    def _rtts_s(self) -> Mapping[PeerName, float]:
+        """To peers, as far as links and workers have measured."""
+        by_sleeve = {name: peer.rtt_ms / 1000 for name, peer in self._sleeve.peers.items() if peer.rtt_ms is not None}
+        return by_sleeve | {link.peer: link.rtt_s for link in self.node.links() if link.rtt_s is not None}
+
+    def _publish_page(self, table: str, index: int, body: bytes) -> None:
+        outcomes = self.node.publish(table, index, body, time.monotonic())
         if self._transport is not None:
             self._transport.perform(outcomes)
 

@@ -6,8 +6,9 @@ name. So whoever attached last in knowledge of the other wins, all hosts agree w
 old binding removes only that binding. A MAC that two endpoints have belongs to the one that holds its address; the
 other one's host sees that and takes a new MAC. Knows nothing of the kernel, of reach, or of how rows travel.
 
-A row is a msgpack list: id, MAC, addresses (each packed address, prefix length, claim), names, labels, network; and
-`true` after that while its container is away, which changes nothing about what is its own.
+A row is a msgpack list: id, MAC, addresses (each packed address, prefix length, claim), names, labels, network; after
+that `true` while its container is away, which changes nothing about what is its own; and the host name that it has by
+being called so.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class Endpoint:
     network: str = "weft"
     away: bool = False
     """Its container is not running and may come back."""
+    called: str = ""
+    """The host name that it has by what its container is called; empty where it has none."""
 
     @property
     def is_host(self) -> bool:
@@ -90,7 +93,8 @@ def encode_row(endpoint: Endpoint) -> bytes:
     addresses = [(binding.ip.packed, binding.length, binding.claim) for binding in endpoint.bindings]
     row: bytes = msgpack.packb(
         [endpoint.id, endpoint.mac, addresses, endpoint.names, endpoint.labels, endpoint.network]
-        + ([True] if endpoint.away else [])
+        + ([endpoint.away] if endpoint.away or endpoint.called else [])
+        + ([endpoint.called] if endpoint.called else [])
     )
     return row
 
@@ -126,7 +130,11 @@ def _endpoint(owner: PeerName, fields: Any) -> Endpoint:
     bindings = tuple(map(_binding, addresses))
     if len({fields[0] for fields in addresses}) != len(addresses):
         raise ValueError("an address twice")
-    return Endpoint(owner, name, mac, bindings, names, labels, network, away=len(fields) > 6 and fields[6] is True)
+    called = fields[7] if len(fields) > 7 else ""
+    if not _is_text(called):
+        raise ValueError("malformed name")
+    away = len(fields) > 6 and fields[6] is True
+    return Endpoint(owner, name, mac, bindings, names, labels, network, away, called)
 
 
 def _binding(fields: Any) -> Binding:

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mesh.dns import resolvconf
 from mesh.namespaces import (
     COMMAND_TIMEOUT_S,
     NAMESPACES_DIR,
@@ -97,9 +98,7 @@ class Lab:
             raise LabError(f"a lab has 1 to {HOSTS_MAX} hosts, and 0 to {CONTAINERS_MAX} containers on each")
         if not MTU_MIN <= mtu <= MTU_MAX:
             raise LabError(f"an underlay's MTU is {MTU_MIN} (what IPv6 needs) to {MTU_MAX} bytes")
-        self.name = name
-        self.hosts = hosts
-        self.containers = containers
+        self.name, self.hosts, self.containers = name, hosts, containers
         self.mtu = mtu
         self.host_mtus = dict(host_mtus or {})
         self.host_versions = {host: frozenset(versions) for host, versions in (host_versions or {}).items()}
@@ -428,8 +427,7 @@ class Lab:
         shutil.rmtree(self.directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             LABS_DIR.rmdir()  # goes when the last lab has gone
-        self._namespaces = []
-        self.ready = False
+        self._namespaces, self.ready = [], False
         self._unlock()
 
     def _remove_namespaces(self) -> None:
@@ -437,6 +435,7 @@ class Lab:
         end_processes_in(existing)
         if existing:
             ip_batch([f"netns delete {name}" for name in existing])
+        resolvconf.forget(self._namespaces)
 
     def _save(self) -> None:
         state = {

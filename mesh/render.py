@@ -249,6 +249,12 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else _text(value)
 
 
+def dns(answer: Row) -> str:
+    from mesh.dns import words
+
+    return words.status_text(answer, table, _text)
+
+
 def ps(rows: list[Row], now_unix_s: float) -> str:
     cells = [
         (

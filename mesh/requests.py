@@ -13,10 +13,12 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any, NoReturn
 
 from mesh import arguments
+from mesh.dns import words
+from mesh.dns.words import DnsChange, DnsLookup
 from mesh.errors import UserError
 from mesh.ipam.wants import Claim, FromSubnet, Want
 
-READS = ("status", "peers", "connections", "targets", "endpoints", "ipam", "ps", "report")
+READS = ("status", "peers", "connections", "targets", "endpoints", "ipam", "dns", "ps", "report")
 
 PING_COUNT_MAX = 100_000
 PING_INTERVAL_MIN_S = 0.01
@@ -60,6 +62,8 @@ class Attach:
     labels: tuple[tuple[str, str], ...]
     """Sorted by key."""
     names: tuple[str, ...]
+    dns: bool = True
+    """Whether its names are told and answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,8 @@ class Reset:
     pass
 
 
-Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | IpamRequest | Stop | Reset
+DnsRequest = DnsChange | DnsLookup
+Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | IpamRequest | DnsRequest | Stop | Reset
 
 
 def parse_request(line: bytes) -> tuple[str, Request]:
@@ -191,12 +196,15 @@ def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
     if not all(isinstance(value, str) for value in labels.values()):
         raise ValueError("labels must be texts")
     names = [arguments.parse_name(name) for name in _texts(args, "names", arguments.NAMES_MAX)]
+    dns = _take(args, "dns", bool, True)
+    arguments.check_names_told(names, dns)
     return Attach(
         target=target,
         addresses=addresses,
         network=arguments.parse_network(_take(args, "network", str, arguments.DEFAULT_NETWORK)),
         labels=tuple(sorted(arguments.check_label(key, value) for key, value in labels.items())),
         names=tuple(dict.fromkeys(names)),
+        dns=dns,
     )
 
 
@@ -281,6 +289,9 @@ _PARSERS: dict[str, Callable[[str, dict[str, Any]], Request]] = {
     "ipam-check": _parse_ipam_check,
     "stop": _parse_stop,
     "reset": _parse_reset,
+    "dns-add": words.parse_change,
+    "dns-remove": words.parse_change,
+    "dns-lookup": words.parse_lookup,
 }
 
 

@@ -17,6 +17,7 @@ import time
 from _socket import SO_PEERCRED, SOL_SOCKET
 
 from mesh import client, directories
+from mesh.dns import resolvconf
 from mesh.errors import UserError
 
 STOP_TIMEOUT_S = 10.0
@@ -159,6 +160,7 @@ def reset(*, force: bool) -> int:
     lock = _lock_state(state_directory)
     try:
         end_worker(run_directory)
+        resolvconf.NamespaceFiles(resolvconf.NETNS_DIRECTORY, state_directory).remove_all()
         _remove_kernel_state(directories.forwarding_path(state_directory))
         directories.remove_state(state_directory)
         directories.remove_run_files(run_directory)

@@ -115,6 +115,8 @@ class Supervisor:
         """What the last one said, also while it is being replaced: mostly that is a matter of milliseconds."""
         self.started = 0
         """Workers that this daemon started."""
+        self.keeps: tuple[int, ...] = ()
+        """Descriptors that every worker we start holds open, and knows nothing of."""
         self._path = directories.sleeve_socket_path(run_dir)
         self._log_path = directories.sleeve_log_path(state_dir)
         self._settings = settings
@@ -188,6 +190,11 @@ class Supervisor:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
         process.let_go()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker there is."""
+        return self._process.pid if self._process is not None else None
 
     def renew(self, epoch: int) -> None:
         """Replace the worker by one of a later epoch: other hosts have seen later ones of ours than its own."""
@@ -307,7 +314,7 @@ class Supervisor:
         try:
             return subprocess.Popen(
                 [*self._command, self._path], stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor,
-                cwd="/", env=_environment(), start_new_session=True,
+                cwd="/", env=_environment(), start_new_session=True, pass_fds=self.keeps,
             )  # fmt: skip
         finally:
             os.close(descriptor)

@@ -35,6 +35,8 @@ class Place:
     namespace: Namespace
     container: str | None = None
     """Its whole id; None where it is no container of Docker's, or Docker could not be asked."""
+    name: str | None = None
+    """What Docker calls it."""
 
 
 class Targets:
@@ -66,7 +68,7 @@ class Targets:
     def place_of(self, container: Container) -> Place | None:
         """Where a container is; None while it does not run, or not in a namespace of its own."""
         namespace = self.namespace(str(container.pid)) if container.pid else None
-        return Place(namespace, container.id) if namespace is not None else None
+        return Place(namespace, container.id, container.name) if namespace is not None else None
 
     async def container(self, target: str) -> str | None:
         """The id of the container of that name, running or not; None where there is none, or nobody to ask."""
@@ -92,7 +94,7 @@ class Targets:
             cure = f"start it first (docker start {target})"
             raise ApiError("bad-target", f"container {container.name} does not run, so it has no network; {cure}")
         try:
-            return Place(find_namespace(str(container.pid)), container.id)
+            return Place(find_namespace(str(container.pid)), container.id, container.name)
         except ValueError as error:
             raise ApiError("bad-target", f"container {container.name}: {error}") from None
 

@@ -86,7 +86,7 @@ class Parsed:
 _MANY = 1 << 30
 _JSON = Option("--json", "", "print JSON")
 
-STATUS_TOPICS = ("peers", "connections", "targets", "endpoints", "ipam")
+STATUS_TOPICS = ("peers", "connections", "targets", "endpoints", "ipam", "dns")
 
 _ADDRESSES = "ADDR is 10.32.1.5/24, ip:10.32.1.5/24 or ip:fd00:32::5/64."
 _WANTS = (
@@ -131,6 +131,9 @@ VERBS = (
             Option("--ipalloc-default-subnet", "CIDR", "where no subnet is named, give from this; default the range"),
             Option("--ipalloc-init", "HOW", "consensus[=N], seed=NAME,NAME,... or observer: who may begin"),
             Option("--ipalloc-lease", "SECONDS", "for how long others confirm what a host may give; default 1h"),
+            Option("--dns-domain", "NAME", "domain of names, the same on all hosts; default weft.local"),
+            Option("--dns-upstream", "ADDR", "whom to ask for other names; may be repeated", repeat=True),
+            Option("--no-dns", "", "answer no names on this host"),
             Option("--log-level", "LEVEL", "debug, info, warning or error; default info"),
             Option("--config", "FILE", "TOML file, default /etc/weft/weft.toml; need not exist"),
             Option("--foreground", "", "do not go to the background; log to standard error"),
@@ -169,6 +172,7 @@ VERBS = (
             Option("--network", "NETWORK", "the network to attach to; only `weft` in this version"),
             Option("--label", "KEY=VALUE", "a label of the endpoint; may be repeated", repeat=True),
             Option("-h", "NAME", "a host name of the endpoint; may be repeated", repeat=True),
+            Option("--without-dns", "", "tell no names of it, and write no resolv.conf for it"),
         ),
     ),
     Verb(
@@ -205,6 +209,36 @@ VERBS = (
         "take the host off the network again, or some addresses of it",
         most=_MANY,
         details=f"{_ADDRESSES}\nPrints the addresses that were taken off, one a line; without ADDR all are.",
+        options=(_JSON,),
+    ),
+    Verb(
+        "dns-add",
+        "ADDR...|TARGET",
+        "give a container of this host another name, or addresses a name",
+        least=1,
+        most=_MANY,
+        details=(
+            "NAME is a word, or a name under the domain of the mesh. A container's names go with it; those of\n"
+            "addresses stay until `weft dns-remove`, whoever has them."
+        ),
+        options=(Option("-h", "NAME", "the name; may be repeated", repeat=True),),
+    ),
+    Verb(
+        "dns-remove",
+        "ADDR...|TARGET",
+        "take back what dns-add, or attach -h, gave",
+        least=1,
+        most=_MANY,
+        options=(Option("-h", "NAME", "the name; may be repeated", repeat=True),),
+    ),
+    Verb("dns-args", "", "the options by which `docker run` is told of the DNS server"),
+    Verb(
+        "dns-lookup",
+        "NAME",
+        "the addresses of a name as this host knows them, nearest first",
+        least=1,
+        most=1,
+        details="Of an address: its names. Exit status 1 where there is none.",
         options=(_JSON,),
     ),
     Verb(

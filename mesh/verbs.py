@@ -20,6 +20,8 @@ from gossip.transport import Transport
 from mesh import arguments, requests, status
 from mesh.api import SendRow
 from mesh.attach import Attachments
+from mesh.dns.service import Dns
+from mesh.dns.words import DnsChange, DnsLookup
 from mesh.endpoints import bridge_mac
 from mesh.expose import Exposures
 from mesh.forwarding import NONE, UNREACHABLE, Path
@@ -50,6 +52,7 @@ class Facts:
     """The kernel side's last one."""
     sleeve: Callable[[], status.SleeveView]
     returns: Returns
+    dns: Dns
     ipam: Allocator
     mending: Mending
     range_instead: str
@@ -95,7 +98,8 @@ class Verbs:
                 return await self._forget(list(peers))
             case requests.Attach():
                 # Shielded: a change is finished or taken back, also when whoever asked cannot be answered any more.
-                attachment = await asyncio.shield(self._attachments.attach(request))
+                accepted = self._facts.dns.accept(request)
+                attachment = await asyncio.shield(self._attachments.attach(accepted))
                 return status.ps([attachment])[0]
             case requests.Detach():
                 gone = await asyncio.shield(self._attachments.detach(request))
@@ -115,6 +119,10 @@ class Verbs:
                 | requests.IpamCheck()
             ):
                 return await self._ipam_verbs.handle(request, send_row)
+            case DnsChange():
+                return await asyncio.shield(self._change_names(request))
+            case DnsLookup(name):
+                return self._facts.dns.lookup(name)
             case requests.Stop():
                 self._end(False)
             case requests.Reset():
@@ -130,6 +138,7 @@ class Verbs:
             "targets": lambda: status.targets(self._router, now),
             "endpoints": lambda: status.endpoints(self._router, now),
             "ipam": self._facts.ipam.status,
+            "dns": self._facts.dns.status,
             "ps": lambda: [*status.ps(self._attachments.all()), *status.ps_host(self._exposures.endpoint())],
         }
         if verb == "report":
@@ -152,11 +161,20 @@ class Verbs:
         )
         warnings += self._facts.returns.warnings()
         warnings += ipam_verbs.warnings(self._facts.ipam, self._facts.range_instead)
+        warnings += self._facts.dns.troubles()
         summary = status.summary(
             self._router, VERSION, now - self._facts.started, self._facts.encrypted, attachments,
             self._transport.refusals, warnings, view, now,
         )  # fmt: skip
         return summary | {"ipam": ipam_verbs.summary(self._facts.ipam)}
+
+    async def _change_names(self, request: DnsChange) -> object:
+        dns = self._facts.dns
+        if request.target is None:
+            return await dns.change(request)
+        names = dns.relative(request.names)
+        await self._attachments.rename(request.target, names if request.add else (), () if request.add else names)
+        return {"names": dns.whole(names)}
 
     async def _connect(self, peers: list[str], replace: bool) -> object:
         async with self._targets_changing:

@@ -44,6 +44,7 @@ from dataplane.objects import (
     FAMILIES,
     GUEST,
     GUEST_ADDRESS,
+    GUEST_ONLINK,
     GUEST_ROUTE,
     HOST_ADDRESS,
     DefaultRoute,
@@ -53,6 +54,7 @@ from dataplane.objects import (
     Key,
     Value,
     Veth,
+    network_item,
 )
 
 RTM_NEWADDR: Final = 20
@@ -164,16 +166,20 @@ class Guests:
         return found
 
     def _routes(self, port: Port) -> Changes:
-        """Default routes inside, of both families."""
+        """Default routes inside, of both families, and those straight through the interface."""
         _, ifindex = self._peers[port.ifname]
+        wanted = {network_item(network) for network in port.onlink}
 
         def look() -> Changes:
             commands = NetlinkSocket()
             try:
-                return [
+                changes: Changes = [
                     (Key(GUEST_ROUTE, port.ifname, family), routes.default_route(commands, family, ifindex))
                     for family in FAMILIES.values()
                 ]
+                found = routes.onlink_routes(commands, ifindex)
+                changes += [(Key(GUEST_ONLINK, port.ifname, item), item in found or None) for item in wanted | found]
+                return changes
             finally:
                 commands.close()
 
@@ -187,7 +193,7 @@ class Guests:
             os.close(descriptor)
 
     def look_again(self, ports: Iterable[Port]) -> Changes:
-        """The default routes of those in whose namespace something happened."""
+        """The routes of those in whose namespace something happened."""
         touched, self._touched = self._touched, set()
         if not touched:
             return []
@@ -285,6 +291,9 @@ def _apply_inside(operations: Sequence[Operation], ifindex: int) -> list[KernelE
                 if operation.key.kind == GUEST:
                     assert isinstance(operation.value, Guest)
                     _set_guest(commands, ifindex, operation.value)
+                elif operation.key.kind == GUEST_ONLINK:
+                    item, keep = operation.key.item, operation.verb != DELETE
+                    routes.set_onlink_route(commands, ifindex, item, keep)
                 elif operation.key.kind == GUEST_ROUTE:
                     wanted = operation.value if operation.verb != DELETE else None
                     gateway = wanted.gateway if isinstance(wanted, DefaultRoute) else None

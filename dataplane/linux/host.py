@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
+from dataplane.desired import Port
 from dataplane.kernel import (
     ANNOUNCE,
     DELETE,
@@ -237,11 +238,15 @@ class LinuxKernel:
         # What containers do to their own interfaces may be much, and must not cost more than a look at them.
         for data, nsid in self._drain(self._guest_events.receive_with_namespace, frozenset({GUESTS})):
             self._changes += self._guests.events(data, nsid)
-        self._changes += self._guests.look_again(self._scope.ports if self._scope.routed else ())
+        self._changes += self._guests.look_again(self._ports_with_routes())
         for data in self._drain(self._nft_events.receive, frozenset({FIREWALL})):
             self._firewall_changed |= self._firewall.is_concerned(data)
             if self._firewall.is_lost(data):
                 self._next_firewall = min(self._next_firewall, self._soonest_firewall)
+
+    def _ports_with_routes(self) -> Sequence[Port]:
+        ports = self._scope.ports
+        return ports if self._scope.routed else [port for port in ports if port.onlink]
 
     def _drain(self, receive: Callable[[], T | None], lost: frozenset[str]) -> Iterator[T]:
         """All that waits in one socket. Where some was lost, what is left of it is read too, and then listed anew."""

@@ -103,6 +103,49 @@ def run_inside(descriptor: int, work: Callable[[], T]) -> T:
     return results[0]
 
 
+def new_namespace(prepare: Callable[[], None]) -> int:
+    """A descriptor of a namespace that is there as long as somebody holds one; `prepare` is called inside.
+
+    Raises OSError. Nothing of it is on disk or mounted: with the last descriptor, wherever that is, it goes, and its
+    devices with it."""
+    results: list[int] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            if _libc.unshare(_CLONE_NEWNET) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+            prepare()
+            results.append(os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=body, name="weft-netns", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def held_namespace(pid: int) -> int | None:
+    """A descriptor of the network namespace that a process holds one of; None where it holds none."""
+    directory = f"/proc/{pid}/fd"
+    try:
+        for name in os.listdir(directory):
+            if os.readlink(f"{directory}/{name}").startswith("net:["):
+                return open_namespace(f"{directory}/{name}")[0]
+    except OSError:
+        pass  # it has ended, or closed that very descriptor
+    return None
+
+
+def namespace_of(descriptor: int) -> Namespace:
+    """One of our own descriptors, as something that can be found again in this process."""
+    return Namespace(f"/proc/self/fd/{descriptor}", _id_of(os.fstat(descriptor)))
+
+
 def is_there(path: str, expected: tuple[int, int]) -> bool:
     """Whether the path still leads to that very namespace."""
     try:

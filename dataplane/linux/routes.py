@@ -1,4 +1,4 @@
-"""Routes as netlink messages: the main table, and the default route that a container gets from us.
+"""Routes as netlink messages: the main table, and the routes that a container gets from us.
 
 Knows nothing of who is exposed or attached, or of namespaces: whoever calls is in the right one. The one idea: a
 default route of ours bears our protocol number and the metric of a last resort, so it is told from everybody else's,
@@ -19,7 +19,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final, NamedTuple
 
 from dataplane.linux.netlink import CREATE, REPLACE, NetlinkError, NetlinkSocket, attribute, attributes, u32
-from dataplane.objects import DefaultRoute
+from dataplane.objects import DefaultRoute, network_item
 
 RTM_NEWROUTE: Final = 24
 RTM_DELROUTE: Final = 25
@@ -31,6 +31,7 @@ LAST_RESORT_METRIC: Final = (1 << 31) - 1
 
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 _TABLE_MAIN: Final = 254
+_SCOPE_LINK: Final = 253
 _RTN_UNICAST: Final = 1
 _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
@@ -86,6 +87,27 @@ def set_default_route(commands: NetlinkSocket, family: bytes, ifindex: int, gate
         commands.change(RTM_NEWROUTE, CREATE | REPLACE, payload)
     elif found is not None and found.gateway is not None:
         commands.change(RTM_DELROUTE, 0, _default(family, ifindex))
+
+
+def onlink_routes(commands: NetlinkSocket, ifindex: int) -> set[bytes]:
+    """Items (packed address and length) of the networks that a route of ours leads to straight through that device."""
+    return {
+        network_item(route.network)
+        for family in _FAMILY_NUMBERS
+        for route in routes(commands, family)
+        if route.protocol == OUR_PROTOCOL and route.ifindex == ifindex and not route.gateway and route.network.prefixlen
+    }
+
+
+def set_onlink_route(commands: NetlinkSocket, ifindex: int, item: bytes, wanted: bool) -> None:
+    packed, length = item[:-1], item[-1]
+    family = _FAMILY_NUMBERS[b"ip" if len(packed) == 4 else b"ip6"]
+    head = _ROUTE.pack(family, length, 0, 0, _TABLE_MAIN, OUR_PROTOCOL, _SCOPE_LINK, _RTN_UNICAST, 0)
+    payload = head + attribute(_RTA_DST, packed) + u32(_RTA_OIF, ifindex)
+    if wanted:
+        commands.change(RTM_NEWROUTE, CREATE | REPLACE, payload)
+    else:
+        commands.change(RTM_DELROUTE, 0, payload)
 
 
 def _default(family: bytes, ifindex: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 
 from dataplane.desired import NOWHERE as VIA_NOWHERE
 from dataplane.desired import (
@@ -17,7 +17,7 @@ from dataplane.desired import (
     RemotePeer,
     Segment,
 )
-from dataplane.expansion import expand
+from dataplane.expansion import Expander, expand
 from dataplane.objects import (
     ACCEPT,
     ACTIVE_RULE,
@@ -27,6 +27,8 @@ from dataplane.objects import (
     GUARD_RULES,
     GUEST,
     GUEST_ADDRESS,
+    GUEST_ONLINK,
+    HOST_ADDRESS,
     LINK,
     NEIGHBOUR,
     NOWHERE,
@@ -37,6 +39,7 @@ from dataplane.objects import (
     Guard,
     Guest,
     GuestAddress,
+    HostAddress,
     Key,
     Offloads,
     PortFlags,
@@ -274,3 +277,24 @@ def test_macs_that_would_break_the_bridge_are_left_out_and_told() -> None:
 def test_the_accept_rules_are_wanted_in_both_families() -> None:
     """Whether there is a chain to put them in is for the kernel to say."""
     assert [key.item for key in expand(Desired(SEGMENT)).objects if key.kind == ACCEPT] == [b"ip", b"ip6"]
+
+
+def test_routes_inside_are_wanted_in_families_that_a_port_has_addresses_of() -> None:
+    """And an isolated port is marked as one on the bridge."""
+    networks = (ip_network("169.254.6.53/32"), ip_network("fd99::/64"))
+    port = replace(PORT_A, isolated=True, onlink=networks)
+    objects = expand(Desired(SEGMENT, (port,))).objects
+    wanted = [key.item for key in objects if key.kind == GUEST_ONLINK]
+    assert wanted == [ip_address("169.254.6.53").packed + b"\x20"]
+    flags = objects[Key(PORT, "vwa")]
+    assert isinstance(flags, PortFlags) and flags.isolated and flags.locked
+
+
+def test_addresses_of_the_host_beside_exposed_ones_lead_nobody_out() -> None:
+    """They are on the bridge, and that is all that follows from them."""
+    expander = Expander()
+    before = expander.expand(Desired(SEGMENT, (PORT_A,)))
+    after = expander.expand(Desired(SEGMENT, (PORT_A,), beside=(ip_interface("169.254.6.52/31"),)))
+    key = Key(HOST_ADDRESS, "weft", ip_address("169.254.6.52").packed + b"\x1f")
+    assert after.objects.keys() - before.objects.keys() == {key} and after.objects[key] == HostAddress()
+    assert expander.expand(Desired(SEGMENT, (PORT_A,))).gone == [key]

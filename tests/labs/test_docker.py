@@ -83,6 +83,11 @@ def test_a_container_is_attached_by_name_id_or_pid(lab: Lab, docker: RealDocker)
     rows = {row["id"]: row for row in lab.weft_json("h1", "ps")}
     assert rows["web"]["container"] == long_id
     assert all(row["comes_back"] and len(row["container"]) == 64 for row in rows.values())
+    for number, name in enumerate(targets, start=50):
+        found = lab.weft("h2", ["dns-lookup", name]).stdout.split()
+        assert found == [f"10.32.1.{number}", f"fd00:32::1:{number}"], "its name is what Docker calls it"
+    looked_up = docker.inside("web", "nslookup", "by-pid.weft.local", "169.254.6.53")
+    assert "10.32.1.52" in looked_up.stdout
     for name, target in targets.items():
         lab.weft("h1", ["detach", target])
         assert docker.addresses(name) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 
 import pytest
 
@@ -174,3 +174,28 @@ def test_detach_removes_the_pair_and_all_that_was_known_of_it(pair: Pair) -> Non
     pair.a.publish(replace(pair.desired_a, ports=()))
     assert "ethwe" not in pair.ca.links() and "vw1x1" not in pair.a.links()
     assert "02:00:00:00:01:01" not in pair.a.run("bridge", "fdb", "show") + pair.a.run("ip", "neigh")
+
+
+def test_a_route_straight_through_the_interface_comes_stays_and_goes(pair: Pair) -> None:
+    """Also after the interface was down, which makes the kernel forget it; a new engine finds it, and takes it away."""
+    route = "169.254.6.53 dev ethwe proto 87 scope link"
+    led = replace(pair.desired_a, ports=(replace(pair.port_a, onlink=(ip_network("169.254.6.53/32"),)),))
+    assert dict(pair.a.publish(led).port_faults) == {}
+    assert route in pair.ca.run("ip", "route")
+    pair.ca.run("ip", "link", "set", "ethwe", "down")
+    pair.ca.run("ip", "link", "set", "ethwe", "up")
+    until(lambda: route in pair.ca.run("ip", "route"))
+    pair.a.stop()
+    pair.a.start()
+    assert pair.a.publish(led).counters.applied == 0
+    pair.a.publish(pair.desired_a)
+    until(lambda: route not in pair.ca.run("ip", "route"))
+
+
+def test_an_isolated_port_and_other_hosts_exchange_nothing(pair: Pair) -> None:
+    """Containers of its own host reach it as before."""
+    space = pair.lab.space("c1b")
+    beside = port(space, 1, 2)
+    isolated = replace(pair.port_a, isolated=True)
+    pair.a.publish(replace(pair.desired_a, ports=(isolated, beside)))
+    assert space.ping("10.32.1.1") and not pair.cb.ping("10.32.1.1") and not pair.ca.ping("10.32.2.1")

@@ -206,6 +206,7 @@ class Host:
             advertise=(str(told),),
             nickname=name,
             docker_socket=str(stage.path / "docker.sock"),
+            dns=False,
         )
         self.config = replace(self.config, **config)
         self.store: Store | None = None

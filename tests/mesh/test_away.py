@@ -319,7 +319,8 @@ def test_a_pid_in_a_container_is_that_container(world: World) -> None:
     done = attach(world, "4713", "10.32.0.3/16")
     assert done.container is None
     world.docker.trouble = ""
-    assert attach(world, "4713", "10.32.0.3/16") == replace(done, container=other), "learnt when it is said again"
+    known = replace(done, container=other, container_name="db")
+    assert attach(world, "4713", "10.32.0.3/16") == known, "learnt when it is said again"
     asked = len(world.docker.asked)
     world.add_process(4714, 14)
     attach(world, "4714", "10.32.0.4/16")

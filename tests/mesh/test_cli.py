@@ -73,7 +73,10 @@ def test_no_verb_shows_all_and_is_wrong_usage(weft: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["dns-add", "10.0.0.1"], "no verb 'dns-add'"),
+        (["dns-sub", "10.0.0.1"], "no verb 'dns-sub'"),
+        (["dns-add", "10.0.0.1"], "which name? give it with -h NAME"),
+        (["dns-add", "-h", "web", "c1", "10.0.0.1"], "c1 and addresses are both given"),
+        (["attach", "10.0.0.1/8", "-h", "web", "--without-dns", "c1"], "leave out -h or --without-dns"),
         (["help", "nothing"], "no verb 'nothing'"),
         (["status", "ring"], "no `status ring`"),
         (["status", "peers", "x"], "too much"),

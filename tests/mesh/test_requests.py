@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_a_bad_request(verb: str, args: dict[str, Any]) -> 
 
 def test_an_unknown_verb_has_its_own_code() -> None:
     with pytest.raises(ApiError) as caught:
-        ask("dns-add")
+        ask("dns-sub")
     assert caught.value.code == "unknown-verb"
 
 

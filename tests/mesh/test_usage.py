@@ -74,7 +74,7 @@ def test_wrong_usage_is_one_line_with_the_right_one(words: list[str], says: str)
 
 def test_an_unknown_verb_is_answered_with_all_there_are() -> None:
     with pytest.raises(UsageError) as caught:
-        usage.find_verb("dns-add")
+        usage.find_verb("dns-sub")
     assert all(verb.name in str(caught.value) for verb in usage.VERBS)
 
 
