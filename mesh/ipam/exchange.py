@@ -14,7 +14,7 @@ import msgpack
 from gossip.names import PeerName
 from mesh.ipam import spans
 from mesh.ipam.spans import Spans
-from mesh.ipam.statement import GIFTS_MAX, Ask, Gift, Range, Refusal, Statement
+from mesh.ipam.statement import GIFTS_MAX, RANGES_MAX, REASON_MAX, REFUSALS_MAX, Ask, Gift, Range, Refusal, Statement
 
 if TYPE_CHECKING:
     from mesh.ipam.member import Member
@@ -175,8 +175,8 @@ def _answer_asks(member: Member, now: float) -> None:
                 continue
             span, reason = _choose(member, peer, ask)
             if span is None:
-                if reason is not None:
-                    member.refusals[peer] = Refusal(peer, ask.nonce, reason)
+                if reason is not None and (refusal is not None or len(member.refusals) < REFUSALS_MAX):
+                    member.refusals[peer] = Refusal(peer, ask.nonce, reason[:REASON_MAX])
                 continue
             if refusal is not None and refusal.nonce != ask.nonce:
                 del member.refusals[peer]
@@ -189,6 +189,8 @@ def _choose(member: Member, peer: PeerName, ask: Ask) -> tuple[tuple[int, int] |
     holdings = member.holdings
     if len(holdings.gifts) >= GIFTS_MAX:
         return None, None
+    if len(holdings.ranges) >= RANGES_MAX - 1:
+        return None, ""  # one more cut would make too many pieces of what is ours
     wanted = spans.both(holdings.owned, ((ask.start, ask.end),))
     if ask.exact:
         if wanted != ((ask.start, ask.end),):

@@ -464,6 +464,8 @@ class Member:
             return True
         if said.tip != self.tip or self.voter.refuses(peer, said, self.charter) or self.voter.is_closed(self.charter):
             return False
+        if held is None and self.voter.is_full_for(peer):
+            return False
         is_known = held is not None and held.statement.ranges == said.ranges
         if not is_known and (not self._has_provenance(said) or exchange.overlaps(self, peer, said)):
             return False

@@ -44,12 +44,15 @@ RECEIPT_PAGES = 16
 RELICS = 64
 RELICS_MAX = 64
 
-RANGES_MAX = 200
-USED_MAX = 320
+RANGES_MAX = 120
+USED_MAX = 240
 """Spans of slots in use or announced."""
-GIFTS_MAX = 32
-ASKS_MAX = 32
-REASON_BYTES_MAX = 120
+GIFTS_MAX = 16
+ASKS_MAX = 16
+REFUSALS_MAX = 8
+REASON_MAX = 80
+GUEST_SPANS_MAX = 160
+RECEIPTS_PER_PAGE = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +234,7 @@ def decode_statement_untrusted(body: bytes) -> Statement:
     try:
         (ring, tip, sequence, ranges, used, guests, gifts, asks, refusals,
          expects, wants_ring, has_given, resigned, seat, joins) = unpack(body)  # fmt: skip
-        if len(ranges) > RANGES_MAX or max(len(gifts), len(asks), len(refusals)) > GIFTS_MAX * 2:
+        if len(ranges) > RANGES_MAX or max(len(gifts), len(asks), len(refusals)) > 2 * GIFTS_MAX:
             raise ValueError("too much of something")
         left, right = joins
         return Statement(

@@ -7,8 +7,10 @@ What a page is made of is a value, so a page whose value is the same object is n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gossip.documents import BODY_MAX_BYTES
 from gossip.names import PeerName
 from mesh.ipam import spans
 from mesh.ipam.charter import encode_charter
@@ -16,6 +18,7 @@ from mesh.ipam.ranges import SEED
 from mesh.ipam.statement import (
     BALLOT,
     CHARTER,
+    GUEST_SPANS_MAX,
     PROPOSAL,
     RECEIPTS,
     RELICS,
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 RENEWALS = 3
 """So many statements a lease, if nothing changes."""
-GUEST_SPANS_MAX = 300
+GUEST_SPANS_FEW = 16
 
 
 class Voice:
@@ -102,6 +105,10 @@ class Voice:
             seat=member.seat if member.settings.init == SEED else b"",
             joins=member.joins,
         )
+        if len(encode_statement(said)) > BODY_MAX_BYTES:
+            # Guests may be told as larger spans than they are, and answers later.
+            few = spans.coarse(said.guests, GUEST_SPANS_FEW, ((0, 1 << 64),))
+            said = member.said = replace(said, guests=few, refusals=())
         if member.charter is not None and not member.resigned:
             member.lease.say(said.sequence, now, spans.both(said.owned, said.used), member.charter)
             if member.own_seat is not None and member.voter.has_inherited(member.charter):

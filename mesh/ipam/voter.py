@@ -30,6 +30,7 @@ from mesh.ipam.statement import (
     PREPARE,
     RECEIPT_PAGES,
     RECEIPTS,
+    RECEIPTS_PER_PAGE,
     Proposal,
     Receipts,
     Report,
@@ -97,6 +98,11 @@ class Voter:
         self.receipts[peer] = Receipt(said, now)
         self.changes[b"a" + peer] = msgpack.packb([self._boot, now, encode_statement(said)])
         self.dirty.add(receipt_page(peer))
+
+    def is_full_for(self, peer: PeerName) -> bool:
+        """Whether the page that a receipt for a new peer belongs on has no room: with more than 6,000 hosts."""
+        page = receipt_page(peer)
+        return sum(receipt_page(each) == page for each in self.receipts) >= RECEIPTS_PER_PAGE
 
     def refuses(self, peer: PeerName, said: Statement, charter: Charter) -> bool:
         """Whether a promise of ours stands against it."""

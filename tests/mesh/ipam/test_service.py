@@ -1,0 +1,169 @@
+"""The allocator on its loop and its disk: fifty at once, a disk that is full, who hangs up, the next life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Network, ip_interface
+from pathlib import Path
+
+import pytest
+
+from gossip.names import PeerName
+from mesh.endpoints import EndpointTable, Interface
+from mesh.ipam import service as service_module
+from mesh.ipam.build import build
+from mesh.ipam.ranges import Allocation
+from mesh.ipam.service import Ipam, Mesh
+from mesh.ipam.wants import Claim, FromSubnet
+from mesh.requests import ApiError
+from tests.mesh.failing_disk import FailingDisk
+
+ME = PeerName(b"me......")
+DEFAULT = (FromSubnet(None),)
+ALONE = Allocation(range4=IPv4Network("10.32.0.0/24"), is_named=True, makes_range6=False, hosts=1)
+
+
+@asynccontextmanager
+async def running(path: Path, told: Allocation = ALONE, epoch: int = 1) -> AsyncIterator[Ipam]:
+    path.mkdir(exist_ok=True)
+    mesh = Mesh(lambda page, body: None, frozenset, lambda peer: "h1", lambda: 1)
+    ipam = build(told, str(path), ME, "h1", epoch, "boot", EndpointTable(), mesh)
+    ipam.start()
+    try:
+        yield ipam
+    finally:
+        await ipam.close()
+
+
+def texts(interfaces: tuple[Interface, ...]) -> list[str]:
+    return [str(each) for each in interfaces]
+
+
+def test_fifty_at_once_have_fifty_addresses_and_find_them_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            first = await asyncio.gather(*(ipam.obtain(f"c{n}", DEFAULT) for n in range(50)))
+            assert len({each[0] for each in first}) == 50
+        async with running(tmp_path, epoch=2) as ipam:
+            again = await asyncio.gather(*(ipam.obtain(f"c{n}", DEFAULT) for n in range(50)))
+            assert again == first
+            await ipam.keep_only([f"c{n}" for n in range(10)])
+            assert len(ipam.member.holdings.given) == 10
+
+    asyncio.run(scenario())
+
+
+def test_used_up_space_is_refused_at_once_and_says_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            await asyncio.gather(*(ipam.obtain(f"c{n}", DEFAULT) for n in range(254)))
+            with pytest.raises(ApiError, match="no address of the default subnet is free") as caught:
+                await ipam.obtain("one too many", DEFAULT)
+            assert caught.value.code == "ipam-exhausted"
+            await ipam.release_all("c7")
+            with pytest.raises(ApiError, match="1 rest for up to a minute"):
+                await ipam.obtain("one too many", DEFAULT)
+            assert texts(await ipam.obtain("c7", DEFAULT)) == ["10.32.0.8/24"]
+
+    asyncio.run(scenario())
+
+
+def test_an_address_that_was_chosen_is_its_owners(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            claim = (Claim(ip_interface("10.32.0.9/24")),)
+            assert texts(await ipam.obtain("a", claim)) == ["10.32.0.9/24"]  # before there is a ring
+            assert ipam.member.charter is None
+            assert texts(await ipam.obtain("b", DEFAULT)) == ["10.32.0.1/24"]
+            with pytest.raises(ApiError, match="10.32.0.9 is given to a on this host") as caught:
+                await ipam.obtain("b", claim)
+            assert caught.value.code == "address-taken"
+            assert texts(await ipam.obtain("b", (Claim(ip_interface("192.168.7.7/24")),))) == ["192.168.7.7/24"]
+            with pytest.raises(ApiError, match="is not inside the range"):
+                await ipam.obtain("b", (FromSubnet(IPv4Network("10.33.0.0/24")),))
+            for number in range(10, 18):
+                await ipam.obtain(f"c{number}", DEFAULT)
+            assert "10.32.0.9/24" not in [text for each in ipam.member.holdings.given.values()
+                                          if each.owner != "a" for text in each.addresses]  # fmt: skip
+
+    asyncio.run(scenario())
+
+
+def test_without_a_range_only_what_is_named_is_given(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, Allocation(range4=None, makes_range6=False)) as ipam:
+            assert ipam.status()["state"] == "off"
+            assert texts(await ipam.obtain("a", (Claim(ip_interface("10.1.1.1/24")),))) == ["10.1.1.1/24"]
+            with pytest.raises(ApiError, match="--ipalloc-range none") as caught:
+                await ipam.obtain("a", DEFAULT)
+            assert caught.value.code == "ipam-off"
+
+    asyncio.run(scenario())
+
+
+def test_who_hangs_up_has_nothing(tmp_path: Path) -> None:
+    """Whenever that is; and what was given is free again."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            await ipam.obtain("first", DEFAULT)
+            for turns in range(6):
+                asking = asyncio.ensure_future(ipam.obtain("gone", DEFAULT))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+            await asyncio.sleep(0.05)
+            assert ipam.member.holdings.owners() == ["first"]
+        async with running(tmp_path, epoch=2) as ipam:
+            assert ipam.member.holdings.owners() == ["first"]
+
+    asyncio.run(scenario())
+
+
+def test_a_host_that_waits_for_others_says_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "WAIT_S", 0.05)
+    told = Allocation(range4=IPv4Network("10.32.0.0/24"), is_named=True, makes_range6=False, hosts=3)
+
+    async def scenario() -> None:
+        async with running(tmp_path, told) as ipam:
+            with pytest.raises(ApiError, match="1 more of 3 hosts") as caught:
+                await ipam.obtain("c", DEFAULT)
+            assert caught.value.code == "ipam-waiting"
+            said: list[str] = []
+
+            async def tell(text: str) -> None:
+                said.append(text)
+
+            with pytest.raises(ApiError, match="not ready after 0.1 s"):
+                await ipam.prime(0.1, tell)
+            assert said == ["1 more of 3 hosts to agree on a ring"]
+            assert ipam.status()["state"] == "forming"
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_refuses_costs_the_request_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was given stays given, what was refused is free, and when there is room again all goes on."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            before = await ipam.obtain("before", DEFAULT)
+            disk = FailingDisk(monkeypatch)
+            disk.fill()
+            with pytest.raises(ApiError, match="No space left on device") as caught:
+                await ipam.obtain("refused", DEFAULT)
+            assert caught.value.code == "not-saved"
+            assert [row["code"] for row in ipam.warnings()] == ["ipam-not-saved"]
+            assert await ipam.obtain("before", DEFAULT) == before
+            disk.free()
+            after = await ipam.obtain("after", DEFAULT)
+            assert ipam.warnings() == [] and after != before
+        async with running(tmp_path, epoch=2) as ipam:
+            assert sorted(ipam.member.holdings.owners()) == ["after", "before"]
+
+    asyncio.run(scenario())
