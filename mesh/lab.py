@@ -435,7 +435,7 @@ class Lab:
         end_processes_in(existing)
         if existing:
             ip_batch([f"netns delete {name}" for name in existing])
-        resolvconf.forget(self._namespaces)
+        resolvconf.forget(f"{self.name}-")
 
     def _save(self) -> None:
         state = {

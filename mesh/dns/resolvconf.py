@@ -133,10 +133,9 @@ class NamespaceFiles:
         return content is not None and content.startswith(f"{_MARK} (state in {self.owner}).")
 
 
-def forget(names: Collection[str]) -> None:
-    """Remove the files of namespaces that are gone, whichever daemon wrote them."""
-    for name in names:
-        path = NETNS_DIRECTORY / name / _NAME
+def forget(prefix: str) -> None:
+    """Remove the files of namespaces whose names begin so and which are gone, whichever daemon wrote them."""
+    for path in NETNS_DIRECTORY.glob(f"{prefix}*/{_NAME}"):
         with contextlib.suppress(OSError):
             if (_content(path) or "").startswith(_MARK):
                 path.unlink()

@@ -96,7 +96,7 @@ def test_only_this_daemons_are_removed(tmp_path: Path, monkeypatch: pytest.Monke
         NamespaceFiles(tmp_path, owner).write(name, compose("169.254.6.53", "weft.local", [], owner))
     NamespaceFiles(tmp_path, "/a").remove_all(but=["c3"])
     assert sorted(os.listdir(tmp_path)) == ["c2", "c3"]
-    resolvconf.forget(["c2", "c9"])
+    resolvconf.forget("c2")
     assert sorted(os.listdir(tmp_path)) == ["c3"]
 
 
