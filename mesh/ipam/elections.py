@@ -98,8 +98,12 @@ def _electors(member: Member) -> list[PeerName]:
 
 def _needed(member: Member) -> int:
     """A majority of those that are expected; who is there without having been expected counts too."""
-    expected = member.expected if member.settings.expected else max(member.expected, len(_electors(member)))
-    return expected // 2 + 1
+    return expected(member) // 2 + 1
+
+
+def expected(member: Member) -> int:
+    """How many peers the first vote counts on: as many as the user said, or as are named or known."""
+    return member.settings.expected or max(member.expected, len(_electors(member)))
 
 
 def missing_for_first(member: Member) -> int:
