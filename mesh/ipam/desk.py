@@ -370,7 +370,9 @@ class Desk:
         if not member.votes_at_all:
             return "another host to make the ring: this one observes (--ipalloc-init)"
         missing = elections.missing_for_first(member)
-        return f"{missing} more of {elections.expected(member)} hosts to agree on a ring" if missing else "the ring to be agreed"
+        if not missing:
+            return "the ring to be agreed"
+        return f"{missing} more of {elections.expected(member)} hosts to agree on a ring"
 
     def why_not_confirmed(self) -> str:
         member = self.member

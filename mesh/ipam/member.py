@@ -24,6 +24,7 @@ from mesh.ipam import elections, exchange, spans
 from mesh.ipam.ballots import Ballots
 from mesh.ipam.charter import (
     Charter,
+    Fence,
     Seat,
     decode_charter_untrusted,
     encode_charter,
@@ -335,25 +336,36 @@ class Member:
             self._adopt(charter, now)
 
     def _may_adopt(self, charter: Charter, now: float) -> bool:
-        """What a donor gave us just before it was retired may be ours or its heir's: that must be known first."""
-        for each in self.holdings.ranges:
-            if each.donor and charter.fenced_after(each.donor, self.tip) and self._after_fence(charter, each) is None:
-                self._postponed = now if self._postponed is None else self._postponed
-                return now >= self._postponed + ADOPT_PATIENCE_S
-        self._postponed = None
-        return True
+        """What we had when we were retired, or a donor gave us just before it was, is its heir's, or still ours where
+        nobody who voted knew of it: that must be known first."""
+        unclear = [fence for fence in self._fences(charter) if self._taken_by(charter, fence) is None]
+        if not unclear:
+            self._postponed = None
+            return True
+        self._postponed = now if self._postponed is None else self._postponed
+        return now >= self._postponed + ADOPT_PATIENCE_S
 
-    def _after_fence(self, charter: Charter, each: Range) -> Spans | None:
-        """Which slots of a retired donor went to its heir; None where that is not known."""
-        fence = charter.fence_of(each.donor)
-        if fence is None:
-            return None
-        granted = [grant.slots for grant in charter.grants if grant.number == fence.number]
-        if granted:
-            return spans.union(*granted)
+    def _fences(self, charter: Charter) -> list[Fence | None]:
+        """Those between our charter and this one that concern what we own; None for one that is not kept any more."""
+        ranges = self.holdings.ranges
+        peers = {each.donor for each in ranges if each.donor} | ({self.own} if ranges else set())
+        return [charter.fence_of(peer) for peer in sorted(peers) if charter.fenced_after(peer, self.tip)]
+
+    def _taken_by(self, charter: Charter, fence: Fence | None) -> Spans | None:
+        """Which slots that decision gave to its heir, and those the heir has given on since; None where that is not
+        known. Of what is too long ago, or was said by an operator, nothing is left."""
+        if fence is None or fence.removed:
+            return ((0, 1 << 64),)
+        taken = [grant.slots for grant in charter.grants if grant.number == fence.number]
         heir = self.peer_at(fence.heir)
         said = self.statement(heir) if heir is not None else None
-        return said.owned if said is not None and said.tip >= fence.number else None
+        if not taken and (said is None or said.tip < fence.number):
+            return None
+        for _, other in self.members():
+            for each in (*other.ranges, *(gift.range for gift in other.gifts)):
+                if each.term >= fence.number:
+                    taken.append((each.span,))
+        return spans.union(*taken)
 
     def _adopt(self, charter: Charter, now: float) -> None:
         before, tip = self.charter, self.tip
@@ -365,14 +377,15 @@ class Member:
         self.charter = charter
         self.changes[b"c"] = encode_charter(charter)
         if tip >= 0 and charter.fenced_after(self.own, tip):
-            self.lost = self.holdings.owned
+            taken = self._taken_by(charter, charter.fence_of(self.own))
+            self.lost = spans.both(self.holdings.owned, taken if taken is not None else ((0, 1 << 64),))
             self.holdings.remove(self.lost)
             self.lease.end()
             self.events.append(f"lost {spans.size(self.lost)} addresses: they were taken over while this host was away")
         for each in [each for each in self.holdings.ranges if each.donor]:
             if tip >= 0 and charter.fenced_after(each.donor, tip):
-                covered = self._after_fence(charter, each)
-                self.holdings.remove(spans.both((each.span,), covered if covered is not None else (each.span,)))
+                taken = self._taken_by(charter, charter.fence_of(each.donor))
+                self.holdings.remove(spans.both((each.span,), taken if taken is not None else (each.span,)))
         for grant in charter.grants:
             if grant.number > tip and grant.heir in self._own_seats():
                 for start, end in spans.minus(grant.slots, self.holdings.owned):
