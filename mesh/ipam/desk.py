@@ -261,11 +261,16 @@ class Desk:
         return self._claim_elsewhere(want, slot, addresses, now)
 
     def _refuse_kept(self, want: Claim, slot: int) -> None:
-        for peer, (_, slots) in self.member.holdings.kept.items():
-            if spans.holds(slots, slot) and peer in self.member.reachable:
+        """What may be in use on another host is not given, unless whoever uses it is known and out of reach, which the
+        caller has seen: an address moves then, by its user's word."""
+        member = self.member
+        for peer, (_, slots) in member.holdings.kept.items():
+            if spans.holds(slots, slot) and (peer in member.reachable or not member.around.used_elsewhere(slot)):
                 who = format_name(peer)
                 raise Refused(
-                    "address-taken", f"{want.interface.ip} is in use on host {who}; release it there, or take another"
+                    "address-taken",
+                    f"{want.interface.ip} is kept for containers of host {who}; release it there, or run `weft rmpeer "
+                    f"{who}` if that host is gone for good, or take another",
                 )
 
     def _claim_elsewhere(self, want: Claim, slot: int, addresses: tuple[str, ...], now: float) -> _Found:
@@ -313,8 +318,10 @@ class Desk:
         member = self.member
         asking = self._asking.setdefault(key, _Asking())
         if asking.ask is not None:
-            answered = asking.ask.nonce not in member.asks or self._refusal(key) is not None
-            if not answered and now < asking.since + ASK_PATIENCE_S:
+            was_given = asking.ask.nonce not in member.asks
+            if was_given:
+                asking.tried.clear()
+            if not was_given and self._refusal(key) is None and now < asking.since + ASK_PATIENCE_S:
                 return True
             member.asks.pop(asking.ask.nonce, None)
             asking.ask = None
@@ -359,7 +366,7 @@ class Desk:
 
     def _tidy_asks(self) -> None:
         """Questions that nobody waits for any more."""
-        if not self.waiting and self.member.asks:
+        if not self.waiting and self._asking:
             self.member.asks.clear()
             self._asking.clear()
 

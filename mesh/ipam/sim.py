@@ -500,7 +500,8 @@ def _one_fault(ring: Ring, choose: Random, losses: int) -> int:
         ring.pause(index, choose.uniform(1.0, 30.0))
     elif fault == "long pause":
         ring.pause(index, choose.uniform(1.0, 4.0) * LEASE_S)
-    elif fault == "lost" and losses > 0:
+    elif fault == "lost" and losses > 0 and all(b"c" in each.disk for each in ring.hosts.values()):
+        # Before all know of the ring, those who do not may make another when too many who do are gone.
         ring.kill(index, disk=False)
         if choose.random() < 0.7:
             ring.start(index)
