@@ -4,13 +4,15 @@
       \\    /            \\    /            \\    /
        h1 -------------- h2 -------------- h3             hosts: a daemon each; h2 and h3 are told of h1 only
 
-Shows what `weft status` says, pings every ordered pair over IPv4 and IPv6, runs TCP across hosts and says which path it
-took. Uses the `weft` command and nothing else of Weft. Whatever happens, nothing of it is left on the machine.
+Shows what `weft status` says, pings every ordered pair over IPv4 and IPv6, lets two containers find each other by name,
+runs TCP across hosts and says which path it took. Uses the `weft` command and nothing else of Weft. Whatever happens,
+nothing of it is left on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -62,6 +64,7 @@ def show(lab: Lab) -> int:
         _step(f"weft status {part} on h1: {meaning}")
         print(lab.weft("h1", ["status", part]).stdout.rstrip())
     failed = _ping_everybody(lab)
+    failed += _by_name(lab)
     _tcp(lab)
     return failed
 
@@ -81,6 +84,21 @@ def _ping_everybody(lab: Lab) -> int:
         lost += sum(1 for pings in times.values() if pings.lost)
     print(f"{2 * len(pairs) - lost} of {2 * len(pairs)} pings answered")
     return lost
+
+
+def _by_name(lab: Lab) -> int:
+    """Two containers on two hosts to which nobody gave an address, and one finds the other by its name."""
+    lab.add_namespaces(["web", "db"])
+    _step("weft attach web on h2, weft attach -h sql db on h3: addresses that nobody chose")
+    print(lab.weft("h2", ["attach", lab.namespace("web")]).stdout.rstrip())
+    print(lab.weft("h3", ["attach", "-h", "sql", lab.namespace("db")]).stdout.rstrip())
+    _step("ping sql, from web")
+    done = subprocess.run(
+        ["ip", "netns", "exec", lab.namespace("web"), "ping", "-c", "1", "-W", "5", "sql"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    print("\n".join(done.stdout.splitlines()[:2]) or done.stderr.rstrip())
+    return int(done.returncode != 0)
 
 
 def _cell(times_ms: dict[int, float]) -> str:
