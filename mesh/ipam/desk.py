@@ -42,6 +42,9 @@ class Request:
     wants: tuple[Want, ...]
     since: float
     until: float
+    moves: frozenset[int] = frozenset()
+    """Claimed slots of which another host said, when this was asked, that it uses them: the caller has seen that it is
+    out of reach, and an address moves then, by its user's word."""
     waiting_for: str = ""
     answer: tuple[Interface, ...] | None = None
     refused: Refused | None = None
@@ -79,12 +82,16 @@ class Desk:
 
     def submit(self, owner: str, wants: tuple[Want, ...], now: float, until: float) -> Request:
         """Try at once; a request that is not done is tried again by `work`."""
-        request = Request(owner, wants, now, until)
+        request = Request(owner, wants, now, until, self._moves(wants))
         self._try(request, now)
         if not request.is_done:
             self._count += 1
             self.waiting[self._count] = request
         return request
+
+    def _moves(self, wants: tuple[Want, ...]) -> frozenset[int]:
+        slots = (self.member.space.slot(want.interface.ip) for want in wants if isinstance(want, Claim))
+        return frozenset(slot for slot in slots if slot is not None and self.member.around.used_elsewhere(slot))
 
     def cancel(self, request: Request) -> None:
         self.waiting = {number: each for number, each in self.waiting.items() if each is not request}
@@ -161,7 +168,7 @@ class Desk:
         found: list[_Found] = []
         for want in request.wants:
             if isinstance(want, Claim):
-                found.append(self._claim(request.owner, want, now))
+                found.append(self._claim(request, want, now))
             else:
                 taken = {slot for _, slot, _, _ in found}
                 found.append(self._from_subnet(request.owner, want, taken, now))
@@ -234,8 +241,8 @@ class Desk:
 
     # -- one address -------------------------------------------------------------------------------
 
-    def _claim(self, owner: str, want: Claim, now: float) -> _Found:
-        member, text = self.member, str(want)
+    def _claim(self, request: Request, want: Claim, now: float) -> _Found:
+        owner, member, text = request.owner, self.member, str(want)
         holdings, slot = member.holdings, member.space.slot(want.interface.ip)
         if member.charter is None and member.space.range6 == AUTOMATIC6 and want.interface.version == 6:
             slot = None  # the range is not known before there is a ring
@@ -252,20 +259,19 @@ class Desk:
         if member.charter is None:
             return text, slot, addresses, True
         if spans.holds(holdings.owned, slot):
-            self._refuse_kept(want, slot)
+            self._refuse_kept(request, want, slot)
             if not spans.holds(holdings.announced, slot):
                 holdings.announce(slot)
             if not member.lease.may_give(slot, now):
                 raise _Waiting(self.why_not_confirmed())
             return text, slot, addresses, True
-        return self._claim_elsewhere(want, slot, addresses, now)
+        return self._claim_elsewhere(request, want, slot, addresses, now)
 
-    def _refuse_kept(self, want: Claim, slot: int) -> None:
-        """What may be in use on another host is not given, unless whoever uses it is known and out of reach, which the
-        caller has seen: an address moves then, by its user's word."""
+    def _refuse_kept(self, request: Request, want: Claim, slot: int) -> None:
+        """What may be in use on another host is not given, unless it moves."""
         member = self.member
         for peer, (_, slots) in member.holdings.kept.items():
-            if spans.holds(slots, slot) and (peer in member.reachable or not member.around.used_elsewhere(slot)):
+            if spans.holds(slots, slot) and (peer in member.reachable or slot not in request.moves):
                 who = format_name(peer)
                 raise Refused(
                     "address-taken",
@@ -273,14 +279,15 @@ class Desk:
                     f"{who}` if that host is gone for good, or take another",
                 )
 
-    def _claim_elsewhere(self, want: Claim, slot: int, addresses: tuple[str, ...], now: float) -> _Found:
+    def _claim_elsewhere(
+        self, request: Request, want: Claim, slot: int, addresses: tuple[str, ...], now: float
+    ) -> _Found:
         member, ip = self.member, want.interface.ip
         owner = self.owner_of(slot)
         if owner is None:
             raise _Waiting(f"word of who owns {ip}")
         if owner not in member.reachable:
-            if member.around.used_elsewhere(slot):
-                # The caller has seen that whoever uses it is out of reach: an address moves then, by its user's word.
+            if slot in request.moves:
                 return str(want), slot, addresses, True
             raise Refused(
                 "owner-unreachable",
