@@ -37,8 +37,12 @@ def overlaps(member: Member, peer: PeerName, said: Statement) -> bool:
     """Whether somebody else, as far as we know, has slots that `peer` says are its own."""
     assert member.charter is not None
     owned = said.owned
+    if not owned:
+        return False
     for other, theirs in member.members():
-        if other != peer and not member.charter.fenced_after(other, theirs.tip) and spans.both(owned, theirs.owned):
+        if other == peer or not any(each.start < owned[-1][1] and owned[0][0] < each.end for each in theirs.ranges):
+            continue
+        if not member.charter.fenced_after(other, theirs.tip) and spans.both(owned, theirs.owned):
             return True
     if peer != member.own and spans.both(owned, member.holdings.owned):
         return True

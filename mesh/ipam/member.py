@@ -118,6 +118,7 @@ class Member:
         self.said: Statement | None = None
         """Our own newest statement."""
         self._voice = Voice()
+        self._members: tuple[bytes, list[tuple[PeerName, Statement]]] | None = None
         self._postponed: float | None = None
         self._unheld: set[PeerName] = set()
         self._load(contents, now)
@@ -197,10 +198,13 @@ class Member:
 
     def members(self) -> list[tuple[PeerName, Statement]]:
         """Everybody else of our ring who has said something."""
-        return [
-            (peer, known.statement) for peer, known in sorted(self.known.items())
-            if known.statement is not None and known.statement.ring == self.ring
-        ]  # fmt: skip
+        if self._members is None or self._members[0] != self.ring:
+            found = [
+                (peer, known.statement) for peer, known in sorted(self.known.items())
+                if known.statement is not None and known.statement.ring == self.ring
+            ]  # fmt: skip
+            self._members = (self.ring, found)
+        return self._members[1]
 
     def is_removed(self, peer: PeerName) -> bool:
         """Whether an operator's word, or its own, has removed a peer, and it has not come back since."""
@@ -217,6 +221,7 @@ class Member:
         try:
             if page == STATEMENT:
                 known.statement = decode_statement_untrusted(body) if body else None
+                self._members = None
                 self._unheld.add(peer)
             elif page == CHARTER:
                 known.charter = decode_charter_untrusted(body) if body else None
@@ -245,6 +250,7 @@ class Member:
     def forget(self, peer: PeerName) -> None:
         """Gossip has forgotten a peer."""
         self.known.pop(peer, None)
+        self._members = None
         self.unreachable_since.pop(peer, None)
 
     def reach(self, reachable: frozenset[PeerName], now: float) -> None:
