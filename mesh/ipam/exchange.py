@@ -114,7 +114,10 @@ def _take_gifts(member: Member) -> None:
         nonces = {gift.nonce for gift in said.gifts if gift.to == member.own}
         shown = before & nonces
         if not member.charter.fenced_after(donor, said.tip):
+            fence = member.charter.fence_of(member.own)
             for gift in said.gifts:
+                if fence is not None and fence.number > gift.made_at:
+                    continue  # it was lost with all the rest, and is the donor's again
                 if gift.to == member.own and gift.nonce not in before and member.holdings.can_take_more:
                     each = gift.range
                     new = Range(each.start, each.end, each.term, each.count, donor, said.sequence)
@@ -132,15 +135,16 @@ def _take_gifts(member: Member) -> None:
 
 
 def _finish_gifts(member: Member) -> None:
-    """Gifts of ours that have arrived, under a stamp no lower than theirs; and those whose taker was retired before it
-    took them, which are ours again unless they went to its heir."""
+    """Gifts of ours that have arrived: voters have confirmed them to the taker, or somebody has the slots under a later
+    stamp. And those whose taker was retired before that, which are ours again unless they went to its heir."""
     assert member.charter is not None
     done: list[Gift] = []
     back: list[Range] = []
     for gift in member.holdings.gifts:
+        stamp = (gift.range.term, gift.range.count)
         newer = [
             each.span for peer, said in member.members() for each in (*said.ranges, *(g.range for g in said.gifts))
-            if (each.term, each.count) >= (gift.range.term, gift.range.count)
+            if (each.term, each.count) > stamp or ((each.term, each.count) == stamp and not each.donor)
         ]  # fmt: skip
         granted = [pair for grant in member.charter.grants if grant.number > gift.range.term for pair in grant.slots]
         rest = spans.minus((gift.range.span,), spans.normal([*newer, *granted]))
@@ -148,8 +152,7 @@ def _finish_gifts(member: Member) -> None:
             done.append(gift)
             continue
         fence = member.charter.fence_of(gift.to)
-        said = member.statement(gift.to)
-        if fence is None or (said is not None and said.tip >= fence.number):
+        if fence is None or fence.number <= gift.made_at:
             continue
         heir = member.peer_at(fence.heir)
         if _has_taken(member, heir, fence.number) or any(g.number == fence.number for g in member.charter.grants):
@@ -185,7 +188,7 @@ def _answer_asks(member: Member, now: float) -> None:
             if refusal is not None and refusal.nonce != ask.nonce:
                 del member.refusals[peer]
             stamp = max((r.term, r.count) for r in member.holdings.ranges if spans.both((r.span,), (span,)))
-            member.holdings.give_away(Gift(peer, ask.nonce, Range(*span, stamp[0], stamp[1] + 1)))
+            member.holdings.give_away(Gift(peer, ask.nonce, Range(*span, stamp[0], stamp[1] + 1), member.tip))
 
 
 def _choose(member: Member, peer: PeerName, ask: Ask) -> tuple[tuple[int, int] | None, str | None]:

@@ -79,7 +79,7 @@ class Holdings:
         if (own := contents.get(b"o")) is not None:
             ranges, gifts = unpack(own)
             self.ranges = [Range(*each) for each in ranges]
-            self.gifts = [Gift(PeerName(to), nonce, Range(*each)) for to, nonce, each in gifts]
+            self.gifts = [Gift(PeerName(to), nonce, Range(*each), made_at) for to, nonce, each, made_at in gifts]
         self._settle_owned()
         for key, value in contents.items():
             if key[:1] == b"g":
@@ -102,10 +102,9 @@ class Holdings:
         self.version += 1
         ranges = [(r.start, r.end, r.term, r.count, r.donor, r.donor_sequence) for r in self.ranges]
         gifts = [
-            (g.to, g.nonce, (g.range.start, g.range.end, g.range.term, g.range.count, g.range.donor,
-                             g.range.donor_sequence))
-            for g in self.gifts
-        ]  # fmt: skip
+            (gift.to, gift.nonce, (*gift.range.span, gift.range.term, gift.range.count), gift.made_at)
+            for gift in self.gifts
+        ]
         self.changes[b"o"] = msgpack.packb([ranges, gifts])
 
     # -- ranges ------------------------------------------------------------------------------------
@@ -142,10 +141,13 @@ class Holdings:
         for peer, (number, slots) in list(self.kept.items()):
             self.keep(peer, number, spans.minus(slots, gone))
 
-    def confirm_donors(self) -> None:
-        """Voters hold what we own now: where it came from matters no more."""
-        if any(each.donor for each in self.ranges):
-            self.ranges = [Range(each.start, each.end, each.term, each.count) for each in self.ranges]
+    def confirm_donors(self, owned: Spans) -> None:
+        """Voters hold that we own these: where they came from matters no more."""
+        if any(each.donor and spans.covers(owned, (each.span,)) for each in self.ranges):
+            self.ranges = [
+                Range(*each.span, each.term, each.count) if spans.covers(owned, (each.span,)) else each
+                for each in self.ranges
+            ]
             self._join_neighbours()
             self._note_own()
 

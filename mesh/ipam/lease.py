@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mesh.ipam import spans
 from mesh.ipam.charter import Charter, Seat, blocking_of
@@ -38,6 +38,7 @@ class _Said:
     at: float
     slots: Spans
     """Owned, and in use or announced."""
+    owned: Spans
     voters: tuple[Seat, ...]
     lease_s: float
 
@@ -66,16 +67,21 @@ class Lease:
     def is_full(self) -> bool:
         return len(self._said) >= OUTSTANDING_MAX
 
-    def say(self, sequence: int, now: float, slots: Spans, charter: Charter) -> None:
-        self._said.append(_Said(sequence, now, slots, charter.voters, charter.lease_s))
+    @property
+    def confirmed_owned(self) -> Spans:
+        """What the newest confirmed statement says that we own."""
+        return self._said[0].owned if self._confirmed else spans.NONE
+
+    def say(self, sequence: int, now: float, slots: Spans, owned: Spans, charter: Charter) -> None:
+        self._said.append(_Said(sequence, now, slots, owned, charter.voters, charter.lease_s))
         if len(self._said) > OUTSTANDING_MAX:  # an unconfirmed one in the middle is as good as its successor
             first = self._said.popleft()
             second = self._said.popleft()
             kept = spans.both(first.slots, second.slots)
             if self._confirmed:
-                self._said.appendleft(_Said(first.sequence, first.at, kept, first.voters, first.lease_s))
+                self._said.appendleft(replace(first, slots=kept))
             else:
-                self._said.appendleft(_Said(second.sequence, second.at, second.slots, second.voters, second.lease_s))
+                self._said.appendleft(second)
         self._settle()
 
     def hear(self, held: Callable[[Seat], int]) -> bool:

@@ -277,7 +277,7 @@ class Member:
                 self._serve_as_voter(now)
                 exchange.settle(self, now)
                 if self.lease.hear(self.held_by):
-                    self.holdings.confirm_donors()
+                    self.holdings.confirm_donors(self.lease.confirmed_owned)
             self._vote(now)
             elections.settle(self, now)
             if before == (self.ring, self.tip, self.holdings.version, self.voter.vote, self.ballots.proposal):
@@ -342,8 +342,7 @@ class Member:
             self._adopt(charter, now)
 
     def _may_adopt(self, charter: Charter, now: float) -> bool:
-        """What we had when we were retired, or a donor gave us just before it was, is its heir's, or still ours where
-        nobody who voted knew of it: that must be known first."""
+        """What a donor gave us just before it was retired may be ours or its heir's: that must be known first."""
         unclear = [fence for fence in self._fences(charter) if self._taken_by(charter, fence) is None]
         if not unclear:
             self._postponed = None
@@ -352,9 +351,8 @@ class Member:
         return now >= self._postponed + ADOPT_PATIENCE_S
 
     def _fences(self, charter: Charter) -> list[Fence | None]:
-        """Those between our charter and this one that concern what we own; None for one that is not kept any more."""
-        ranges = self.holdings.ranges
-        peers = {each.donor for each in ranges if each.donor} | ({self.own} if ranges else set())
+        """Those of our donors between our charter and this one; None for one that is not kept any more."""
+        peers = {each.donor for each in self.holdings.ranges if each.donor}
         return [charter.fence_of(peer) for peer in sorted(peers) if charter.fenced_after(peer, self.tip)]
 
     def _taken_by(self, charter: Charter, fence: Fence | None) -> Spans | None:
@@ -383,8 +381,8 @@ class Member:
         self.charter = charter
         self.changes[b"c"] = encode_charter(charter)
         if tip >= 0 and charter.fenced_after(self.own, tip):
-            taken = self._taken_by(charter, charter.fence_of(self.own))
-            self.lost = spans.both(self.holdings.owned, taken if taken is not None else ((0, 1 << 64),))
+            # All of it: what voters confirmed is the heir's, and gifts that they did not are their donors' again.
+            self.lost = self.holdings.owned
             self.holdings.remove(self.lost)
             self.lease.end()
             self.events.append(f"lost {spans.size(self.lost)} addresses: they were taken over while this host was away")

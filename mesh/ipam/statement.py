@@ -83,6 +83,8 @@ class Gift:
     nonce: int
     """Of the ask that this answers."""
     range: Range
+    made_at: int = 0
+    """Number of the charter that it was made under: a taker that was retired since has lost it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ def encode_statement(s: Statement) -> bytes:
     body: bytes = msgpack.packb(
         [
             s.ring, s.tip + 1, s.sequence, [_range_fields(each) for each in s.ranges], flat(s.used), flat(s.guests),
-            [(g.to, g.nonce, _range_fields(g.range)) for g in s.gifts],
+            [(g.to, g.nonce, _range_fields(g.range), g.made_at) for g in s.gifts],
             [(a.donor, a.nonce, a.start, a.end, a.exact) for a in s.asks],
             [(r.to, r.nonce, r.reason) for r in s.refusals],
             s.expects, s.wants_ring, s.has_given, s.resigned, s.seat, s.joins,
@@ -240,7 +242,7 @@ def decode_statement_untrusted(body: bytes) -> Statement:
         return Statement(
             blob(ring, 0, 16), integer(tip) - 1, integer(sequence, (1 << 63)), tuple(_range(*each) for each in ranges),
             spans_of(used), spans_of(guests),
-            tuple(Gift(name_of(to), integer(nonce, 1 << 63), _range(*each)) for to, nonce, each in gifts),
+            tuple(_gift(*each) for each in gifts),
             tuple(_ask(*each) for each in asks),
             tuple(Refusal(name_of(to), integer(nonce, 1 << 63), text(reason)) for to, nonce, reason in refusals),
             integer(expects, 1 << 16), wants_ring is True, has_given is True, resigned is True,
@@ -258,6 +260,10 @@ def _range(start: Any, end: Any, term: Any, count: Any, donor: Any = b"", sequen
     if each.start >= each.end:
         raise ValueError("a range without slots")
     return each
+
+
+def _gift(to: Any, nonce: Any, each: Any, made_at: Any) -> Gift:
+    return Gift(name_of(to), integer(nonce, 1 << 63), _range(*each), integer(made_at))
 
 
 def _ask(donor: Any, nonce: Any, start: Any, end: Any, exact: Any) -> Ask:

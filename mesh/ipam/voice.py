@@ -110,11 +110,11 @@ class Voice:
             few = spans.coarse(said.guests, GUEST_SPANS_FEW, ((0, 1 << 64),))
             said = member.said = replace(said, guests=few, refusals=())
         if member.charter is not None and not member.resigned:
-            member.lease.say(said.sequence, now, spans.both(said.owned, said.used), member.charter)
+            member.lease.say(said.sequence, now, spans.both(said.owned, said.used), said.owned, member.charter)
             if member.own_seat is not None and member.voter.has_inherited(member.charter):
                 member.hold(member.own, said, now)
                 if member.lease.hear(member.held_by):
-                    holdings.confirm_donors()
+                    holdings.confirm_donors(member.lease.confirmed_owned)
 
     def _pages(self, member: Member) -> dict[int, bytes]:
         assert member.said is not None
