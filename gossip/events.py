@@ -76,5 +76,12 @@ class NameConflict:
 
 
 Effect = Send | CloseLink | Dial | StoreEpoch
-Event = PeerChanged | PageChanged | OwnerForgotten | Settled | NameConflict
+@dataclass(frozen=True, slots=True)
+class NameRefused:
+    """A peer would not have us: it has a link with another live host of our name. We go on trying; the other may go."""
+
+    text: str
+
+
+Event = PeerChanged | PageChanged | OwnerForgotten | Settled | NameConflict | NameRefused
 Outcome = Effect | Event

@@ -19,6 +19,7 @@ from gossip.events import (
     Dial,
     DialKey,
     NameConflict,
+    NameRefused,
     Outcome,
     OwnerForgotten,
     PageChanged,
@@ -322,7 +323,8 @@ class Node:
     def _bye(self, link: LinkState, reason: str, text: str, now: float) -> list[Outcome]:
         if reason in ("name-in-use", "full") and link.key is not None:
             self._dialer.failed(link.key, text or reason, now, refused=reason == "name-in-use")
-        return [CloseLink(link.id, "bye"), *self._remove(link, text or reason, now)]
+        refused: list[Outcome] = [NameRefused(text or reason)] if reason == "name-in-use" else []
+        return [CloseLink(link.id, "bye"), *refused, *self._remove(link, text or reason, now)]
 
     def _close(self, link: LinkState, reason: str, text: str, now: float) -> list[Outcome]:
         """End a link from our side, saying why."""

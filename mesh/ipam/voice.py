@@ -77,7 +77,9 @@ class Voice:
         refusals = tuple(sorted((peer, refusal.nonce) for peer, refusal in member.refusals.items()))
         version = hash((member.holdings.version, tuple(member.asks), refusals, flags, member.joins))
         renewed = member.lease.renewed_at()
-        old = member.charter is not None and (renewed is None or now >= renewed + member.charter.lease_s / RENEWALS)
+        is_renewed = member.charter is not None and not member.resigned
+        lease_s = member.charter.lease_s if member.charter is not None else 0
+        old = is_renewed and (renewed is None or now >= renewed + lease_s / RENEWALS)
         is_full = member.charter is not None and member.lease.is_full
         if member.said is not None and not old and (version == self._version or is_full):
             return False

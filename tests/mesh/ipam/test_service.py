@@ -168,3 +168,35 @@ def test_a_disk_that_refuses_costs_the_request_and_nothing_else(
             assert sorted(ipam.member.holdings.owners()) == ["after", "before"]
 
     asyncio.run(scenario())
+
+
+def test_who_leaves_for_good_says_so_once_and_ends(tmp_path: Path) -> None:
+    """And gives nothing any more."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            await ipam.obtain("c", DEFAULT)
+            async with asyncio.timeout(2):
+                await ipam.resign()
+                await ipam.close()
+            assert ipam.member.resigned
+            with pytest.raises(ApiError, match="stopping"):
+                await ipam.obtain("d", DEFAULT)
+
+    asyncio.run(scenario())
+
+
+def test_a_host_whose_key_somebody_else_uses_gives_nothing_in_the_next_life_either(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            await ipam.obtain("c", DEFAULT)
+            ipam.copied("two hosts have one identity")
+            with pytest.raises(ApiError, match="two hosts have one identity"):
+                await ipam.obtain("d", DEFAULT)
+            await asyncio.sleep(0.05)
+        async with running(tmp_path, epoch=2) as ipam:
+            assert ipam.status()["state"] == "conflict"
+            await ipam.check({ip_interface("10.32.0.1/24"): "c"}, repair=True)
+            assert await ipam.obtain("d", DEFAULT)
+
+    asyncio.run(scenario())
