@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ _home_of_hypothesis = tempfile.TemporaryDirectory(prefix="weft-hypothesis-")
 set_hypothesis_home_dir(_home_of_hypothesis.name)
 settings.register_profile("weft", database=None, deadline=None)
 settings.load_profile("weft")
+
+# A shell that starts us in its background has us ignore Ctrl-C, and whatever we start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _LABS = Path(__file__).parent / "labs"
 

@@ -266,7 +266,7 @@ def test_ctrl_c_ends_a_command_quietly(weft: Any, daemon: Any) -> None:
 
     async def hang(request: requests.Request, send_row: Any) -> object:
         asked.set()
-        await asyncio.sleep(10)  # longer than any machine takes to hear the signal
+        await asyncio.sleep(10)
         return None
 
     daemon.answers["ping"] = hang
