@@ -77,7 +77,8 @@ _OUR_PROTO: Final = 0x57
 _AF_INET: Final = 2
 _AF_INET6: Final = 10
 _IPV6_SYSCTLS: Final = Path("/proc/sys/net/ipv6/conf")
-_GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ESTALE, errno.EINVAL, errno.ENOTDIR})
+_GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ESTALE, errno.EINVAL, errno.ENOTDIR, errno.ENOTTY})
+"""The last: `ip netns delete` leaves an empty file at the path for a moment."""
 
 Changes = list[tuple[Key, Value | None]]
 
