@@ -226,7 +226,10 @@ def count(member: Member, now: float) -> Charter | None:
         electorate = Electorate(set(votes), _needed(member))
     else:
         left = [seat for seat in member.charter.voters if seat not in proposal.intent.without]
-        electorate = Electorate(left, len(left) // 2 + 1)
+        # Those that a word leaves out may have been part of an earlier majority: of those that are left so many are
+        # needed that one of them was too, as far as there are so many.
+        needed = max(len(left) // 2 + 1, min(len(left), member.charter.blocking))
+        electorate = Electorate(left, needed)
     value = proposal.value
     if member.charter is not None and value is not None and value.since == value.number:
         # Those who will vote have to know what those who voted held: it is decided when it shows.

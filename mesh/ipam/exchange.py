@@ -44,6 +44,14 @@ def overlaps(member: Member, peer: PeerName, said: Statement) -> bool:
             continue
         if not member.charter.fenced_after(other, theirs.tip) and spans.both(owned, theirs.owned):
             return True
+    for other, receipt in member.voter.receipts.items():
+        if other in (peer, member.own):
+            continue
+        said_now, held = member.statement(other), receipt.statement
+        if said_now is not None and said_now.sequence >= held.sequence:
+            continue  # looked at above
+        if not member.charter.fenced_after(other, held.tip) and spans.both(owned, held.owned):
+            return True
     if peer != member.own and spans.both(owned, member.holdings.owned):
         return True
     for grant in member.charter.grants:
@@ -108,30 +116,30 @@ def _yield_to_newer(member: Member) -> None:
 
 
 def _take_gifts(member: Member) -> None:
+    """Each gift once: what was taken is remembered with the donor's newest statement that showed it, or showed it gone,
+    and older statements of that donor are old news for good."""
     assert member.charter is not None
+    own_fence = member.charter.fence_of(member.own)
     for donor, said in member.members():
-        before = member.taken_gifts.get(donor, set())
-        nonces = {gift.nonce for gift in said.gifts if gift.to == member.own}
-        shown = before & nonces
-        if not member.charter.fenced_after(donor, said.tip):
-            fence = member.charter.fence_of(member.own)
-            for gift in said.gifts:
-                if fence is not None and fence.number > gift.made_at:
-                    continue  # it was lost with all the rest, and is the donor's again
-                if gift.to == member.own and gift.nonce not in before and member.holdings.can_take_more:
-                    each = gift.range
-                    new = Range(each.start, each.end, each.term, each.count, donor, said.sequence)
-                    if not spans.both((each.span,), member.holdings.owned):
-                        member.holdings.add_range(new)
-                    shown.add(gift.nonce)
-                    member.asks.pop(gift.nonce, None)
+        newest, before = member.taken_gifts.get(donor, (0, frozenset()))
+        if said.sequence < newest or not (said.gifts or before):
+            continue
+        ours = [gift for gift in said.gifts if gift.to == member.own]
+        shown = before & {gift.nonce for gift in ours}
+        for gift in ours if not member.charter.fenced_after(donor, said.tip) else ():
+            if own_fence is not None and own_fence.number > gift.made_at:
+                continue  # it was lost with all the rest, and is the donor's again
+            if gift.made_at > member.tip:
+                continue  # between our decision and the donor's we may have lost everything: that comes first
+            if gift.nonce not in before and member.holdings.can_take_more:
+                each = gift.range
+                if not spans.both((each.span,), member.holdings.owned):
+                    member.holdings.add_range(Range(*each.span, each.term, each.count, donor, said.sequence))
+                shown |= {gift.nonce}
+                member.asks.pop(gift.nonce, None)
         if shown != before:
-            if shown:
-                member.taken_gifts[donor] = shown
-                member.changes[b"t" + donor] = msgpack.packb(sorted(shown))
-            else:
-                member.taken_gifts.pop(donor, None)
-                member.changes[b"t" + donor] = None
+            member.taken_gifts[donor] = (said.sequence, shown)
+            member.changes[b"t" + donor] = msgpack.packb([said.sequence, sorted(shown)])
 
 
 def _finish_gifts(member: Member) -> None:
@@ -157,7 +165,8 @@ def _finish_gifts(member: Member) -> None:
         heir = member.peer_at(fence.heir)
         if _has_taken(member, heir, fence.number) or any(g.number == fence.number for g in member.charter.grants):
             done.append(gift)
-            back += [Range(start, end, fence.number, 0) for start, end in rest]
+            # Under the stamp of before: whoever has them by way of the taker, and is heard of late, has the later one.
+            back += [Range(start, end, gift.range.term, gift.range.count - 1) for start, end in rest]
     member.holdings.drop_gifts(done)
     for each in back:
         member.holdings.add_range(each)
@@ -165,10 +174,11 @@ def _finish_gifts(member: Member) -> None:
 
 def _answer_asks(member: Member, now: float) -> None:
     """Give, or say why not. An answer stands until the ask is gone."""
+    assert member.charter is not None
     asked: dict[PeerName, list[Ask]] = {}
     for peer, said in member.members():
         mine = [ask for ask in said.asks if ask.donor == member.own]
-        if mine and peer in member.reachable:
+        if mine and peer in member.reachable and not member.charter.fenced_after(peer, said.tip):
             asked[peer] = mine
     for peer in [peer for peer in member.refusals if peer not in asked]:
         del member.refusals[peer]

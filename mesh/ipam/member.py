@@ -110,8 +110,9 @@ class Member:
         self.lease = Lease()
         self.voter = Voter(self.changes, around.boot, now)
         self.ballots = Ballots(around.own, around.epoch, rng)
-        self.taken_gifts: dict[PeerName, set[int]] = {}
-        """By donor: gifts of its that we took, by nonce; a late page of the donor may still show them."""
+        self.taken_gifts: dict[PeerName, tuple[int, frozenset[int]]] = {}
+        """By donor: gifts of its that we took and its newest statement still shows, by nonce; and the sequence of that
+        statement, as older ones may come late."""
         self.relics: dict[PeerName, Statement] = {}
         """What voters still hold of peers that gossip has forgotten."""
         self.onsets: dict[object, float] = {}
@@ -131,7 +132,8 @@ class Member:
             self.joins = (left, right)
         for key, value in contents.items():
             if key[:1] == b"t":
-                self.taken_gifts[PeerName(key[1:])] = set(unpack(value))
+                sequence, nonces = unpack(value)
+                self.taken_gifts[PeerName(key[1:])] = (sequence, frozenset(nonces))
         self.holdings.load(contents, now)
         self.voter.load(contents, now)
         if self.charter is None and self.settings.init == SEED and self.settings.seeds:
@@ -357,8 +359,8 @@ class Member:
 
     def _taken_by(self, charter: Charter, fence: Fence | None) -> Spans | None:
         """Which slots that decision gave to its heir, and those the heir has given on since; None where that is not
-        known. Of what is too long ago, or was said by an operator, nothing is left."""
-        if fence is None or fence.removed:
+        known. Of what is too long ago nothing is left."""
+        if fence is None:
             return ((0, 1 << 64),)
         taken = [grant.slots for grant in charter.grants if grant.number == fence.number]
         heir = self.peer_at(fence.heir)
@@ -384,6 +386,7 @@ class Member:
             # All of it: what voters confirmed is the heir's, and gifts that they did not are their donors' again.
             self.lost = self.holdings.owned
             self.holdings.remove(self.lost)
+            self.holdings.drop_gifts(list(self.holdings.gifts))  # the vote knew of them, or gave the slots to the heir
             self.lease.end()
             self.events.append(f"lost {spans.size(self.lost)} addresses: they were taken over while this host was away")
         for each in [each for each in self.holdings.ranges if each.donor]:

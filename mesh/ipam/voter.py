@@ -210,7 +210,9 @@ class Voter:
         for peer, said in sorted(found.items()):
             self.take(peer, said, now)
         fewer = charter.majority < len(charter.former) // 2 + 1
-        if own not in charter.former or fewer or charter.since == 0:
+        # Without those that a word removed, fewer former voters than a majority of all may be left to ask.
+        by_word = any(fence.removed and fence.number == charter.since for fence in charter.fences)
+        if own not in charter.former or fewer or by_word or self._inherited < 0:
             self._heard_of_all = now
         self._inherited = charter.since
         self.changes[b"i"] = msgpack.packb([self._inherited, self._boot, self._heard_of_all])
