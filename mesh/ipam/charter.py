@@ -58,9 +58,10 @@ class Grant:
     heir: Seat
     slots: Spans
     reserved: Spans
-    """Those of them that may be in use on the hosts of `source`."""
+    """Those of them that may be in use on `source`."""
     source: Seat
-    """Whose slots they were; empty for a first share."""
+    """For which host they are kept, as a rule whose slots they were; empty for a first share, and where that is not
+    told apart."""
 
 
 @dataclass(frozen=True, slots=True)

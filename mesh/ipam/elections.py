@@ -23,6 +23,7 @@ from mesh.ipam.charter import (
     encode_charter,
     first_charter,
 )
+from mesh.ipam.spans import Spans
 from mesh.ipam.statement import USED_MAX, Intent, Report, Statement, Vote
 from mesh.ipam.voter import are_complete
 
@@ -282,6 +283,18 @@ def _still_granted(member: Member) -> tuple[Grant, ...]:
     return tuple(kept)
 
 
+def _by_host(kept: list[tuple[bytes, Spans]], within: Spans) -> dict[bytes, Spans]:
+    """What is kept for each host, a slot for one of them only."""
+    found: dict[bytes, Spans] = {}
+    rest = within
+    for other, slots in sorted(kept):
+        theirs = spans.both(slots, rest)
+        if theirs:
+            found[other] = spans.union(found.get(other, spans.NONE), theirs)
+            rest = spans.minus(rest, theirs)
+    return found
+
+
 def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter | None:
     """Everything of one peer goes to us. What may be in use on its host is kept for it, unless it is gone for good."""
     charter = member.charter
@@ -293,21 +306,30 @@ def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter |
         said = None
     seats = {bytes(peer), said.seat if said is not None and said.seat else bytes(peer)}
     tip = said.tip if said is not None else -1
-    parts = [grant.slots for grant in charter.grants if grant.heir in seats and grant.number > tip]
-    in_use = [grant.reserved for grant in charter.grants if grant.heir in seats and grant.number > tip]
+    waiting = [grant for grant in charter.grants if grant.heir in seats and grant.number > tip]
+    parts = [grant.slots for grant in waiting]
+    own_use = [grant.reserved for grant in waiting if not grant.source]
+    kept = [(grant.source, grant.reserved) for grant in waiting if grant.source]
     if said is not None and not charter.fenced_after(peer, said.tip):
         parts += [said.owned, said.given_away]
-        in_use.append(said.used)
+        own_use.append(said.used)
+        kept += [(bytes(other), slots) for other, slots in said.kept]
     excluded = [report.excluded for report in reports]
     slots = spans.minus(spans.union(*parts), spans.union(*excluded))
-    reserved = spans.NONE
-    if not intent.by_word:
-        in_use.append(member.around.endpoints_of(peer))
-        reserved = spans.coarse(spans.both(spans.union(*in_use), slots), USED_MAX, slots)
     grants = [grant for grant in _still_granted(member) if grant.heir not in seats]
     number = charter.number + 1
-    if slots:
-        grants.append(Grant(number, bytes(member.own), slots, reserved, bytes(peer)))
+    rest = slots
+    for other, theirs in _by_host(kept, slots).items():
+        # Kept for a third host: that goes on, whatever became of who kept it.
+        if not other or not member.is_removed(PeerName(other)):
+            grants.append(Grant(number, bytes(member.own), theirs, theirs, other))
+            rest = spans.minus(rest, theirs)
+    reserved = spans.NONE
+    if not intent.by_word:
+        own_use.append(member.around.endpoints_of(peer))
+        reserved = spans.coarse(spans.both(spans.union(*own_use), rest), USED_MAX, rest)
+    if rest:
+        grants.append(Grant(number, bytes(member.own), rest, reserved, bytes(peer)))
     fence = Fence(peer, number, bytes(member.own), intent.by_word)
     gone = frozenset({*seats, *intent.without})
     voters = [seat for seat in (_named(member, each) for each in charter.voters) if seat not in gone]

@@ -22,7 +22,7 @@ from gossip.names import PeerName
 from mesh.ipam import spans
 from mesh.ipam.charter import flat, spans_of, unpack
 from mesh.ipam.spans import Spans
-from mesh.ipam.statement import RANGES_MAX, USED_MAX, Gift, Range
+from mesh.ipam.statement import NOBODY, RANGES_MAX, USED_MAX, Gift, Range
 
 POOL = 512
 """So many free slots are announced at a time: what a take-over leaves unused until the owner is back is no more."""
@@ -333,6 +333,21 @@ class Holdings:
         if before is not None:
             # Beyond the pool's size they are not announced any more: they are free, and given when their turn comes.
             self.withdraw(spans.minus(spans.minus(before[1], self.kept_slots), self._busy(before[1])))
+
+    def keep_also(self, peer: PeerName, number: int, slots: Spans) -> None:
+        """More of them, by a decision."""
+        before = self.kept.get(peer, (-1, spans.NONE))[1]
+        self.keep(peer, number, spans.union(before, slots))
+
+    def kept_to_say(self, most: int, spans_most: int) -> tuple[tuple[PeerName, Spans], ...]:
+        """What is kept for whom, in no more than so many parts of so many spans: beyond that it is kept for hosts that
+        are not told apart, or a little more of it."""
+        rows = sorted(self.kept.items())
+        told = [(peer, spans.coarse(slots, spans_most, self.owned)) for peer, (_, slots) in rows[:most]]
+        rest = spans.union(*(slots for _, (_, slots) in rows[most:]))
+        if rest:
+            told.append((NOBODY, spans.coarse(rest, spans_most, self.owned)))
+        return tuple(told)
 
     def _given_of(self, slots: Spans) -> Spans:
         if spans.size(slots) < len(self.given):

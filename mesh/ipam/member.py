@@ -397,8 +397,8 @@ class Member:
             if grant.number > tip and grant.heir in self._own_seats():
                 for start, end in spans.minus(grant.slots, self.holdings.owned):
                     self.holdings.add_range(Range(start, end, grant.number, 0))
-                if grant.source:
-                    self.holdings.keep(PeerName(grant.source), grant.number, grant.reserved)
+                if grant.reserved:
+                    self.holdings.keep_also(PeerName(grant.source), grant.number, grant.reserved)
         self._announce_first()
         self.voter.forget_retired(charter)
         self.voter.say_all_again()

@@ -52,6 +52,7 @@ ASKS_MAX = 16
 REFUSALS_MAX = 8
 REASON_MAX = 80
 GUEST_SPANS_MAX = 160
+KEPT_PEERS_MAX = 12
 RECEIPTS_PER_PAGE = 400
 
 
@@ -132,6 +133,9 @@ class Statement:
     """A nickname's seat that it takes, in a ring made by `seed`."""
     joins: tuple[bytes, bytes] = (b"", b"")
     """By an operator's word the first ring has joined the second one."""
+    kept: tuple[tuple[PeerName, Spans], ...] = ()
+    """Slots of ours that may be in use on other hosts, by host: whoever takes ours over keeps them for the same. Under
+    NOBODY those of more hosts than are told apart."""
 
     @property
     def owned(self) -> Spans:
@@ -221,7 +225,9 @@ def encode_statement(s: Statement) -> bytes:
             [(g.to, g.nonce, _range_fields(g.range), g.made_at) for g in s.gifts],
             [(a.donor, a.nonce, a.start, a.end, a.exact) for a in s.asks],
             [(r.to, r.nonce, r.reason) for r in s.refusals],
-            s.expects, s.wants_ring, s.has_given, s.resigned, s.seat, s.joins,
+            s.expects, s.wants_ring, s.has_given, s.resigned, s.seat,
+            s.joins,
+            [(peer, flat(slots)) for peer, slots in s.kept],
         ]
     )  # fmt: skip
     return body
@@ -235,8 +241,8 @@ def _range_fields(each: Range) -> list[Any]:
 def decode_statement_untrusted(body: bytes) -> Statement:
     try:
         (ring, tip, sequence, ranges, used, guests, gifts, asks, refusals,
-         expects, wants_ring, has_given, resigned, seat, joins) = unpack(body)  # fmt: skip
-        if len(ranges) > RANGES_MAX or max(len(gifts), len(asks), len(refusals)) > 2 * GIFTS_MAX:
+         expects, wants_ring, has_given, resigned, seat, joins, kept) = unpack(body)  # fmt: skip
+        if len(ranges) > RANGES_MAX or max(len(gifts), len(asks), len(refusals), len(kept)) > 2 * GIFTS_MAX:
             raise ValueError("too much of something")
         left, right = joins
         return Statement(
@@ -247,6 +253,7 @@ def decode_statement_untrusted(body: bytes) -> Statement:
             tuple(Refusal(name_of(to), integer(nonce, 1 << 63), text(reason)) for to, nonce, reason in refusals),
             integer(expects, 1 << 16), wants_ring is True, has_given is True, resigned is True,
             blob(seat, 0, SEAT_BYTES_MAX), (blob(left, 0, 16), blob(right, 0, 16)),
+            tuple((name_of(peer) if peer else NOBODY, spans_of(slots)) for peer, slots in kept),
         )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise ProtocolError("bad-ipam", f"statement: {error}") from None

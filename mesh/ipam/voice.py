@@ -19,6 +19,7 @@ from mesh.ipam.statement import (
     BALLOT,
     CHARTER,
     GUEST_SPANS_MAX,
+    KEPT_PEERS_MAX,
     PROPOSAL,
     RECEIPTS,
     RELICS,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 RENEWALS = 3
 """So many statements a lease, if nothing changes."""
 GUEST_SPANS_FEW = 16
+KEPT_SPANS_MAX = 12
 
 
 class Voice:
@@ -106,6 +108,7 @@ class Voice:
             resigned=member.resigned,
             seat=member.seat if member.settings.init == SEED else b"",
             joins=member.joins,
+            kept=holdings.kept_to_say(KEPT_PEERS_MAX, KEPT_SPANS_MAX),
         )
         if len(encode_statement(said)) > BODY_MAX_BYTES:
             # Guests may be told as larger spans than they are, and answers later.
