@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any
+from weakref import WeakValueDictionary
 
 from gossip.names import PeerName, format_name
 from mesh.endpoints import Address, EndpointTable, Interface
@@ -59,6 +60,14 @@ class Mesh:
     """How many peers the user named, this one included."""
 
 
+@dataclass(slots=True)
+class _Caller:
+    """Who asked, and whether that still waits."""
+
+    request: Request | None = None
+    is_gone: bool = False
+
+
 class Ipam:
     """The allocator of one daemon."""
 
@@ -69,6 +78,7 @@ class Ipam:
         self._mesh = mesh
         self._clock = clock
         self._answers: list[tuple[Request, asyncio.Future[None]]] = []
+        self._owners: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._savers: list[asyncio.Future[None]] = []
         """Who waits until what is so now is on disk."""
         self._turn_due: asyncio.TimerHandle | None = None
@@ -88,11 +98,8 @@ class Ipam:
         if self._turn_due is not None:
             self._turn_due.cancel()
         if self._writing is not None:
-            with suppress(asyncio.CancelledError):
-                await self._writing
-        for done in [*(answer for _, answer in self._answers), *self._savers]:
-            if not done.done():
-                done.set_exception(ApiError("stopping", "the daemon is stopping; try again when it runs"))
+            await asyncio.wait([self._writing])
+        self._fail(ApiError("stopping", "the daemon is stopping; try again when it runs"))
         await self._journal.close()
 
     async def resign(self) -> None:
@@ -145,15 +152,16 @@ class Ipam:
             self._turn_due.cancel()
             self._turn_due = None
         now = self._clock()
-        self.member.reach(self._mesh.reachable(), now)
-        self.member.expected = self._mesh.expected()
-        self.member.settle(now)
-        self.desk.work(now)
-        for event in self.member.events:
-            log.info("event", text=event)
-        self.member.events.clear()
-        self._write()
-        if not self._closed:
+        try:
+            self.member.reach(self._mesh.reachable(), now)
+            self.member.expected = self._mesh.expected()
+            self.member.settle(now)
+            self.desk.work(now)
+            for event in self.member.events:
+                log.info("event", text=event)
+            self.member.events.clear()
+            self._write()
+        finally:
             self._soon(max(TURN_DELAY_S, self.member.next_due(now) - now))
 
     def _write(self) -> None:
@@ -161,52 +169,74 @@ class Ipam:
             self._writing = asyncio.ensure_future(self._write_all())
 
     async def _write_all(self) -> None:
-        """Write until there is nothing left to write."""
+        """Write until there is nothing left to write. The outermost shell of a write: a mistake of ours costs what was
+        asked for, and whoever asked hears of it."""
         try:
             while await self._write_once():
                 pass
+        except Exception as error:
+            log.exception("write-crashed")
+            self._fail(ApiError("internal", f"giving addresses failed inside the daemon ({type(error).__name__})"))
+            self._soon(RETRY_S)
         finally:
             self._writing = None
 
+    def _fail(self, error: ApiError) -> None:
+        """Whoever waits hears this."""
+        for done in [*(answer for _, answer in self._answers), *self._savers]:
+            if not done.done():
+                done.set_exception(error)
+        self._answers.clear()
+        self._savers.clear()
+
     async def _write_once(self) -> bool:
         out = self.member.take(self._clock())
-        savers, self._savers = self._savers, []
+        savers = list(self._savers)
         done = [(request, answer) for request, answer in self._answers if request.is_done]
         if not (out.changes or out.pages or done or savers):
             return False
-        self._answers = [(request, answer) for request, answer in self._answers if not request.is_done]
         try:
             if out.changes:
                 await self._journal.hand_in(out.changes)
         except StoreError as error:
+            self._forget(done, savers)
             self._refused_by_disk(error, out.changes, out.pages, done)
             for saver in savers:
-                if not saver.done():
-                    saver.set_exception(ApiError("not-saved", str(error)))
+                saver.set_exception(ApiError("not-saved", str(error)))
             return False
         if self.disk_trouble:
             log.info("saved-again")
             self.disk_trouble = ""
-        for page, body in sorted(out.pages.items()):
-            self._mesh.publish(page, body)
-        for saver in savers:
-            if not saver.done():
-                saver.set_result(None)
+        self._publish(out.pages)
+        self._forget(done, savers)
         now = self._clock()
+        for saver in savers:
+            saver.set_result(None)
         for request, answer in done:
             self._answer(request, answer, now)
         if out.pages:
             self._soon()
         return True
 
+    def _publish(self, pages: Mapping[int, bytes]) -> None:
+        left = dict(sorted(pages.items()))
+        try:
+            for page in list(left):
+                self._mesh.publish(page, left[page])
+                del left[page]
+        finally:
+            self.member.say_again(left)
+
+    def _forget(self, done: list[tuple[Request, asyncio.Future[None]]], savers: list[asyncio.Future[None]]) -> None:
+        """They are answered now."""
+        gone = {id(answer) for _, answer in done} | {id(saver) for saver in savers}
+        self._answers = [(request, answer) for request, answer in self._answers if id(answer) not in gone]
+        self._savers = [saver for saver in self._savers if id(saver) not in gone]
+
     def _answer(self, request: Request, answer: asyncio.Future[None], now: float) -> None:
         if request.refused is None and not self.desk.still_holds(request, now):
             request.refused = Refused("ipam-lapsed", "the right to give addresses ran out just then; try again")
-        if answer.cancelled():
-            self.desk.take_back(request, now)
-            self._soon()
-        elif not answer.done():
-            answer.set_result(None)
+        answer.set_result(None)
 
     def _refused_by_disk(
         self, error: StoreError, changes: Mapping[bytes, bytes | None], pages: Mapping[int, bytes],
@@ -223,8 +253,7 @@ class Ipam:
             self.desk.take_back(request, now)
             if request.refused is None:
                 request.refused = Refused("not-saved", str(error))
-            if not answer.done():
-                answer.set_result(None)
+            answer.set_result(None)
         self._soon(RETRY_S)
 
     # -- addresses ---------------------------------------------------------------------------------
@@ -237,23 +266,35 @@ class Ipam:
             return self._without_ranges(wants)
         if self._closed:
             raise ApiError("stopping", "the daemon is stopping; try again when it runs")
-        now = self._clock()
-        request = self.desk.submit(owner, wants, now, now + WAIT_S)
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._answers.append((request, answer))
-        if request.is_done:
-            self._write()
-        else:
-            self._soon()
+        caller = _Caller()
+        asking = asyncio.ensure_future(self._obtain(owner, wants, caller))
         try:
-            await answer
+            return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            self.desk.cancel(request)
-            if answer.done() and not answer.cancelled():
-                self.desk.take_back(request, self._clock())
-            self._answers = [(each, done) for each, done in self._answers if each is not request or each.is_done]
-            self._soon()
+            # Who asked has gone. What comes of it is given back in its turn, before the same owner is given anything;
+            # an answer of this very moment stays given, and is found to be nobody's at the next start.
+            caller.is_gone = True
+            if caller.request is not None and not caller.request.is_done:
+                self.desk.cancel(caller.request)
+                caller.request.refused = Refused("gone", "nobody waits for it")
+                self._soon()
             raise
+
+    async def _obtain(self, owner: str, wants: tuple[Want, ...], caller: _Caller) -> tuple[Interface, ...]:
+        """One request of an owner at a time: what one finds given, another must not be about to take back."""
+        async with self._owners.setdefault(owner, asyncio.Lock()):
+            now = self._clock()
+            request = caller.request = self.desk.submit(owner, wants, now, now + WAIT_S)
+            answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._answers.append((request, answer))
+            if request.is_done:
+                self._write()
+            else:
+                self._soon()
+            await answer
+            if caller.is_gone:
+                self.desk.take_back(request, self._clock())
+                self._soon()
         if request.refused is not None:
             raise ApiError(request.refused.code, self._named(str(request.refused)))
         assert request.answer is not None

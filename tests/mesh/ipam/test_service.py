@@ -200,3 +200,64 @@ def test_a_host_whose_key_somebody_else_uses_gives_nothing_in_the_next_life_eith
             assert await ipam.obtain("d", DEFAULT)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_two_that_ask_for_one_owner_do_not_share_what_one_gives_back(tmp_path: Path, turns: int) -> None:
+    """The first hangs up, whenever that is; what the second was told is given."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            await ipam.obtain("first", DEFAULT)
+            one, two = (asyncio.ensure_future(ipam.obtain("c", DEFAULT)) for _ in range(2))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            one.cancel()
+            told = await two
+            assert [each.addresses for each in map(ipam.member.holdings.given.get, ipam.member.holdings.slots_of("c"))
+                    if each is not None] == [tuple(map(str, told))]  # fmt: skip
+
+    asyncio.run(scenario())
+
+
+def test_two_that_ask_for_one_owner_while_the_disk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            await ipam.obtain("first", DEFAULT)
+            monkeypatch.setattr(journalfile, "os", failing("pwrite", errno.ENOSPC))
+            one, two = (asyncio.ensure_future(ipam.obtain("c", DEFAULT)) for _ in range(2))
+            with pytest.raises(ApiError, match="No space left"):
+                await one
+            monkeypatch.undo()
+            told = await two
+            (slot,) = ipam.member.holdings.slots_of("c")
+            assert ipam.member.holdings.given[slot].addresses == tuple(map(str, told))
+
+    asyncio.run(scenario())
+
+
+def test_a_mistake_of_ours_costs_an_answer_and_not_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits hears of it; the pages that did not get out are said again; turns go on."""
+    monkeypatch.setattr(service_module, "RETRY_S", 0.01)
+    published: list[int] = []
+    is_broken = True
+
+    def publish(page: int, body: bytes) -> None:
+        if is_broken:
+            raise AssertionError("too long")
+        published.append(page)
+
+    async def scenario() -> None:
+        nonlocal is_broken
+        mesh = Mesh(publish, frozenset, lambda peer: "h1", lambda: 1)
+        ipam = build(ALONE, str(tmp_path), ME, "h1", 1, "boot", EndpointTable(), mesh)
+        ipam.start()
+        with pytest.raises(ApiError, match="failed inside the daemon"):
+            await ipam.obtain("c", DEFAULT)
+        is_broken = False
+        assert await ipam.obtain("d", DEFAULT)
+        await asyncio.sleep(0.05)
+        assert 0 in published and 1 in published
+        await ipam.close()
+
+    asyncio.run(scenario())
