@@ -11,6 +11,7 @@ have taken them; *fences* say which decision took a peer's slots away, so that i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
@@ -20,7 +21,7 @@ from typing import Any
 import msgpack
 
 from gossip.errors import ProtocolError
-from gossip.names import PEER_NAME_BYTES, PeerName
+from gossip.names import PEER_NAME_BYTES, PeerName, parse_name
 from mesh.ipam import spans
 from mesh.ipam.ranges import LEASE_MAX_S
 from mesh.ipam.space import AUTOMATIC6, SLOTS_MAX, Space, unique_local
@@ -144,6 +145,21 @@ def first_charter(ring: bytes, space: Space, lease_s: int, seats: list[Seat], no
     grants = tuple(Grant(0, seat, (share,), (), b"") for seat, share in zip(seats, shares, strict=True))
     voters = tuple(sorted(seats[:VOTERS_MAX]))
     return Charter(ring, 0, space, lease_s, voters, grants=grants, note=note)
+
+
+def charter_of_seeds(space: Space, lease_s: int, seeds: Iterable[str]) -> Charter:
+    """The ring that everybody makes alike who was given the same seeds: names of peers, or nicknames."""
+    seats = sorted({_seed_seat(seed) for seed in seeds})
+    text = f"{space.range4} {space.range6} {lease_s}".encode()
+    ring = hashlib.sha256(b"weft ring\x00" + text + b"\x00".join(seats)).digest()[:RING_BYTES]
+    return first_charter(ring, space, lease_s, seats, "the ring of the seeds")
+
+
+def _seed_seat(seed: str) -> Seat:
+    try:
+        return bytes(parse_name(seed))
+    except ValueError:
+        return nickname_seat(seed)
 
 
 def _shares(size: int, count: int) -> list[tuple[int, int]]:

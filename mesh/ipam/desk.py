@@ -104,7 +104,7 @@ class Desk:
                 request.refused = Refused("ipam-waiting", self._too_late(request))
             if request.is_done:
                 del self.waiting[number]
-        self._tidy_asks()
+        self._tidy_asks(now)
 
     def still_holds(self, request: Request, now: float) -> bool:
         """Whether this host may still give what it gave: to be asked after the disk has it. Else it is taken back."""
@@ -157,8 +157,7 @@ class Desk:
         if new:
             if member.charter is not None:
                 member.note_given()
-            if member.holdings.pool_size() < 256:
-                member.holdings.announce_more(member.space.whole())
+            member.holdings.refill(member.space.whole())
         request.slots = tuple(new)
         request.answer = tuple(ip_interface(text) for _, _, addresses, _ in found for text in addresses)
 
@@ -371,8 +370,9 @@ class Desk:
                 return refusal.reason or ""
         return None
 
-    def _tidy_asks(self) -> None:
+    def _tidy_asks(self, now: float) -> None:
         """Questions that nobody waits for any more."""
+        self._exhausted = {key: until for key, until in self._exhausted.items() if until > now}
         if not self.waiting and self._asking:
             self.member.asks.clear()
             self._asking.clear()

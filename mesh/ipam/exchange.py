@@ -39,19 +39,8 @@ def overlaps(member: Member, peer: PeerName, said: Statement) -> bool:
     owned = said.owned
     if not owned:
         return False
-    for other, theirs in member.members():
-        if other == peer or not any(each.start < owned[-1][1] and owned[0][0] < each.end for each in theirs.ranges):
-            continue
-        if not member.charter.fenced_after(other, theirs.tip) and spans.both(owned, theirs.owned):
-            return True
-    for other, receipt in member.voter.receipts.items():
-        if other in (peer, member.own):
-            continue
-        said_now, held = member.statement(other), receipt.statement
-        if said_now is not None and said_now.sequence >= held.sequence:
-            continue  # looked at above
-        if not member.charter.fenced_after(other, held.tip) and spans.both(owned, held.owned):
-            return True
+    if any(other not in (peer, member.own) for other in member.owners().of(owned)):
+        return True
     if peer != member.own and spans.both(owned, member.holdings.owned):
         return True
     for grant in member.charter.grants:
@@ -100,8 +89,9 @@ def taken(member: Member, peer: PeerName, slots: Spans) -> Spans:
 def _yield_to_newer(member: Member) -> None:
     """Somebody has slots of ours under a later stamp. No honest course of things leads there but a copied state
     directory; what is in doubt is given by neither."""
-    for other, said in member.members():
-        if said.tip < member.tip:
+    for other in sorted(set(member.owners().of(member.holdings.owned))):
+        said = member.statement(other)
+        if other == member.own or said is None or said.tip < member.tip:
             continue
         for their in said.ranges:
             for mine in member.holdings.ranges:

@@ -183,18 +183,16 @@ class Holdings:
 
     # -- announcing --------------------------------------------------------------------------------
 
-    def wants_more(self, interval: tuple[int, int]) -> bool:
-        """Whether the pool runs low for this interval, and there is more to announce there."""
-        low = len(self._pool) < POOL_LOW
-        return (low or not any(interval[0] <= slot < interval[1] for slot in self._pool)) and bool(
-            self.unannounced(interval)
-        )
-
     def unannounced(self, interval: tuple[int, int]) -> Spans:
         return spans.minus(spans.both(self.owned, (interval,)), self.announced)
 
     def announce_more(self, interval: tuple[int, int], count: int = POOL) -> None:
         self._announce(spans.first(self.unannounced(interval), count))
+
+    def refill(self, interval: tuple[int, int]) -> None:
+        """Announce more where the pool runs low."""
+        if len(self._pool) < POOL_LOW:
+            self.announce_more(interval)
 
     def announce(self, slot: int) -> None:
         self._announce(((slot, slot + 1),))
@@ -207,13 +205,12 @@ class Holdings:
         for slot in spans.slots(spans.minus(after, before)):
             self._maybe_pool(slot)
 
-    def trim(self) -> bool:
-        """Take back announcements of far too many free slots; whether there were any."""
+    def trim(self) -> None:
+        """Take back announcements of far too many free slots."""
         if len(self._pool) <= POOL_HIGH or len(self.announced) > USED_MAX // 2:
-            return False
+            return
         surplus = sorted(self._pool, reverse=True)[: len(self._pool) - POOL]
         self.withdraw(spans.of_slots(surplus))
-        return True
 
     def withdraw(self, free: Spans) -> None:
         """Free slots that are not to be given before they are announced again."""
@@ -226,9 +223,6 @@ class Holdings:
 
     def pool(self, interval: tuple[int, int]) -> Iterator[int]:
         return (slot for slot in self._pool if interval[0] <= slot < interval[1])
-
-    def pool_size(self) -> int:
-        return len(self._pool)
 
     def is_free(self, slot: int) -> bool:
         """Ours, and neither given nor resting nor kept."""

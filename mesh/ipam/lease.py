@@ -55,15 +55,6 @@ class Lease:
         """When what is confirmed ends, on the clock that `say` was given."""
 
     @property
-    def confirmed_sequence(self) -> int:
-        return self._said[0].sequence if self._confirmed else 0
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether something said is not confirmed."""
-        return len(self._said) > (1 if self._confirmed else 0)
-
-    @property
     def is_full(self) -> bool:
         return len(self._said) >= OUTSTANDING_MAX
 

@@ -10,7 +10,6 @@ step is a rule over what is known now; none remembers which page led to it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from functools import partial
 from ipaddress import ip_interface
@@ -19,22 +18,23 @@ from random import Random
 import msgpack
 
 from gossip.errors import ProtocolError
-from gossip.names import PeerName, parse_name
+from gossip.names import PeerName
 from mesh.ipam import elections, exchange, spans
 from mesh.ipam.ballots import Ballots
 from mesh.ipam.charter import (
     Charter,
     Fence,
     Seat,
+    charter_of_seeds,
     decode_charter_untrusted,
     encode_charter,
-    first_charter,
     is_name,
     nickname_seat,
     unpack,
 )
 from mesh.ipam.holdings import Changes, Holdings
 from mesh.ipam.lease import Lease
+from mesh.ipam.owners import Owners
 from mesh.ipam.ranges import OBSERVER, SEED
 from mesh.ipam.space import Space
 from mesh.ipam.spans import Spans
@@ -119,6 +119,7 @@ class Member:
         self.said: Statement | None = None
         """Our own newest statement."""
         self._voice = Voice()
+        self._owners: tuple[list[tuple[PeerName, Statement]], int, Owners] | None = None
         self._members: tuple[bytes, list[tuple[PeerName, Statement]]] | None = None
         self._postponed: float | None = None
         self._unheld: set[PeerName] = set()
@@ -137,7 +138,7 @@ class Member:
         self.holdings.load(contents, now)
         self.voter.load(contents, now)
         if self.charter is None and self.settings.init == SEED and self.settings.seeds:
-            self._adopt(_seeded(self.settings), now)
+            self._adopt(charter_of_seeds(self.settings.space, self.settings.lease_s, self.settings.seeds), now)
         self._announce_first()
 
     def _announce_first(self) -> None:
@@ -207,6 +208,22 @@ class Member:
             ]  # fmt: skip
             self._members = (self.ring, found)
         return self._members[1]
+
+    def owners(self) -> Owners:
+        """Who owns what, as they say, and as our receipts say of whoever gossip knows less of. Who has been retired
+        since does not count."""
+        charter = self.charter
+        assert charter is not None
+        members = self.members()
+        if self._owners is None or self._owners[0] is not members or self._owners[1] != charter.number:
+            newest = dict(members)
+            for peer, receipt in self.voter.receipts.items():
+                said = newest.get(peer)
+                if peer != self.own and (said is None or said.sequence < receipt.statement.sequence):
+                    newest[peer] = receipt.statement
+            found = Owners((p, s.owned) for p, s in newest.items() if s.ranges and not charter.fenced_after(p, s.tip))
+            self._owners = (members, charter.number, found)
+        return self._owners[2]
 
     def is_removed(self, peer: PeerName) -> bool:
         """Whether an operator's word, or its own, has removed a peer, and it has not come back since."""
@@ -285,6 +302,7 @@ class Member:
             if before == (self.ring, self.tip, self.holdings.version, self.voter.vote, self.ballots.proposal):
                 break
         self.holdings.wake(now)
+        self.holdings.trim()
 
     def _choose_ring(self, now: float) -> None:
         """Which ring we belong to. One that was never used yields to one that was, and of two the greater id."""
@@ -461,6 +479,7 @@ class Member:
         if not self.voter.has_inherited(charter):
             if not self.voter.inherit(charter, seat, self.receipts_at, self.newest, now):
                 return
+            self._owners = None
             self._unheld.update(self.known)
         still: set[PeerName] = set()
         for peer in sorted(self._unheld):
@@ -577,18 +596,3 @@ class Member:
         """Leave for good: the others decide at once who has what was ours."""
         self.resigned = True
         self.lease.end()
-
-
-def _seeded(settings: Settings) -> Charter:
-    """The ring that everybody makes alike who was given the same seeds."""
-    seats = sorted({_seed_seat(seed) for seed in settings.seeds})
-    text = f"{settings.space.range4} {settings.space.range6} {settings.lease_s}".encode()
-    ring = hashlib.sha256(b"weft ring\x00" + text + b"\x00".join(seats)).digest()[:16]
-    return first_charter(ring, settings.space, settings.lease_s, seats, "the ring of the seeds")
-
-
-def _seed_seat(seed: str) -> Seat:
-    try:
-        return bytes(parse_name(seed))
-    except ValueError:
-        return nickname_seat(seed)

@@ -14,6 +14,7 @@ signed, and replaced as a whole; what has to be seen together is on one page.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgpack
@@ -108,8 +109,10 @@ class Refusal:
     """Empty: nothing is free there. Else who has it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Statement:
+    """Without slots, as what its ranges come to is asked for again and again."""
+
     ring: bytes = b""
     tip: int = -1
     """Number of the charter that this was said under."""
@@ -137,18 +140,13 @@ class Statement:
     """Slots of ours that may be in use on other hosts, by host: whoever takes ours over keeps them for the same. Under
     NOBODY those of more hosts than are told apart."""
 
-    @property
+    @cached_property
     def owned(self) -> Spans:
         return spans.normal(each.span for each in self.ranges)
 
     @property
     def given_away(self) -> Spans:
         return spans.normal(gift.range.span for gift in self.gifts)
-
-    @property
-    def free(self) -> Spans:
-        """What it could give away at once."""
-        return spans.minus(self.owned, self.used)
 
 
 Ballot = tuple[int, PeerName, int]

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gossip.names import PeerName
 from mesh.ipam import spans
-from mesh.ipam.holdings import REST_S, Holdings
+from mesh.ipam.holdings import POOL, REST_S, Holdings
 from mesh.ipam.statement import Gift, Range
 
 SIZE = 48
@@ -128,3 +128,19 @@ class Machine(RuleBasedStateMachine):
 
 TestHoldings = Machine.TestCase
 TestHoldings.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_announced_and_free_stays_bounded() -> None:
+    """However much was given and released: a take-over keeps no more than that for nothing."""
+    holdings = Holdings({})
+    holdings.add_range(Range(0, 100_000, 0, 0))
+    for slot in range(20_000):
+        holdings.refill((0, 100_000))
+        assert slot in holdings.pool((slot, slot + 1))
+        holdings.give(slot, "c", str(slot), (f"{slot}",))
+    for slot in range(20_000):
+        holdings.release(slot, 0.0)
+    holdings.wake(REST_S + 1)
+    holdings.trim()
+    assert spans.size(holdings.announced) == POOL
+    assert list(holdings.pool((0, 100_000))) == list(range(POOL))
