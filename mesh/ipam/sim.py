@@ -1,8 +1,9 @@
 """Many members of one ring under a virtual clock, with the faults that hosts have: one seed replays all of it.
 
 The members, their desks and the bytes of their pages and journals are the real ones. Pages travel as documents do: the
-newest version of each wins, late, reordered, or through others after a partition. A host can be cut off, killed,
-paused for longer than a lease, lose its disk, or have a clock that runs fast. After every step nobody may give what
+newest version of each wins, late, reordered, through others after a partition, and single ones much later than all
+others. A host can be cut off, killed, paused for longer than a lease, lose its disk, leave for good, be removed by an
+operator, or have a clock that runs fast. After every step nobody may give what
 another may give, and no address has two holders; after healing every slot has one owner and everybody gets addresses.
 `python -m mesh.ipam.sim --seeds 1000` runs a thousand seeds.
 """
@@ -84,6 +85,9 @@ class Ring:
         self.gone: list[Host] = []
         """Lives of hosts whose disk was lost, with what their containers had."""
         self.given = 0
+        self.held_back = 0.0
+        """How likely it is that a page reaches a host much later than it should."""
+        self._held: dict[tuple[int, int, Key], float] = {}
         self.refused: dict[str, int] = {}
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._counter = 0
@@ -227,7 +231,31 @@ class Ring:
             if other is not source and self.connected(source, other):
                 self._send(source, other, key)
 
+    def _is_held(self, target: Host, key: Key) -> bool:
+        """Whether this page does not get to that host now; some time later it does, in its newest version."""
+        if key[1] == ENDPOINTS or not self.held_back:
+            return False
+        which = (target.index, target.life, key)
+        if self._held.get(which, -1.0) >= self.now:
+            return True
+        if self.rng.random() >= self.held_back:
+            return False
+        delay_s = self.rng.choice([2.0, 10.0, 1.2 * LEASE_S, 2.5 * LEASE_S])
+        self._held[which] = self.now + delay_s
+
+        def release() -> None:
+            for other in self.hosts.values():
+                if target.life == which[1] and self.connected(other, target) and key in other.store:
+                    self._deliver(other, target, key)
+
+        self.at(delay_s + 0.001, release)
+        return True
+
     def _send(self, source: Host, target: Host, key: Key) -> None:
+        if not self._is_held(target, key):
+            self._deliver(source, target, key)
+
+    def _deliver(self, source: Host, target: Host, key: Key) -> None:
         version, body = source.store[key]
         life = target.life
 
@@ -381,6 +409,21 @@ class Ring:
         self.publish(host, {ENDPOINTS: msgpack.packb(sorted(host.held))})
         self.wake(host)
 
+    def resign(self, index: int) -> None:
+        """A host's containers are gone, and it says that it leaves for good; what comes in its place is another one."""
+        host = self.hosts[index]
+        if host.member is None or host.paused:
+            return
+        for slot in sorted(host.held):
+            self.release(index, slot)
+        self.log(f"h{index} resigns")
+        host.member.resign()
+        self.wake(host)
+        self.run_for(self.rng.choice([0.02, 0.3, 3.0]))
+        if self.hosts[index] is host:
+            host.held.clear()
+            self.kill(index, disk=False)
+
     def remove(self, index: int, peer: PeerName) -> None:
         """By an operator's word: that peer, and what it had, is gone for good."""
         host = self.hosts[index]
@@ -447,7 +490,10 @@ class Ring:
 def run_scenario(seed: int) -> Ring:
     """Random hosts, requests and faults from one seed; heal; check. Raises `RingFailed`."""
     choose = Random(seed ^ 0x1BA4)
-    ring = Ring(seed, choose.randint(2, 7), choose.choice(["10.32.0.0/27", "10.32.0.0/25", "10.32.0.0/23"]))
+    ring = Ring(
+        seed, choose.choice([2, 3, 4, 5, 7, 8]), choose.choice(["10.32.0.0/27", "10.32.0.0/25", "10.32.0.0/23"])
+    )
+    ring.held_back = choose.choice([0.0, 0.02, 0.1, 0.3])
     for index in ring.hosts:
         ring.start(index)
         ring.run_for(choose.choice([0.0, 0.3, 4.0]))
@@ -481,13 +527,19 @@ def _one_change(ring: Ring, choose: Random, serial: int) -> None:
         ring.obtain(index, f"c{serial}")
 
 
+FAULTS = (
+    "partition", "heal", "heal", "kill", "kill", "start", "start", "start", "pause", "long pause", "lost", "restart",
+    "restart all", "removed", "resign", "none",
+)  # fmt: skip
+
+
 def _one_fault(ring: Ring, choose: Random, losses: int) -> int:
     indexes = sorted(ring.hosts)
     index = choose.choice(indexes)
     host = ring.hosts[index]
-    fault = choose.choice(
-        ["partition", "heal", "heal", "kill", "start", "start", "pause", "long pause", "lost", "none"]
-    )
+    # Before all know of the ring, those who do not may make another when too many who do are gone.
+    may_lose = losses > 0 and all(b"c" in each.disk for each in ring.hosts.values())
+    fault = choose.choice(FAULTS)
     if fault == "partition":
         ring.partition(set(choose.sample(indexes, choose.randint(1, len(indexes) - 1))))
     elif fault == "heal":
@@ -500,8 +552,29 @@ def _one_fault(ring: Ring, choose: Random, losses: int) -> int:
         ring.pause(index, choose.uniform(1.0, 30.0))
     elif fault == "long pause":
         ring.pause(index, choose.uniform(1.0, 4.0) * LEASE_S)
-    elif fault == "lost" and losses > 0 and all(b"c" in each.disk for each in ring.hosts.values()):
-        # Before all know of the ring, those who do not may make another when too many who do are gone.
+    elif fault == "restart" and host.member is not None and not host.paused:
+        ring.kill(index)
+        ring.run_for(choose.choice([0.0, 0.1, 6.0, 1.2 * LEASE_S]))
+        if ring.hosts[index].member is None:
+            ring.start(index)
+    elif fault == "restart all":
+        for each in indexes:
+            if ring.hosts[each].member is not None:
+                ring.kill(each)
+        ring.run_for(choose.choice([0.0, 1.0, 1.7 * LEASE_S]))
+        for each in indexes:
+            if ring.hosts[each].member is None:
+                ring.start(each)
+                ring.run_for(choose.choice([0.0, 0.1, 2.0]))
+    elif fault == "removed" and ring.gone and host.member is not None and not host.paused:
+        gone = choose.choice(ring.gone)
+        ring.remove(index, gone.name)
+        ring.run_for(choose.choice([0.1, 3.0, 15.0]))
+        gone.held.clear()
+    elif fault == "resign" and may_lose and host.member is not None:
+        ring.resign(index)
+        return 1
+    elif fault == "lost" and may_lose:
         ring.kill(index, disk=False)
         if choose.random() < 0.7:
             ring.start(index)
@@ -511,8 +584,9 @@ def _one_fault(ring: Ring, choose: Random, losses: int) -> int:
 
 def settle(ring: Ring) -> None:
     """Everything heals; the dead are removed; then all that was promised holds."""
+    ring.held_back = 0.0
     ring.heal()
-    ring.run_for(5 * LEASE_S)  # pauses end
+    ring.run_for(5 * LEASE_S)  # pauses end, and pages that were held back arrive
     for index in sorted(ring.hosts):
         if ring.hosts[index].member is None:
             ring.start(index)
