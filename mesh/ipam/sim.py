@@ -231,24 +231,25 @@ class Ring:
             if other is not source and self.connected(source, other):
                 self._send(source, other, key)
 
-    def _is_held(self, target: Host, key: Key) -> bool:
-        """Whether this page does not get to that host now; some time later it does, in its newest version."""
-        if key[1] == ENDPOINTS or not self.held_back:
-            return False
-        which = (target.index, target.life, key)
-        if self._held.get(which, -1.0) >= self.now:
-            return True
-        if self.rng.random() >= self.held_back:
-            return False
-        delay_s = self.rng.choice([2.0, 10.0, 1.2 * LEASE_S, 2.5 * LEASE_S])
-        self._held[which] = self.now + delay_s
+    def hold_back(self, index: int, peer: PeerName, page: int, seconds: float) -> None:
+        """That page of that peer does not get to this host for so long; then it does, in its newest version."""
+        target, key = self.hosts[index], (peer, page)
+        life = target.life
+        self._held[(index, life, key)] = self.now + seconds
 
         def release() -> None:
             for other in self.hosts.values():
-                if target.life == which[1] and self.connected(other, target) and key in other.store:
+                if target.life == life and self.connected(other, target) and key in other.store:
                     self._deliver(other, target, key)
 
-        self.at(delay_s + 0.001, release)
+        self.at(seconds + 0.001, release)
+
+    def _is_held(self, target: Host, key: Key) -> bool:
+        if self._held.get((target.index, target.life, key), -1.0) >= self.now:
+            return True
+        if key[1] == ENDPOINTS or self.rng.random() >= self.held_back:
+            return False
+        self.hold_back(target.index, *key, self.rng.choice([2.0, 10.0, 1.2 * LEASE_S, 2.5 * LEASE_S]))
         return True
 
     def _send(self, source: Host, target: Host, key: Key) -> None:
