@@ -54,7 +54,7 @@ bench-peers: .tools-peers $(VENV)/.ready-run ## install what the bench compares 
 soak: .tools-check $(VENV)/.ready-test ## simulated networks under a virtual clock, SEEDS=200 of them, from SEED=random
 	@$(PY) -m gossip.sim --seed $(SEED) --seeds $(SEEDS)
 	@$(PY) -m tests.dataplane.sleeve.soak --seed $(SEED) --seeds $(SEEDS)
-	@$(PY) -m mesh.ipam.sim --seed $(SEED) --seeds $(SEEDS)
+	@$(PY) -m mesh.ipam.soak --seed $(SEED) --seeds $(SEEDS)
 
 # The wheels are made as the user, whose pip configuration counts; root installs them without any network.
 install: .tools-install $(PY) ## Weft for this machine: PREFIX=/opt/weft and the command /usr/local/bin/weft

@@ -17,6 +17,7 @@ from mesh.ipam.statement import ACCEPT, PREPARE, Ballot, Intent, Proposal, Repor
 
 PATIENCE_S = 1.5
 BACKOFF_MAX_S = 30.0
+AHEAD_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Ballots:
         self._highest = 0
 
     def see(self, ballot: Ballot) -> None:
-        self._highest = max(self._highest, ballot[0])
+        if ballot[0] < self._highest + AHEAD_MAX:  # else it is nonsense, and no turn would be left for anybody
+            self._highest = max(self._highest, ballot[0])
 
     def begin(self, ring: bytes, number: int, intent: Intent, now: float) -> bool:
         """Ask for promises, unless a vote of ours is under way or failed a moment ago; whether that was done."""

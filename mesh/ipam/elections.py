@@ -235,7 +235,7 @@ def count(member: Member, now: float) -> Charter | None:
     if member.charter is not None and value is not None and value.since == value.number:
         # Those who will vote have to know what those who voted held: it is decided when it shows.
         votes = {seat: vote for seat, vote in votes.items() if _shows_receipts(member, seat, value.number)}
-    return member.ballots.advance(votes, electorate, lambda intent, reports: _value(member, intent, reports, now), now)
+    return member.ballots.advance(votes, electorate, lambda intent, reports: _value(member, intent, reports), now)
 
 
 def _shows_receipts(member: Member, seat: bytes, number: int) -> bool:
@@ -249,8 +249,13 @@ def _seat_any(member: Member, peer: PeerName) -> bytes | None:
     return member.seat_of(peer)
 
 
-def _value(member: Member, intent: Intent, reports: list[Report], now: float) -> Charter | None:
-    """What to decide, now that a majority has promised and nothing was accepted before."""
+def _value(member: Member, intent: Intent, reports: list[Report]) -> Charter | None:
+    """What to decide, now that a majority has promised and nothing was accepted before; None for what fits no page."""
+    following = _following(member, intent, reports)
+    return following if following is not None and len(encode_charter(following)) <= CHARTER_BYTES_MAX else None
+
+
+def _following(member: Member, intent: Intent, reports: list[Report]) -> Charter | None:
     if member.charter is None:
         seats = [bytes(peer) for peer in _electors(member)][:FIRST_SHARES_MAX]
         settings = member.settings
@@ -344,6 +349,4 @@ def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter |
     else:
         following = charter.plain(note)
     following = replace(following.with_fence(fence), grants=tuple(grants))
-    if len(grants) > GRANTS_MAX or len(encode_charter(following)) > CHARTER_BYTES_MAX:
-        return None
-    return following
+    return following if len(grants) <= GRANTS_MAX else None

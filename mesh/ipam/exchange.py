@@ -17,9 +17,11 @@ from mesh.ipam.spans import Spans
 from mesh.ipam.statement import GIFTS_MAX, RANGES_MAX, REASON_MAX, REFUSALS_MAX, Ask, Gift, Range, Refusal, Statement
 
 if TYPE_CHECKING:
+    from mesh.ipam.charter import Charter
     from mesh.ipam.member import Member
 
 Stamp = tuple[int, int]
+EVERYTHING: Spans = ((0, 1 << 64),)
 
 
 def settle(member: Member, now: float) -> None:
@@ -84,6 +86,26 @@ def taken(member: Member, peer: PeerName, slots: Spans) -> Spans:
                 if (their.term, their.count) > max(below, default=(-1, -1)):
                     gone.append(span)
     return spans.normal(gone)
+
+
+def lost_with(member: Member, charter: Charter, donor: PeerName, tip: int | None = None) -> Spans | None:
+    """Which slots another charter than ours, of number `tip`, says that a donor lost: those its heir was granted, and
+    what that has given on since. None where that is not known yet; where it is too long ago, all."""
+    if not charter.fenced_after(donor, member.tip if tip is None else tip):
+        return spans.NONE
+    fence = charter.fence_of(donor)
+    if fence is None:
+        return EVERYTHING
+    lost = [grant.slots for grant in charter.grants if grant.number == fence.number]
+    heir = member.peer_at(fence.heir)
+    said = member.statement(heir) if heir is not None else None
+    if not lost and (said is None or said.tip < fence.number):
+        return None
+    for _, other in member.members():
+        for each in (*other.ranges, *(gift.range for gift in other.gifts)):
+            if each.term >= fence.number:
+                lost.append((each.span,))
+    return spans.union(*lost)
 
 
 def _yield_to_newer(member: Member) -> None:
@@ -183,12 +205,18 @@ def _answer_asks(member: Member, now: float) -> None:
             span, reason = _choose(member, peer, ask)
             if span is None:
                 if reason is not None and (refusal is not None or len(member.refusals) < REFUSALS_MAX):
-                    member.refusals[peer] = Refusal(peer, ask.nonce, reason[:REASON_MAX])
+                    member.refusals[peer] = Refusal(peer, ask.nonce, _tellable(reason))
                 continue
             if refusal is not None and refusal.nonce != ask.nonce:
                 del member.refusals[peer]
             stamp = max((r.term, r.count) for r in member.holdings.ranges if spans.both((r.span,), (span,)))
             member.holdings.give_away(Gift(peer, ask.nonce, Range(*span, stamp[0], stamp[1] + 1), member.tip))
+
+
+def _tellable(reason: str) -> str:
+    """Owners may be called what no page may say."""
+    printable = "".join(char if char.isprintable() else "?" for char in reason)
+    return printable.encode(errors="replace")[:REASON_MAX].decode(errors="ignore")
 
 
 def _choose(member: Member, peer: PeerName, ask: Ask) -> tuple[tuple[int, int] | None, str | None]:

@@ -20,7 +20,7 @@ import msgpack
 
 from gossip.names import PeerName
 from mesh.ipam import spans
-from mesh.ipam.charter import flat, spans_of, unpack
+from mesh.ipam.charter import flat, spans_of, unpack_own
 from mesh.ipam.spans import Spans
 from mesh.ipam.statement import NOBODY, RANGES_MAX, USED_MAX, Gift, Range
 
@@ -77,21 +77,21 @@ class Holdings:
     def load(self, contents: dict[bytes, bytes], now: float) -> None:
         """What the journal had. Slots that rested begin to rest anew."""
         if (own := contents.get(b"o")) is not None:
-            ranges, gifts = unpack(own)
+            ranges, gifts = unpack_own(own)
             self.ranges = [Range(*each) for each in ranges]
             self.gifts = [Gift(PeerName(to), nonce, Range(*each), made_at) for to, nonce, each, made_at in gifts]
         self._settle_owned()
         for key, value in contents.items():
             if key[:1] == b"g":
-                owner, wants = unpack(value)
+                owner, wants = unpack_own(value)
                 slot = _SLOT.unpack(key)[1]
                 self.given[slot] = Given(owner, wants)
                 self._of_owner.setdefault(owner, {})[slot] = None
             elif key[:1] == b"q":
                 slot = _SLOT.unpack(key)[1]
-                self._rest(slot, now, str(unpack(value)))
+                self._rest(slot, now, str(unpack_own(value)))
             elif key[:1] == b"k":
-                number, kept = unpack(value)
+                number, kept = unpack_own(value)
                 self.kept[PeerName(key[1:])] = (number - 1, spans_of(kept, 1 << 24))
         self._settle_kept()
         self.guests = {slot for slot in self.given if not spans.holds(self.owned, slot)}

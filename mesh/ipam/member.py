@@ -23,14 +23,13 @@ from mesh.ipam import elections, exchange, spans
 from mesh.ipam.ballots import Ballots
 from mesh.ipam.charter import (
     Charter,
-    Fence,
     Seat,
     charter_of_seeds,
     decode_charter_untrusted,
     encode_charter,
     is_name,
     nickname_seat,
-    unpack,
+    unpack_own,
 )
 from mesh.ipam.holdings import Changes, Holdings
 from mesh.ipam.lease import Lease
@@ -67,6 +66,9 @@ from mesh.ipam.voice import Voice
 from mesh.ipam.voter import Voter
 
 ADOPT_PATIENCE_S = 60.0
+AHEAD_MAX = 1 << 20
+"""Nobody misses so many decisions."""
+RELICS_KNOWN_MAX = 1024
 SETTLE_TURNS_MAX = 8
 
 
@@ -129,11 +131,11 @@ class Member:
         if (body := contents.get(b"c")) is not None:
             self.charter = decode_charter_untrusted(body)
         if (body := contents.get(b"m")) is not None:
-            self.has_given, left, right, self.conflict = unpack(body)
+            self.has_given, left, right, self.conflict = unpack_own(body)
             self.joins = (left, right)
         for key, value in contents.items():
             if key[:1] == b"t":
-                sequence, nonces = unpack(value)
+                sequence, nonces = unpack_own(value)
                 self.taken_gifts[PeerName(key[1:])] = (sequence, frozenset(nonces))
         self.holdings.load(contents, now)
         self.voter.load(contents, now)
@@ -255,7 +257,9 @@ class Member:
                 if body:
                     dead, said = decode_relic_untrusted(body)
                     before = self.relics.get(dead)
-                    if before is None or before.sequence < said.sequence:
+                    is_new = before is None or before.sequence < said.sequence
+                    is_one = dead not in self.reachable and (before or len(self.relics) < RELICS_KNOWN_MAX)
+                    if is_new and is_one:
                         self.relics[dead] = said
             elif page >= RECEIPTS:
                 if body:
@@ -350,7 +354,12 @@ class Member:
         if self.charter is None:
             return
         found = [known.charter for known in self.known.values() if known.charter is not None]
-        later = [charter for charter in found if charter.ring == self.ring and charter.number > self.tip]
+        mine = (self.ring, self.charter.space, self.charter.lease_s)
+        later = [
+            charter for charter in found
+            if (charter.ring, charter.space, charter.lease_s) == mine
+            and self.tip < charter.number < self.tip + AHEAD_MAX
+        ]  # fmt: skip
         if later:
             charter = max(later, key=lambda charter: charter.number)
             if self._may_adopt(charter, now):
@@ -363,33 +372,13 @@ class Member:
 
     def _may_adopt(self, charter: Charter, now: float) -> bool:
         """What a donor gave us just before it was retired may be ours or its heir's: that must be known first."""
-        unclear = [fence for fence in self._fences(charter) if self._taken_by(charter, fence) is None]
+        donors = {each.donor for each in self.holdings.ranges if each.donor}
+        unclear = [donor for donor in donors if exchange.lost_with(self, charter, donor) is None]
         if not unclear:
             self._postponed = None
             return True
         self._postponed = now if self._postponed is None else self._postponed
         return now >= self._postponed + ADOPT_PATIENCE_S
-
-    def _fences(self, charter: Charter) -> list[Fence | None]:
-        """Those of our donors between our charter and this one; None for one that is not kept any more."""
-        peers = {each.donor for each in self.holdings.ranges if each.donor}
-        return [charter.fence_of(peer) for peer in sorted(peers) if charter.fenced_after(peer, self.tip)]
-
-    def _taken_by(self, charter: Charter, fence: Fence | None) -> Spans | None:
-        """Which slots that decision gave to its heir, and those the heir has given on since; None where that is not
-        known. Of what is too long ago nothing is left."""
-        if fence is None:
-            return ((0, 1 << 64),)
-        taken = [grant.slots for grant in charter.grants if grant.number == fence.number]
-        heir = self.peer_at(fence.heir)
-        said = self.statement(heir) if heir is not None else None
-        if not taken and (said is None or said.tip < fence.number):
-            return None
-        for _, other in self.members():
-            for each in (*other.ranges, *(gift.range for gift in other.gifts)):
-                if each.term >= fence.number:
-                    taken.append((each.span,))
-        return spans.union(*taken)
 
     def _adopt(self, charter: Charter, now: float) -> None:
         before, tip = self.charter, self.tip
@@ -407,10 +396,9 @@ class Member:
             self.holdings.drop_gifts(list(self.holdings.gifts))  # the vote knew of them, or gave the slots to the heir
             self.lease.end()
             self.events.append(f"lost {spans.size(self.lost)} addresses: they were taken over while this host was away")
-        for each in [each for each in self.holdings.ranges if each.donor]:
-            if tip >= 0 and charter.fenced_after(each.donor, tip):
-                taken = self._taken_by(charter, charter.fence_of(each.donor))
-                self.holdings.remove(spans.both((each.span,), taken if taken is not None else (each.span,)))
+        for each in [each for each in self.holdings.ranges if each.donor] if tip >= 0 else ():
+            lost = exchange.lost_with(self, charter, each.donor, tip)
+            self.holdings.remove(spans.both((each.span,), lost if lost is not None else (each.span,)))
         for grant in charter.grants:
             if grant.number > tip and grant.heir in self._own_seats():
                 for start, end in spans.minus(grant.slots, self.holdings.owned):
@@ -481,6 +469,7 @@ class Member:
                 return
             self._owners = None
             self._unheld.update(self.known)
+        self.voter.forget_departed({*self.known, self.own}, charter.lease_s, now)
         still: set[PeerName] = set()
         for peer in sorted(self._unheld):
             said = self.statement(peer)

@@ -35,6 +35,7 @@ from mesh.ipam.charter import (
     text,
     unpack,
 )
+from mesh.ipam.space import SLOTS_MAX
 from mesh.ipam.spans import Spans
 
 NOBODY = PeerName(b"")
@@ -45,7 +46,7 @@ RECEIPT_PAGES = 16
 RELICS = 64
 RELICS_MAX = 64
 
-RANGES_MAX = 120
+RANGES_MAX = 80
 USED_MAX = 240
 """Spans of slots in use or announced."""
 GIFTS_MAX = 16
@@ -54,6 +55,10 @@ REFUSALS_MAX = 8
 REASON_MAX = 80
 GUEST_SPANS_MAX = 160
 KEPT_PEERS_MAX = 12
+STATEMENT_BYTES_MAX = 7000
+"""A voter repeats a statement in a relic, or in a report with what it knows beside it, and each has to fit a page."""
+EXCLUDED_MAX = 120
+TURN_MAX = 1 << 40
 RECEIPTS_PER_PAGE = 400
 
 
@@ -143,6 +148,11 @@ class Statement:
     @cached_property
     def owned(self) -> Spans:
         return spans.normal(each.span for each in self.ranges)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that anybody could take over."""
+        return not (self.ranges or self.gifts)
 
     @property
     def given_away(self) -> Spans:
@@ -237,6 +247,8 @@ def _range_fields(each: Range) -> list[Any]:
 
 
 def decode_statement_untrusted(body: bytes) -> Statement:
+    if len(body) > STATEMENT_BYTES_MAX:
+        raise ProtocolError("bad-ipam", f"statement of {len(body)} bytes")
     try:
         (ring, tip, sequence, ranges, used, guests, gifts, asks, refusals,
          expects, wants_ring, has_given, resigned, seat, joins, kept) = unpack(body)  # fmt: skip
@@ -259,7 +271,8 @@ def decode_statement_untrusted(body: bytes) -> Statement:
 
 def _range(start: Any, end: Any, term: Any, count: Any, donor: Any = b"", sequence: Any = 0) -> Range:
     each = Range(
-        integer(start), integer(end), integer(term), integer(count), name_of(donor) if donor else PeerName(b""),
+        integer(start, SLOTS_MAX), integer(end, SLOTS_MAX), integer(term), integer(count),
+        name_of(donor) if donor else NOBODY,
         integer(sequence, 1 << 63),
     )  # fmt: skip
     if each.start >= each.end:
@@ -272,7 +285,9 @@ def _gift(to: Any, nonce: Any, each: Any, made_at: Any) -> Gift:
 
 
 def _ask(donor: Any, nonce: Any, start: Any, end: Any, exact: Any) -> Ask:
-    return Ask(name_of(donor), integer(nonce, 1 << 63), integer(start), integer(end), exact is True)
+    return Ask(
+        name_of(donor), integer(nonce, 1 << 63), integer(start, SLOTS_MAX), integer(end, SLOTS_MAX), exact is True
+    )
 
 
 def encode_vote(vote: Vote) -> bytes:
@@ -322,7 +337,7 @@ def _intent(retire: Any, by_word: Any, without: Any) -> Intent:
 
 def _ballot(fields: Any) -> Ballot:
     turn, name, epoch = fields
-    return (integer(turn), name_of(name) if name else PeerName(b""), integer(epoch))
+    return (integer(turn, TURN_MAX), name_of(name) if name else PeerName(b""), integer(epoch))
 
 
 def encode_report(report: Report) -> bytes:

@@ -17,6 +17,7 @@ from mesh.requests import ApiError
 
 ENTRIES_MAX = 10_000
 FORMAT = 1
+OWNER_MAX = 512
 NOT_ATTACHED = "given to what is not attached"
 NOT_GIVEN = "attached and not given"
 
@@ -226,7 +227,11 @@ def imported(document: Any) -> list[tuple[str, list[str]]]:
         found = []
         for entry in document["entries"]:
             owner, addresses = entry["owner"], entry["addresses"]
-            if not isinstance(owner, str) or not all(isinstance(each, str) for each in addresses):
+            if (
+                not isinstance(owner, str)
+                or len(owner) > OWNER_MAX
+                or not all(isinstance(each, str) for each in addresses)
+            ):
                 raise ValueError
             found.append((owner, [str(ip_interface(each)) for each in addresses]))
         return found

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gossip.documents import BODY_MAX_BYTES
 from gossip.names import PeerName
 from mesh.ipam import spans
 from mesh.ipam.charter import encode_charter
@@ -26,6 +25,7 @@ from mesh.ipam.statement import (
     RELICS_MAX,
     REPORT,
     STATEMENT,
+    STATEMENT_BYTES_MAX,
     Statement,
     encode_proposal,
     encode_receipts,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 RENEWALS = 3
 """So many statements a lease, if nothing changes."""
 GUEST_SPANS_FEW = 16
-KEPT_SPANS_MAX = 12
+KEPT_SPANS_MAX = 6
 
 
 class Voice:
@@ -110,7 +110,7 @@ class Voice:
             joins=member.joins,
             kept=holdings.kept_to_say(KEPT_PEERS_MAX, KEPT_SPANS_MAX),
         )
-        if len(encode_statement(said)) > BODY_MAX_BYTES:
+        if len(encode_statement(said)) > STATEMENT_BYTES_MAX:
             # Guests may be told as larger spans than they are, and answers later.
             few = spans.coarse(said.guests, GUEST_SPANS_FEW, ((0, 1 << 64),))
             said = member.said = replace(said, guests=few, refusals=())
@@ -132,7 +132,8 @@ class Voice:
             PROPOSAL: self._made(PROPOSAL, member.ballots.proposal, encode_proposal),
         }
         if member.own_seat is not None:
-            lost = [peer for peer in voter.receipts if self._is_relic(member, peer)][:RELICS_MAX]
+            lost = [peer for peer in voter.receipts if self._is_relic(member, peer)]
+            lost = sorted(lost, key=lambda peer: voter.receipts[peer].statement.is_empty)[:RELICS_MAX]
             for place in range(max(len(lost), self._relics)):
                 peer = lost[place] if place < len(lost) else None
                 held = encode_relic(peer, voter.receipts[peer].statement) if peer is not None else b""

@@ -13,19 +13,20 @@ and nothing that anybody may do with slots it got from that owner, is unknown to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 
 import msgpack
 
 from gossip.names import PeerName
 from mesh.ipam import spans
-from mesh.ipam.charter import Charter, flat, spans_of, unpack
+from mesh.ipam.charter import Charter, flat, spans_of, unpack_own
 from mesh.ipam.holdings import Changes
 from mesh.ipam.lease import voter_limit_s
 from mesh.ipam.spans import Spans
 from mesh.ipam.statement import (
     ACCEPT,
+    EXCLUDED_MAX,
     NO_BALLOT,
     PREPARE,
     RECEIPT_PAGES,
@@ -79,15 +80,15 @@ class Voter:
         if (body := contents.get(b"v")) is not None:
             self.vote = decode_vote_untrusted(body)
         if (body := contents.get(b"w")) is not None:
-            report, frozen = unpack(body)
+            report, frozen = unpack_own(body)
             self.report = decode_report_untrusted(report)
             self._frozen = {PeerName(peer): spans_of(slots, 1 << 20) for peer, slots in frozen}
         if (body := contents.get(b"i")) is not None:
-            self._inherited, boot, at = unpack(body)
+            self._inherited, boot, at = unpack_own(body)
             self._heard_of_all = min(now, at) if boot == self._boot else now
         for key, value in contents.items():
             if key[:1] == b"a":
-                boot, at, statement = unpack(value)
+                boot, at, statement = unpack_own(value)
                 said_at = min(now, at) if boot == self._boot else now
                 self.receipts[PeerName(key[1:])] = Receipt(decode_statement_untrusted(statement), said_at)
 
@@ -154,6 +155,14 @@ class Voter:
         self.changes[b"v"] = self.changes[b"w"] = self.changes[b"i"] = None
         self._inherited = -1
         self.say_all_again()
+
+    def forget_departed(self, known: Container[PeerName], lease_s: float, now: float) -> None:
+        """Hosts that have nothing and that nobody has heard of for longer than a lease need not be remembered."""
+        for peer in [peer for peer, held in self.receipts.items() if held.statement.is_empty and peer not in known]:
+            if self.lease_is_over(peer, lease_s, now):
+                del self.receipts[peer]
+                self.changes[b"a" + peer] = None
+                self.dirty.add(receipt_page(peer))
 
     def forget_retired(self, charter: Charter) -> None:
         """What a decision took away is decided; what its peer said before is of no use any more."""
@@ -255,7 +264,9 @@ class Voter:
                     best = held.statement
                 concerned = self._concerned(intent.retire, best, charter)
                 self._frozen[intent.retire] = spans.union(self._frozen.get(intent.retire, ()), concerned)
-                self.report = Report(proposal.number, proposal.ballot, best, taken(concerned))
+                # Too many pieces to tell are told as more than there are: what is excluded stays with whoever has it.
+                excluded = spans.coarse(taken(concerned), EXCLUDED_MAX, concerned)
+                self.report = Report(proposal.number, proposal.ballot, best, excluded)
         elif (
             proposal.phase == ACCEPT
             and proposal.value is not None

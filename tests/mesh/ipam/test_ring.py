@@ -8,7 +8,8 @@ import pytest
 
 from mesh.ipam import spans
 from mesh.ipam.ranges import OBSERVER, SEED
-from mesh.ipam.sim import LEASE_S, Ring, run_scenario
+from mesh.ipam.sim import LEASE_S, Ring
+from mesh.ipam.soak import run_scenario
 from mesh.ipam.space import AUTOMATIC6, Space
 from mesh.ipam.surroundings import Settings
 from mesh.ipam.wants import FromSubnet

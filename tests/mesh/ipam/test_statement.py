@@ -29,10 +29,13 @@ from mesh.ipam.holdings import Given
 from mesh.ipam.space import AUTOMATIC6, SLOTS_MAX, Space
 from mesh.ipam.statement import (
     ASKS_MAX,
+    EXCLUDED_MAX,
     GIFTS_MAX,
+    KEPT_PEERS_MAX,
     PREPARE,
     RANGES_MAX,
     RECEIPTS_PER_PAGE,
+    STATEMENT_BYTES_MAX,
     USED_MAX,
     Ask,
     Gift,
@@ -57,6 +60,7 @@ from mesh.ipam.statement import (
     encode_statement,
     encode_vote,
 )
+from mesh.ipam.voice import GUEST_SPANS_FEW, KEPT_SPANS_MAX
 
 A, B = PeerName(b"a" * 8), PeerName(b"b" * 8)
 SPACE = Space(IPv4Network("10.32.0.0/12"), IPv6Network("fd00:1::/64"))
@@ -77,10 +81,12 @@ def large_statement() -> Statement:
     rng = Random(1)
     cuts = sorted(rng.sample(range(SLOTS_MAX), 2 * USED_MAX))
     used = tuple(zip(cuts[::2], cuts[1::2], strict=True))
-    ranges = tuple(Range(start, end, 1 << 20, 1 << 20) for start, end in used[:RANGES_MAX])
-    gifts = tuple(Gift(B, rng.getrandbits(62), each) for each in ranges[:GIFTS_MAX])
+    ranges = tuple(Range(start, end, 1 << 16, 1 << 16, B, 1 << 40) for start, end in used[:RANGES_MAX])
+    gifts = tuple(Gift(B, rng.getrandbits(62), Range(*span, 1 << 16, 1 << 16), 1 << 16) for span in used[:GIFTS_MAX])
     asks = tuple(Ask(B, rng.getrandbits(62), *each.span, True) for each in ranges[:ASKS_MAX])
-    return Statement(b"r" * 16, 1 << 20, 1 << 60, ranges, used, (), gifts, asks)
+    kept = tuple((PeerName(bytes([n]) * 8), used[6 * n : 6 * n + KEPT_SPANS_MAX]) for n in range(KEPT_PEERS_MAX + 1))
+    guests = used[:GUEST_SPANS_FEW]
+    return Statement(b"r" * 16, 1 << 20, 1 << 60, ranges, used, guests, gifts, asks, kept=kept)
 
 
 def charter() -> Charter:
@@ -114,7 +120,9 @@ def test_pages_come_back_as_they_were() -> None:
 
 def test_the_largest_fit_a_page() -> None:
     said = large_statement()
-    assert len(encode_statement(said)) <= BODY_MAX_BYTES
+    assert len(encode_statement(said)) <= STATEMENT_BYTES_MAX
+    report = Report(1 << 40, BALLOT, said, said.used[:EXCLUDED_MAX])
+    assert len(encode_report(report)) <= BODY_MAX_BYTES
     assert len(encode_relic(A, said)) <= BODY_MAX_BYTES
     fences = tuple(Fence(PeerName(bytes([n]) * 8), 1 << 40, bytes(A), True) for n in range(FENCES_MAX))
     voters = tuple(bytes([n]) * 8 for n in range(7))
