@@ -82,25 +82,12 @@ def open_namespace(path: str, expected: tuple[int, int] | None = None) -> tuple[
 
 def run_inside(descriptor: int, work: Callable[[], T]) -> T:
     """Call `work` on a thread that is in the namespace, and return or raise what it returns or raises."""
-    results: list[T] = []
-    errors: list[BaseException] = []
 
-    def body() -> None:
-        try:
-            if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
+    def body() -> T:
+        _checked(_libc.setns(descriptor, _CLONE_NEWNET))
+        return work()
 
-    # The thread ends inside the namespace: going back first would be one more thing that can fail.
-    thread = threading.Thread(target=body, name="weft-netns", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    return _on_a_thread(body)
 
 
 def new_namespace(prepare: Callable[[], None]) -> int:
@@ -108,16 +95,30 @@ def new_namespace(prepare: Callable[[], None]) -> int:
 
     Raises OSError. Nothing of it is on disk or mounted: with the last descriptor, wherever that is, it goes, and its
     devices with it."""
-    results: list[int] = []
+
+    def body() -> int:
+        _checked(_libc.unshare(_CLONE_NEWNET))
+        prepare()
+        return os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+
+    return _on_a_thread(body)
+
+
+def _checked(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _on_a_thread(work: Callable[[], T]) -> T:
+    """What `work` returns or raises. Its thread may change its namespace: it ends inside, because going back first
+    would be one more thing that can fail."""
+    results: list[T] = []
     errors: list[BaseException] = []
 
     def body() -> None:
         try:
-            if _libc.unshare(_CLONE_NEWNET) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
-            prepare()
-            results.append(os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
+            results.append(work())
         except BaseException as error:
             errors.append(error)
 

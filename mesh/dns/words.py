@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_DOMAIN = "weft.local"
 DNS_PORT = 53
-UPSTREAMS_MAX = 8
 VERBS = ("dns-add", "dns-remove", "dns-lookup")
 SHOWN_MAX = 1000
 """Entries that `status dns` shows."""
