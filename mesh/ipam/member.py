@@ -63,7 +63,7 @@ from mesh.ipam.statement import (
 )
 from mesh.ipam.surroundings import Known, Out, Settings, Surroundings
 from mesh.ipam.voice import Voice
-from mesh.ipam.voter import Voter
+from mesh.ipam.voter import Voter, rings_of
 
 ADOPT_PATIENCE_S = 60.0
 AHEAD_MAX = 1 << 20
@@ -110,7 +110,8 @@ class Member:
         self.seat: Seat = nickname_seat(around.nickname)
         self.holdings = Holdings(self.changes)
         self.lease = Lease()
-        self.voter = Voter(self.changes, around.boot, now)
+        self._voters: dict[bytes, Voter] = {}
+        """By ring."""
         self.ballots = Ballots(around.own, around.epoch, rng)
         self.taken_gifts: dict[PeerName, tuple[int, frozenset[int]]] = {}
         """By donor: gifts of its that we took and its newest statement still shows, by nonce; and the sequence of that
@@ -138,10 +139,19 @@ class Member:
                 sequence, nonces = unpack_own(value)
                 self.taken_gifts[PeerName(key[1:])] = (sequence, frozenset(nonces))
         self.holdings.load(contents, now)
-        self.voter.load(contents, now)
+        for ring in rings_of(contents):
+            self._voters[ring] = Voter(self.changes, ring, self.around.boot, now)
+            self._voters[ring].load(contents, now)
+        self._begin_to_vote(now)
         if self.charter is None and self.settings.init == SEED and self.settings.seeds:
             self._adopt(charter_of_seeds(self.settings.space, self.settings.lease_s, self.settings.seeds), now)
         self._announce_first()
+
+    def _begin_to_vote(self, now: float) -> None:
+        """In the ring that is ours now."""
+        if self.ring not in self._voters:
+            self._voters[self.ring] = Voter(self.changes, self.ring, self.around.boot, now)
+        self.voter = self._voters[self.ring]
 
     def _announce_first(self) -> None:
         if self.charter is not None and self.holdings.owned:
@@ -389,6 +399,7 @@ class Member:
             self._renumber(self.settings.space if before is None else before.space, charter.space)
         self.charter = charter
         self.changes[b"c"] = encode_charter(charter)
+        self._begin_to_vote(now)
         if tip >= 0 and charter.fenced_after(self.own, tip):
             # All of it: what voters confirmed is the heir's, and gifts that they did not are their donors' again.
             self.lost = self.holdings.owned
@@ -419,7 +430,6 @@ class Member:
     def _leave(self) -> None:
         """Our ring is not ours any more: what we had of it is left to its others, what is in use goes on."""
         self.holdings.leave()
-        self.voter.forget_all()
         self.lease.end()
         self.asks.clear()
         self.refusals.clear()

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 
 import msgpack
 
-from gossip.names import PeerName
+from gossip.names import PEER_NAME_BYTES, PeerName
 from mesh.ipam import spans
-from mesh.ipam.charter import Charter, flat, spans_of, unpack_own
+from mesh.ipam.charter import RING_BYTES, Charter, flat, spans_of, unpack_own
 from mesh.ipam.holdings import Changes
 from mesh.ipam.lease import voter_limit_s
 from mesh.ipam.spans import Spans
@@ -47,6 +47,13 @@ from mesh.ipam.statement import (
 )
 
 
+def rings_of(contents: Mapping[bytes, bytes]) -> set[bytes]:
+    """In which rings a journal says that we voted."""
+    return {key[1:] for key in contents if key[:1] in (b"v", b"i")} | {
+        key[1 : 1 + RING_BYTES] for key in contents if key[:1] == b"a"
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """A statement that is on our disk, and when it got there."""
@@ -57,9 +64,12 @@ class Receipt:
 
 
 class Voter:
-    """One host's votes and receipts. What is not a voter holds no receipts and promises nothing."""
+    """One host's votes and receipts in one ring. What is not a voter holds no receipts and promises nothing.
 
-    def __init__(self, changes: Changes, boot: bytes, now: float) -> None:
+    A host that leaves a ring and comes back later goes on where it was: what it promised there, it promised."""
+
+    def __init__(self, changes: Changes, ring: bytes, boot: bytes, now: float) -> None:
+        """`ring` is empty before there is one."""
         self.changes = changes
         self.vote = Vote()
         self.report = Report()
@@ -70,6 +80,7 @@ class Voter:
         """By each peer that we promised a vote on for this decision: the slots that others must not newly own. They add
         up: what a lower ballot proposed may still be what is decided."""
         self._mask = 0
+        self._ring = ring
         self._boot = boot
         self._inherited = -1
         self._heard_of_all = now
@@ -77,27 +88,28 @@ class Voter:
 
     def load(self, contents: dict[bytes, bytes], now: float) -> None:
         self.say_all_again()
-        if (body := contents.get(b"v")) is not None:
+        if (body := contents.get(b"v" + self._ring)) is not None:
             self.vote = decode_vote_untrusted(body)
-        if (body := contents.get(b"w")) is not None:
+        if (body := contents.get(b"w" + self._ring)) is not None:
             report, frozen = unpack_own(body)
             self.report = decode_report_untrusted(report)
             self._frozen = {PeerName(peer): spans_of(slots, 1 << 20) for peer, slots in frozen}
-        if (body := contents.get(b"i")) is not None:
+        if (body := contents.get(b"i" + self._ring)) is not None:
             self._inherited, boot, at = unpack_own(body)
             self._heard_of_all = min(now, at) if boot == self._boot else now
+        prefix = b"a" + self._ring
         for key, value in contents.items():
-            if key[:1] == b"a":
+            if key.startswith(prefix) and len(key) == len(prefix) + PEER_NAME_BYTES:
                 boot, at, statement = unpack_own(value)
                 said_at = min(now, at) if boot == self._boot else now
-                self.receipts[PeerName(key[1:])] = Receipt(decode_statement_untrusted(statement), said_at)
+                self.receipts[PeerName(key[len(prefix) :])] = Receipt(decode_statement_untrusted(statement), said_at)
 
     # -- receipts ----------------------------------------------------------------------------------
 
     def take(self, peer: PeerName, said: Statement, now: float) -> None:
         """Hold a statement: once that is on disk, its peer may count on it."""
         self.receipts[peer] = Receipt(said, now)
-        self.changes[b"a" + peer] = msgpack.packb([self._boot, now, encode_statement(said)])
+        self.changes[b"a" + self._ring + peer] = msgpack.packb([self._boot, now, encode_statement(said)])
         self.dirty.add(receipt_page(peer))
 
     def is_full_for(self, peer: PeerName) -> bool:
@@ -145,23 +157,12 @@ class Voter:
     def say_all_again(self) -> None:
         self.dirty = set(range(RECEIPTS, RECEIPTS + RECEIPT_PAGES))
 
-    def forget_all(self) -> None:
-        """We are of another ring now, or vote no more."""
-        for peer in self.receipts:
-            self.changes[b"a" + peer] = None
-        self.receipts = {}
-        self.vote, self.report = Vote(), Report()
-        self._frozen = {}
-        self.changes[b"v"] = self.changes[b"w"] = self.changes[b"i"] = None
-        self._inherited = -1
-        self.say_all_again()
-
     def forget_departed(self, known: Container[PeerName], lease_s: float, now: float) -> None:
         """Hosts that have nothing and that nobody has heard of for longer than a lease need not be remembered."""
         for peer in [peer for peer, held in self.receipts.items() if held.statement.is_empty and peer not in known]:
             if self.lease_is_over(peer, lease_s, now):
                 del self.receipts[peer]
-                self.changes[b"a" + peer] = None
+                self.changes[b"a" + self._ring + peer] = None
                 self.dirty.add(receipt_page(peer))
 
     def forget_retired(self, charter: Charter) -> None:
@@ -170,7 +171,7 @@ class Voter:
             held = self.receipts.get(fence.peer)
             if held is not None and held.statement.tip < fence.number:
                 del self.receipts[fence.peer]
-                self.changes[b"a" + fence.peer] = None
+                self.changes[b"a" + self._ring + fence.peer] = None
 
     # -- inheriting --------------------------------------------------------------------------------
 
@@ -224,7 +225,7 @@ class Voter:
         if own not in charter.former or fewer or by_word or self._inherited < 0:
             self._heard_of_all = now
         self._inherited = charter.since
-        self.changes[b"i"] = msgpack.packb([self._inherited, self._boot, self._heard_of_all])
+        self.changes[b"i" + self._ring] = msgpack.packb([self._inherited, self._boot, self._heard_of_all])
         self.say_all_again()
         return True
 
@@ -283,9 +284,9 @@ class Voter:
             return False
         if charter is not None and self.is_closed(charter):
             self.say_all_again()
-        self.changes[b"v"] = encode_vote(self.vote)
+        self.changes[b"v" + self._ring] = encode_vote(self.vote)
         frozen = [(peer, flat(slots)) for peer, slots in sorted(self._frozen.items())]
-        self.changes[b"w"] = msgpack.packb([encode_report(self.report), frozen])
+        self.changes[b"w" + self._ring] = msgpack.packb([encode_report(self.report), frozen])
         return True
 
     def is_open(self, charter: Charter | None) -> bool:
