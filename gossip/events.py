@@ -75,13 +75,13 @@ class NameConflict:
     text: str
 
 
-Effect = Send | CloseLink | Dial | StoreEpoch
 @dataclass(frozen=True, slots=True)
-class NameRefused:
-    """A peer would not have us: it has a link with another live host of our name. We go on trying; the other may go."""
+class NameContested:
+    """Another live host of our name was met, by us or by a peer. We stay, if we are in; the other may go."""
 
     text: str
 
 
-Event = PeerChanged | PageChanged | OwnerForgotten | Settled | NameConflict | NameRefused
+Effect = Send | CloseLink | Dial | StoreEpoch
+Event = PeerChanged | PageChanged | OwnerForgotten | Settled | NameConflict | NameContested
 Outcome = Effect | Event

@@ -51,7 +51,11 @@ class LinkState:
     challenger: Hello | None = None
     """A hello that waits while the present owner of the name is given time to show life."""
     challenge_until: float = 0.0
+    challenged: tuple[int, int] = (0, 0)
+    """The link with that owner then, and the ping on it whose answer shows life. What merely arrives may be old."""
     sequence: int = 0
+    answered: int = 0
+    """The newest ping that was answered."""
     ping_sent: float = 0.0
     rtt_s: float | None = None
     next_resync: float = 0.0

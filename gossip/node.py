@@ -19,7 +19,7 @@ from gossip.events import (
     Dial,
     DialKey,
     NameConflict,
-    NameRefused,
+    NameContested,
     Outcome,
     OwnerForgotten,
     PageChanged,
@@ -47,6 +47,7 @@ from gossip.routes import links_wanted
 from gossip.sync import answer_digest, answer_have, answer_want, digests
 from gossip.wire import (
     Bye,
+    Contested,
     Digest,
     Have,
     Hello,
@@ -238,6 +239,8 @@ class Node:
             case Pong(sequence, root):
                 if sequence == link.sequence:
                     link.rtt_s = now - link.ping_sent
+                if sequence <= link.sequence:
+                    link.answered = max(link.answered, sequence)
                 return self._compare(link, root, now)
             case PageMessage():
                 return self._page(link, message, now)
@@ -257,6 +260,8 @@ class Node:
                 return [*(Send(link.id, encode(want)) for want in wants), *self._queue(link, pages, now)]
             case Want():
                 return self._queue(link, answer_want(self.replica.store, message), now)
+            case Contested(text):
+                return [NameContested(text)]
         raise AssertionError(message)
 
     # -- who is at the other end -------------------------------------------------------------------
@@ -285,7 +290,9 @@ class Node:
             # A restarted peer, whose old link has not ended yet, or a second host with the same key. The old link's
             # next answer tells which.
             link.challenger, link.challenge_until = hello, now + self.config.challenge_s
-            return self._ping(current, now)
+            outcomes = self._ping(current, now)
+            link.challenged = (current.id, current.sequence)
+            return outcomes
         if link.is_preferred_to(current):
             outcomes = self._accept(link, name, now)
             return outcomes + self._close(current, "duplicate", "another link to this peer is kept", now)
@@ -305,7 +312,7 @@ class Node:
         )
         if link.key is not None:
             self._dialer.failed(link.key, text, now, refused=True)
-        return self._close(link, "name-in-use", text, now)
+        return [NameContested(text), *self._close(link, "name-in-use", text, now)]
 
     def _accept(self, link: LinkState, name: PeerName, now: float) -> list[Outcome]:
         was_made_to_wait = link.challenger is not None
@@ -323,7 +330,7 @@ class Node:
     def _bye(self, link: LinkState, reason: str, text: str, now: float) -> list[Outcome]:
         if reason in ("name-in-use", "full") and link.key is not None:
             self._dialer.failed(link.key, text or reason, now, refused=reason == "name-in-use")
-        refused: list[Outcome] = [NameRefused(text or reason)] if reason == "name-in-use" else []
+        refused: list[Outcome] = [NameContested(text or reason)] if reason == "name-in-use" else []
         return [CloseLink(link.id, "bye"), *refused, *self._remove(link, text or reason, now)]
 
     def _close(self, link: LinkState, reason: str, text: str, now: float) -> list[Outcome]:
@@ -527,13 +534,16 @@ class Node:
         current = self._neighbours[name]
         if current.instance == hello.instance:  # Another link of the same newcomer has got in.
             return self._admit(link, hello, name, now)
-        if current.last_heard > link.challenge_until - self.config.challenge_s:
+        challenged, question = link.challenged
+        if current.answered >= (question if current.id == challenged else 1):
             self._count("refused-name-in-use")
+            contested = f"another live host ({link.remote}) uses the identity {format_name(name)} too"
             text = (
                 f"the peer name {format_name(name)} is in use by a live host at {current.remote}; if the state "
                 "directory was copied from there, run `weft reset` here to get an identity of its own"
             )
-            return self._close(link, "name-in-use", text, now)
+            told = Send(current.id, encode(Contested(contested)))
+            return [told, *self._close(link, "name-in-use", text, now)]
         outcomes = self._accept(link, name, now)
         return outcomes + self._close(current, "replaced", "the peer has restarted", now)
 

@@ -21,7 +21,18 @@ from functools import partial
 from random import Random
 
 from gossip.documents import PageId
-from gossip.events import CloseLink, Dial, DialKey, Outcome, OwnerForgotten, PageChanged, Send, StoreEpoch
+from gossip.events import (
+    CloseLink,
+    Dial,
+    DialKey,
+    NameConflict,
+    NameContested,
+    Outcome,
+    OwnerForgotten,
+    PageChanged,
+    Send,
+    StoreEpoch,
+)
 from gossip.identity import Identity
 from gossip.names import PeerName
 from gossip.node import LINKS_HARD_MAX, Node, NodeConfig
@@ -307,6 +318,8 @@ class Simulation:
         for outcome in outcomes:
             if isinstance(outcome, PageChanged):
                 self._check_page(host, node, (outcome.owner, outcome.table, outcome.index))
+            elif isinstance(outcome, NameConflict | NameContested):
+                self.fail(f"h{host.index}: hears of another host with its key, and there is none: {outcome.text}")
         for page in node.replica.store.pages_of(node.name):
             self._published[(page.id, page.epoch, page.version)] = page.body
         peers = [link.peer for link in node.links()]

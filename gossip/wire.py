@@ -102,7 +102,14 @@ class Bye:
     text: str
 
 
-Message = Hello | Ping | Pong | PageMessage | Digest | Have | Want | Bye
+@dataclass(frozen=True, slots=True)
+class Contested:
+    """To a neighbour: another live host has come with its key, and was refused."""
+
+    text: str
+
+
+Message = Hello | Ping | Pong | PageMessage | Digest | Have | Want | Bye | Contested
 
 FIRST_NAME = PeerName(bytes(PEER_NAME_BYTES))
 LAST_NAME = PeerName(b"\xff" * PEER_NAME_BYTES)
@@ -129,6 +136,8 @@ def encode(message: Message) -> bytes:
             fields = [7, owner, pages]
         case Bye(reason, text):
             fields = [8, reason, text]
+        case Contested(text):
+            fields = [9, text]
     data: bytes = msgpack.packb(fields, use_bin_type=True)
     assert len(data) <= MESSAGE_MAX_BYTES, f"message {fields[0]} of {len(data)} bytes"
     return data
@@ -222,4 +231,5 @@ _DECODERS: dict[int, Callable[..., Message]] = {
     6: _decode_have,
     7: lambda owner, pages: Want(_name(owner), tuple(_position(page) for page in _sequence(pages))),
     8: lambda reason, text: Bye(_text(reason, 32), _text(text, TEXT_MAX_BYTES)),
+    9: lambda text: Contested(_text(text, TEXT_MAX_BYTES)),
 }

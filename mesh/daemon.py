@@ -24,7 +24,7 @@ from dataplane.kernel import Fault
 from dataplane.linux.underlay import Survey
 from dataplane.objects import tap_name
 from dataplane.sleeve.control import Configure
-from gossip.events import Event, NameConflict, NameRefused, OwnerForgotten, PageChanged, PeerChanged, Settled
+from gossip.events import Event, NameConflict, NameContested, OwnerForgotten, PageChanged, PeerChanged, Settled
 from gossip.names import PeerName, format_name
 from gossip.node import Node, NodeConfig
 from gossip.pages import TablePager
@@ -275,8 +275,8 @@ class Daemon:
             case NameConflict(text):
                 log.error("name-in-use", text=text)
                 self._ipam.copied(COPIED)
-            case NameRefused(text):
-                log.error("name-refused", text=text)
+            case NameContested(text):
+                log.error("name-contested", text=text)
                 self._ipam.copied(COPIED)
         if self._router.take(event):
             self._refresh_soon()

@@ -22,6 +22,7 @@ from gossip.wire import (
     NICKNAME_MAX_BYTES,
     TEXT_MAX_BYTES,
     Bye,
+    Contested,
     Digest,
     Have,
     Hello,
@@ -63,6 +64,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     ),
     st.builds(Want, names, st.lists(positions, max_size=9).map(tuple)),
     st.builds(Bye, st.text("abc-", max_size=32), texts),
+    st.builds(Contested, texts),
 )
 
 
@@ -177,6 +179,7 @@ HAVE_ROW = (LONGEST_TABLE, 65535, U64_MAX, U64_MAX, bytes(16))
         Want(LAST_NAME, ((LONGEST_TABLE, 65535),) * ENTRIES_MAX),
         PageMessage(page(table=LONGEST_TABLE, body=bytes(BODY_MAX_BYTES)).raw, U64_MAX),
         Bye("r" * 32, "t" * TEXT_MAX_BYTES),
+        Contested("t" * TEXT_MAX_BYTES),
     ],
 )
 def test_the_longest_lists_fit_into_a_message(message: Message) -> None:
@@ -232,6 +235,8 @@ def test_a_list_beyond_its_limit_is_refused(index: int) -> None:
         (Have(LAST_NAME, 0, ("", 0), LAST_POSITION, ()), 3, ["", 0, 0]),
         (Bye("r", "t"), 1, "r" * 33),
         (Bye("r", "t"), 2, "t\n"),
+        (Contested("t"), 1, "t" * (TEXT_MAX_BYTES + 1)),
+        (Contested("t"), 1, "\x1b[2J"),
     ],
 )
 def test_a_field_beyond_its_limits_is_refused(message: Message, index: int, value: object) -> None:
@@ -241,7 +246,7 @@ def test_a_field_beyond_its_limits_is_refused(message: Message, index: int, valu
     assert refusal(msgpack.packb(fields)) == "bad-message"
 
 
-@pytest.mark.parametrize("message", [hello(), Ping(1, bytes(16)), Want(LAST_NAME, ()), Bye("r", "t")])
+@pytest.mark.parametrize("message", [hello(), Ping(1, bytes(16)), Want(LAST_NAME, ()), Bye("r", "t"), Contested("t")])
 def test_fields_missing_or_too_many_are_refused(message: Message) -> None:
     fields = fields_of(message)
     assert refusal(msgpack.packb(fields[:-1])) == "bad-message"

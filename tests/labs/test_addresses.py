@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -187,3 +188,27 @@ def test_a_range_that_collides_is_refused_with_the_route_or_another_is_chosen(ma
     lab.launch("h1")
     assert status(lab, "h1")["range"] != "10.32.0.0/12"
     assert attach(lab, "c1.1")
+
+
+def test_of_a_copied_state_directory_both_stop_giving_until_one_is_reset(make_lab: Callable[..., Lab]) -> None:
+    """h3 starts with a copy of h1's state: the mesh refuses it, both are told, and both say what to do."""
+    lab = make_lab(hosts=3, containers=2)
+    lab.build()
+    lab.launch("h2")
+    lab.launch("h1", [lab.underlay(2)])
+    assert attach(lab, "c1.1")
+    lab.weft("h1", ["stop"])
+    shutil.copytree(lab.state_dir("h1"), lab.state_dir("h3"), dirs_exist_ok=True)
+    lab.launch("h1", [lab.underlay(2)])
+    wait_until(lambda: status(lab, "h1")["state"] == "ready", 15, "h1 gives")
+    lab.launch("h3", [lab.underlay(2)])
+    for node in ("h1", "h3"):
+        wait_until(lambda node=node: status(lab, node)["state"] == "conflict", 15, f"{node} knows")
+        said = refused(lab, node, "attach", lab.namespace(f"c{node[1]}.2"))
+        assert "state directory was copied" in said and "weft reset" in said
+    assert attach(lab, "c1.1")  # what it gave before is still there
+    lab.weft("h3", ["reset", "--force"])
+    lab.weft("h1", ["ipam", "check", "--repair"])
+    lab.launch("h3", [lab.underlay(2)])
+    wait_until(lambda: status(lab, "h1")["state"] == "ready", 15, "h1 gives again")
+    assert attach(lab, "c1.2") and attach(lab, "c3.2")
