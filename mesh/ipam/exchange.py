@@ -244,7 +244,7 @@ def _choose(member: Member, peer: PeerName, ask: Ask) -> tuple[tuple[int, int] |
     free = holdings.unannounced((ask.start, ask.end))
     if not free:
         pooled = spans.of_slots(holdings.pool((ask.start, ask.end)))
-        free = ((lambda span: (span[0] + (span[1] - span[0]) // 2, span[1]))(spans.largest(pooled)),) if pooled else ()
+        free = (spans.largest(pooled),) if pooled else ()
     if not free:
         return None, ""
     start, end = spans.largest(free)

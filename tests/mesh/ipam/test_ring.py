@@ -12,6 +12,7 @@ from mesh.ipam.sim import LEASE_S, Ring
 from mesh.ipam.soak import run_scenario
 from mesh.ipam.space import AUTOMATIC6, Space
 from mesh.ipam.surroundings import Settings
+from mesh.ipam.voter import Voter, rings_of
 from mesh.ipam.wants import FromSubnet
 
 SPACE = Space(IPv4Network("10.32.0.0/24"), None)
@@ -90,12 +91,18 @@ def test_two_used_rings_go_on_apart_until_an_operator_joins_them() -> None:
     one, two = (ring.hosts[index].member for index in (1, 2))
     assert one is not None and two is not None
     assert one.ring != two.ring and two.ring in one.splits and one.ring in two.splits
+    left, receipts = one.ring, dict(one.voter.receipts)
     one.join(two.ring, ring.clock(ring.hosts[1]))
     ring.wake(ring.hosts[1])
     ring.run_for(5.0)
     assert one.ring == two.ring and not one.splits
     assert one.holdings.guests and spans.size(two.holdings.owned) == 256
     given(ring, 1, "after")
+    # What it held and promised as a voter of the ring that it left, it still does, should it ever be of it again.
+    kept = Voter({}, left, b"boot", ring.clock(ring.hosts[1]))
+    kept.load(ring.hosts[1].disk, ring.clock(ring.hosts[1]))
+    assert one.own in receipts and kept.receipts == receipts
+    assert left in rings_of(ring.hosts[1].disk) and two.ring in rings_of(ring.hosts[1].disk)
 
 
 def test_seeds_need_no_agreement() -> None:
