@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
+from gossip import introduction
 from gossip.dialer import Dialer, Surroundings, TargetStatus
 from gossip.documents import Page
 from gossip.errors import ProtocolError
@@ -29,7 +30,6 @@ from gossip.events import (
     StoreEpoch,
 )
 from gossip.identity import Identity
-from gossip.introduction import identify_untrusted, introduce
 from gossip.linkstate import LinkState, LinkStatus
 from gossip.names import PeerName, format_name, name_of_key
 from gossip.peers import (
@@ -185,7 +185,7 @@ class Node:
         return [] if isinstance(key, bytes) else [self._say_hello(link)]
 
     def _say_hello(self, link: LinkState) -> Send:
-        return Send(link.id, encode(introduce(self._identity, self.replica.record, link)))
+        return Send(link.id, encode(introduction.introduce(self._identity, self.replica.record, link)))
 
     def link_down(self, link_id: int, error: str, now: float) -> list[Outcome]:
         """The connection ended."""
@@ -269,7 +269,7 @@ class Node:
     def _hello(self, link: LinkState, hello: Hello, now: float) -> list[Outcome]:
         if link.peer is not None or link.challenger is not None:
             raise ProtocolError("second-hello", "a link said hello twice")
-        name = identify_untrusted(hello, link)
+        name = introduction.identify_untrusted(hello, link)
         if isinstance(link.key, bytes) and name != link.key:
             self._dialer.failed(link.key, "another peer answers there", now)
             return self._close(link, "not-sought", "this is not the peer that was looked for", now)
@@ -306,10 +306,7 @@ class Node:
                 self._dialer.led_to_ourselves(link.key)
             return self._close(link, "self", "this is the same daemon", now)
         self._count("refused-name-in-use")
-        text = (
-            f"another live host ({link.remote}) uses this peer's identity {format_name(self.name)}; if its state "
-            "directory was copied, run `weft reset` on one of them to give it an identity of its own"
-        )
+        text = introduction.also_used_by(self.name, link)
         if link.key is not None:
             self._dialer.failed(link.key, text, now, refused=True)
         return [NameContested(text), *self._close(link, "name-in-use", text, now)]
@@ -537,13 +534,8 @@ class Node:
         challenged, question = link.challenged
         if current.answered >= (question if current.id == challenged else 1):
             self._count("refused-name-in-use")
-            contested = f"another live host ({link.remote}) uses the identity {format_name(name)} too"
-            text = (
-                f"the peer name {format_name(name)} is in use by a live host at {current.remote}; if the state "
-                "directory was copied from there, run `weft reset` here to get an identity of its own"
-            )
-            told = Send(current.id, encode(Contested(contested)))
-            return [told, *self._close(link, "name-in-use", text, now)]
+            told = Send(current.id, encode(Contested(introduction.also_used_by(name, link)[:250])))
+            return [told, *self._close(link, "name-in-use", introduction.in_use_by(name, current), now)]
         outcomes = self._accept(link, name, now)
         return outcomes + self._close(current, "replaced", "the peer has restarted", now)
 
