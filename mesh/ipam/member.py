@@ -410,6 +410,10 @@ class Member:
         for each in [each for each in self.holdings.ranges if each.donor] if tip >= 0 else ():
             lost = exchange.lost_with(self, charter, each.donor, tip)
             self.holdings.remove(spans.both((each.span,), lost if lost is not None else (each.span,)))
+        # What was not lost with a donor that is retired is ours by that decision: of the donor's own word nobody may be
+        # left who knows it.
+        settled = [each.span for each in self.holdings.ranges if each.donor and charter.fenced_after(each.donor, tip)]
+        self.holdings.confirm_donors(spans.normal(settled))
         for grant in charter.grants:
             if grant.number > tip and grant.heir in self._own_seats():
                 for start, end in spans.minus(grant.slots, self.holdings.owned):
@@ -514,7 +518,7 @@ class Member:
         """Whether we know the word by which every donor let go of what it gave."""
         for each in said.ranges:
             if each.donor and each.donor != self.own:
-                donor = self.statement(each.donor)
+                donor = self.newest(each.donor)
                 held = self.voter.receipts.get(each.donor)
                 best = max(donor.sequence if donor else 0, held.statement.sequence if held else 0)
                 if best < each.donor_sequence:
