@@ -407,7 +407,11 @@ class Desk:
         member = self.member
         interval = (usable,)
         rows = [(member.own, spans.both(member.holdings.owned, interval), member.holdings.announced)]
-        rows += [(peer, spans.both(said.owned, interval), said.used) for peer, said in member.members()]
+        rows += [
+            (peer, spans.both(said.owned, interval), said.used)
+            for peer, said in member.members()
+            if member.charter is None or not member.charter.fenced_after(peer, said.tip)
+        ]
         parts = []
         for peer, owned, used in rows:
             if owned:

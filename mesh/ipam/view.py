@@ -54,7 +54,10 @@ def why_no_majority(member: Member) -> str:
     assert member.charter is not None
     peers = [(seat, member.peer_at(seat)) for seat in member.charter.voters]
     missing = [peer for _, peer in peers if peer is not None and peer != member.own and peer not in member.reachable]
-    names = " ".join(map(format_name, missing)) or "none"
+    if not missing:
+        slow = f"nothing was decided in time, although all {len(peers)} voters are in reach"
+        return f"{slow}; try again, and see `weft status ipam` for votes that are open"
+    names = " ".join(map(format_name, missing))
     return (
         f"no majority of the {len(peers)} voters could be had in time (out of reach: {names}); bring them back, "
         "or, where they are gone for good too, name them in the same `weft rmpeer`"

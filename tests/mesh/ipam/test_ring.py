@@ -6,6 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
+from gossip.names import format_name
 from mesh.ipam import spans
 from mesh.ipam.ranges import OBSERVER, SEED
 from mesh.ipam.sim import LEASE_S, Ring
@@ -249,6 +250,27 @@ def test_space_that_is_used_up_says_where_it_is() -> None:
     ring.run_for(5.0)
     assert request is not None and request.refused is not None and request.refused.code == "ipam-exhausted"
     assert "here: 6" in str(request.refused)
+
+
+def test_a_removed_host_is_not_named_as_one_that_has_space() -> None:
+    ring = Ring(4, 3, "10.32.0.0/28", expected=3)
+    for index in ring.hosts:
+        ring.start(index)
+    ring.run_for(4.0)
+    given(ring, 1, "c")
+    gone = ring.hosts[3]
+    ring.kill(3)
+    ring.run_for(5.0)
+    ring.remove(1, gone.name)
+    ring.run_for(10.0)
+    refused = None
+    for number in range(14):
+        request = ring.obtain(1, f"d{number}")
+        ring.run_for(8.0)
+        assert request is not None
+        refused = refused or request.refused
+    assert refused is not None and refused.code == "ipam-exhausted"
+    assert "here: " in str(refused) and format_name(gone.name) not in str(refused)
 
 
 def test_both_families_end_alike() -> None:
