@@ -28,7 +28,7 @@ AS_ROOT := $(if $(SUDO),$(SUDO) env PATH="$$PATH" PYTHONDONTWRITEBYTECODE=1)
 COMPILE = $(PY) -m compileall -q gossip dataplane mesh bench labs tests
 NO_CACHE := $(if $(SUDO),-p no:cacheprovider)
 
-.PHONY: help demo test check bench bench-peers soak install uninstall clean
+.PHONY: help demo test lint check bench bench-peers soak install uninstall clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -40,9 +40,11 @@ test: .tools-test $(VENV)/.ready-test ## all tests, those included that need roo
 	@echo "== running all tests as root, in network namespaces of their own"
 	@$(COMPILE) && $(AS_ROOT) $(PY) -m pytest $(NO_CACHE) $(TESTS)
 
-check: .tools-check $(VENV)/.ready-test ## lint, types and the tests that need no root
+lint: .tools-check $(VENV)/.ready-test ## lint and types
 	@echo "== ruff" && $(PY) -m ruff check .
 	@echo "== mypy" && $(PY) -m mypy
+
+check: lint ## lint, types and the tests that need no root
 	@echo "== tests without root" && $(PY) -m pytest -q -m "not root" $(TESTS)
 
 bench: .tools-bench $(VENV)/.ready-run ## the figures, with progress; BENCH=sleeve for one, ROUNDS=9 SECONDS=3 for longer
