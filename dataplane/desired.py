@@ -54,6 +54,14 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """A network that is reached inside a container through its interface: straight, or by a gateway there."""
+
+    network: Network
+    gateway: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """One container interface attached on this host."""
 
@@ -69,8 +77,16 @@ class Port:
     addresses: tuple[Interface, ...]
     isolated: bool = False
     """Nothing passes between it and other hosts, in either direction."""
-    onlink: tuple[Network, ...] = ()
-    """Networks beyond its own that are reached inside straight through it. None of them is everything."""
+    routes: tuple[Route, ...] = ()
+    """Networks beyond its own that are reached inside through it. None of them is everything."""
+    leads_out: bool = True
+    """Whether there is a default route inside through the host, while that is exposed in its network."""
+    gateways: tuple[Address, ...] = ()
+    """Where default routes inside lead instead: at most one of an IP version."""
+    hairpin: bool = False
+    """Whether what it sends may come back to it, as it does where addresses are translated on the way."""
+    mtu: int | None = None
+    """Less than the network's, where somebody wants that."""
 
 
 @dataclass(frozen=True, slots=True)

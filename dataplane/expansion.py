@@ -43,7 +43,7 @@ from dataplane.objects import (
     GUARD_RULES,
     GUEST,
     GUEST_ADDRESS,
-    GUEST_ONLINK,
+    GUEST_NETWORK,
     GUEST_ROUTE,
     HOST_ADDRESS,
     IN,
@@ -213,7 +213,7 @@ def _rows_here(
     host = _exposed_rows(segment.bridge, exposed)
     rows.update(host)
     port_of.update(dict.fromkeys(host, segment.bridge))
-    for port in ports if exposed else ():
+    for port in [port for port in ports if port.leads_out] if exposed else ():
         mine = _route_rows(port, exposed)
         rows.update(mine)
         port_of.update(dict.fromkeys(mine, port.ifname))
@@ -273,15 +273,18 @@ def _overlay_port_rows(bridge: str, name: str) -> dict[Key, Value]:
 def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
     bridge, name = segment.bridge, port.ifname
     addresses = [address for address in port.addresses if _is_carried(segment, address)]
+    mtu = segment.mtu if port.mtu is None else min(port.mtu, segment.mtu)
     rows: dict[Key, Value] = {
-        Key(LINK, name): Veth(mtu=segment.mtu, namespace=port.namespace_id),
-        Key(PORT, name): PortFlags(bridge, neigh_suppress=False, isolated=port.isolated, locked=True),
+        Key(LINK, name): Veth(mtu=mtu, namespace=port.namespace_id),
+        Key(PORT, name): PortFlags(
+            bridge, neigh_suppress=False, isolated=port.isolated, locked=True, hairpin=port.hairpin
+        ),
         Key(BRIDGE_FDB, bridge, port.mac): name,
         Key(UP, name): True,
         Key(GUEST, name): Guest(
             name=port.guest_ifname,
             mac=port.mac,
-            mtu=segment.mtu,
+            mtu=mtu,
             # Docker switches IPv6 off inside containers that it gives no IPv6 address; where we give one it must be on.
             ipv6=True if any(address.version == 6 for address in addresses) else None,
         ),
@@ -290,9 +293,13 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
         rows[Key(GUEST_ADDRESS, name, address_item(address))] = GuestAddress()
         rows[Key(NEIGHBOUR, bridge, address.ip.packed)] = port.mac
     versions = {address.version for address in addresses}
-    for network in port.onlink:
-        if network.version in versions:
-            rows[Key(GUEST_ONLINK, name, network_item(network))] = True
+    for route in port.routes:
+        if route.network.version in versions:
+            gateway = route.gateway.packed if route.gateway is not None else b""
+            rows[Key(GUEST_NETWORK, name, network_item(route.network))] = gateway
+    for gateway_out in port.gateways:
+        if gateway_out.version in versions:
+            rows[Key(GUEST_ROUTE, name, FAMILIES[gateway_out.version])] = DefaultRoute(gateway_out.packed)
     return rows
 
 

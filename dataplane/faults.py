@@ -23,7 +23,7 @@ from dataplane.objects import (
     GUARD,
     GUEST,
     GUEST_ADDRESS,
-    GUEST_ONLINK,
+    GUEST_NETWORK,
     GUEST_ROUTE,
     HOST_ADDRESS,
     IFINDEX,
@@ -79,7 +79,7 @@ def describe(key: Key, value: Value | None) -> str:
         return f"{what} {key.device}"
     if key.kind in (PORT, OFFLOADS, GUARD, GUEST):
         return f"{what} of {key.device}"
-    if key.kind in (GUEST_ADDRESS, GUEST_ONLINK, HOST_ADDRESS):
+    if key.kind in (GUEST_ADDRESS, GUEST_NETWORK, HOST_ADDRESS):
         return f"{what} {_address(key.item[:-1])}/{key.item[-1]} of {key.device}"
     if key.kind == ACCEPT:
         return f"{what} in {key.item.decode().split()[0]} filter FORWARD"
@@ -154,7 +154,7 @@ def _thing(key: Key, value: Value | None) -> str:
         GUEST_ADDRESS: "address",
         HOST_ADDRESS: "address",
         GUEST_ROUTE: "default route",
-        GUEST_ONLINK: "route",
+        GUEST_NETWORK: "route",
         FORWARDING: "forwarding",
         GATEWAY: "masquerade rules",
         GUARD: "firewall guard",

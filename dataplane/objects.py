@@ -31,7 +31,7 @@ NEIGHBOUR: Final = "neighbour"
 GUEST: Final = "guest"
 GUEST_ADDRESS: Final = "guest-address"
 GUEST_ROUTE: Final = "guest-route"
-GUEST_ONLINK: Final = "guest-onlink"
+GUEST_NETWORK: Final = "guest-network"
 GUARD: Final = "guard"
 ACCEPT: Final = "accept"
 GATEWAY: Final = "gateway"
@@ -40,7 +40,7 @@ FORWARDING: Final = "forwarding"
 
 LINK_KINDS: Final = frozenset({LINK, UP, PORT, OFFLOADS})
 TABLE_KINDS: Final = frozenset({VXLAN_FDB, FLOOD, BRIDGE_FDB, NEIGHBOUR})
-GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS, GUEST_ROUTE, GUEST_ONLINK})
+GUEST_KINDS: Final = frozenset({GUEST, GUEST_ADDRESS, GUEST_ROUTE, GUEST_NETWORK})
 FIREWALL_KINDS: Final = frozenset({GUARD, ACCEPT, GATEWAY})
 HOST_KINDS: Final = frozenset({HOST_ADDRESS, FORWARDING})
 
@@ -132,6 +132,7 @@ class PortFlags(NamedTuple):
     flood: bool = False
     mcast_flood: bool = True
     bcast_flood: bool = True
+    hairpin: bool = False
 
 
 class Offloads(NamedTuple):
@@ -227,8 +228,8 @@ Value = (
     | str
     | bool
 )
-"""VXLAN_FDB: destination, as `destination_item`. FLOOD, UP, GUEST_ONLINK: True. BRIDGE_FDB: port name. NEIGHBOUR: MAC.
-ACCEPT: is the rule there."""
+"""VXLAN_FDB: destination, as `destination_item`. FLOOD, UP: True. BRIDGE_FDB: port name. NEIGHBOUR: MAC. GUEST_NETWORK:
+the gateway, packed; empty where there is none. ACCEPT: is the rule there."""
 
 GUARD_RULES: Final = ("weft unanswered arp", "weft local nd", "weft unanswered nd")
 """Comments of the rules of a guard, which are also how it is recognised. A changed rule needs a changed comment."""
@@ -278,7 +279,7 @@ def address_item(interface: Interface) -> bytes:
 
 
 def network_item(network: Network) -> bytes:
-    """Item of a GUEST_ONLINK: the packed first address and one byte of prefix length."""
+    """Item of a GUEST_NETWORK: the packed first address and one byte of prefix length."""
     return network.network_address.packed + bytes((network.prefixlen,))
 
 

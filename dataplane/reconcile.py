@@ -39,7 +39,7 @@ from dataplane.objects import (
     GUEST,
     GUEST_ADDRESS,
     GUEST_KINDS,
-    GUEST_ONLINK,
+    GUEST_NETWORK,
     GUEST_ROUTE,
     HOST_ADDRESS,
     LINK,
@@ -112,7 +112,7 @@ _STAGE_OF_ADD: Final[Mapping[str, int]] = {
     GUEST_ADDRESS: 9,
     VXLAN_FDB: 10,
     GUEST_ROUTE: 10,
-    GUEST_ONLINK: 10,
+    GUEST_NETWORK: 10,
     BRIDGE_FDB: 11,
     NEIGHBOUR: 12,
     FLOOD: 14,
@@ -123,7 +123,7 @@ _ANNOUNCE: Final = 15
 _STAGE_OF_DELETE: Final[Mapping[str, int]] = {
     FLOOD: 13,
     GUEST_ROUTE: 13,
-    GUEST_ONLINK: 13,
+    GUEST_NETWORK: 13,
     FORWARDING: 14,
     NEIGHBOUR: 17,
     BRIDGE_FDB: 18,
@@ -523,7 +523,7 @@ class Reconciler:
             return self._masquerade
         if key.kind == GUEST_ROUTE:
             return ((Key(GUEST, key.device), True), *self._masquerade)
-        if key.kind in (GUEST_ADDRESS, GUEST_ONLINK):
+        if key.kind in (GUEST_ADDRESS, GUEST_NETWORK):
             return ((Key(GUEST, key.device), True),)
         if key.kind == BRIDGE_FDB and isinstance(value, str):
             port = (Key(PORT, value), True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dataplane.kernel import Fault
-from dataplane.linux.netns import Namespace, is_there
+from dataplane.linux.netns import is_there
 from gossip.errors import ProtocolError
 from gossip.names import PeerName
 from gossip.pages import ROW_MAX_BYTES
@@ -30,6 +30,7 @@ from mesh import arguments, requests
 from mesh.attachment import (
     AWAY_MAX,
     Attachment,
+    Sandbox,
     after_boot,
     attachment_from_json,
     canonical,
@@ -136,7 +137,8 @@ class Attachments:
 
     async def attach(self, request: requests.Attach) -> Attachment:
         """Raises `ApiError`; then nothing has changed."""
-        place = await self._around.targets.find(request.target)
+        targets = self._around.targets
+        place = targets.at_path(request.target) if request.sandbox else await targets.find(request.target)
         await self._around.wait_settled()
         for _ in range(TRIES):
             self.refuse_closed()
@@ -146,7 +148,7 @@ class Attachments:
                 async with self._lock:
                     try:
                         self.refuse_closed()
-                        await self._retire(self._strangers(place.namespace))
+                        await self._retire(self._strangers(request, place))
                         if not watch.is_stale and self._asked(request, place) == (owner, wants):
                             return await self._attach(request, place, owner, given)
                     finally:
@@ -155,16 +157,28 @@ class Attachments:
 
     def _asked(self, request: requests.Attach, place: Place) -> tuple[str, tuple[Want, ...]]:
         """Who is to have which addresses. Raises `ApiError` where others have them."""
-        found = self._of_namespace(place.namespace.id)
-        before = (found if found is not None and _is_there(found) else None) or self._awaited(place)
+        before = self._before(request, place)
+        if before is not None and not _is_there(before):
+            before = self._awaited(place) if request.sandbox is None else None
         for want in request.addresses:
             if isinstance(want, Claim):
                 self._refuse_taken(want.interface, before)
         if before is not None:
             return before.owner, request.addresses
+        found = place.namespace
         taken = {held.owner for held in self._held.values()}
-        owner = owner_of(place.namespace.path, place.namespace.id, place.container, self._boot, taken)
+        owner = owner_of(found.path, found.id, place.container, self._boot, taken, request.sandbox)
         return owner, request.addresses or (FromSubnet(None),)
+
+    def _before(self, request: requests.Attach, place: Place) -> Attachment | None:
+        """What is there already for whoever asks. A runtime asks once for each interface, and gets it or an error."""
+        if request.sandbox is None:
+            return self._of_namespace(place.namespace.id) or self._awaited(place)
+        held = self._of_sandbox(request.sandbox)
+        if held is not None and _is_there(held):
+            text = f"container {request.sandbox.container} has {request.sandbox.ifname} already"
+            raise ApiError("name-taken", f"{text}, with {', '.join(held.texts())}; delete it first")
+        return held
 
     async def _let_go(self, owner: str, given: tuple[Interface, ...]) -> None:
         """Of what was given, whatever is not attached."""
@@ -198,7 +212,7 @@ class Attachments:
         self, request: requests.Attach, place: Place, owner: str, given: tuple[Interface, ...]
     ) -> tuple[Attachment | None, Attachment]:
         """What is there for this target, and what should be."""
-        before = self._of_namespace(place.namespace.id) or self._awaited(place)
+        before = self._before(request, place)
         bindings = list(before.bindings) if before else []
         for interface in given:
             self._refuse_taken(interface, before)
@@ -214,18 +228,26 @@ class Attachments:
             wanted = replace(_moved(before, place), bindings=tuple(bindings), names=names, labels=labels, dns=dns)
         else:
             found = place.namespace
-            ifname = ifname_of(found.path, found.id, place.container, request.network, self._held)
-            mac = self._free_mac(request.network, bindings[0].ip, takes_over=True)
+            sandbox = request.sandbox
+            ifname = ifname_of(found.path, found.id, place.container, request.network, self._held, sandbox)
+            mac = self._mac(request, bindings[0].ip)
+            name = place.name if sandbox is None else request.called
             wanted = Attachment(
-                request.target, ifname, found.path, found.id, mac, tuple(bindings), request.names, request.labels,
-                request.network, place.container, owner=owner, dns=request.dns, container_name=place.name,
+                name or sandbox.container if sandbox else request.target,
+                ifname, found.path, found.id, mac, tuple(bindings), request.names, request.labels,
+                request.network, place.container, owner=owner, dns=request.dns, container_name=name,
+                inside=request.inside, sandbox=sandbox,
             )  # fmt: skip
         self._refuse_unpublishable(wanted)
         return before, wanted
 
     def _of_namespace(self, namespace_id: tuple[int, int]) -> Attachment | None:
-        here = (held for held in self._held.values() if held.away_since is None)
+        here = (held for held in self._held.values() if held.away_since is None and held.sandbox is None)
         return next((held for held in here if held.namespace_id == namespace_id), None)
+
+    def _of_sandbox(self, sandbox: Sandbox) -> Attachment | None:
+        asked = (held for held in self._held.values() if held.sandbox is not None)
+        return next((held for held in asked if held.sandbox and held.sandbox.key == sandbox.key), None)
 
     def _awaited(self, place: Place) -> Attachment | None:
         """The attachment that this is the next namespace of."""
@@ -236,10 +258,12 @@ class Attachments:
                 return held
         return None
 
-    def _strangers(self, namespace: Namespace) -> list[Attachment]:
-        """Attachments of a namespace that ended and whose number the kernel has given to this one since."""
-        held = self._of_namespace(namespace.id)
-        return [] if held is None or _is_there(held) else [held]
+    def _strangers(self, request: requests.Attach | None, place: Place) -> list[Attachment]:
+        """Attachments of a namespace that ended and whose number the kernel has given to this one since; and what a
+        runtime had asked for under the same name in a sandbox that is gone."""
+        before = self._of_sandbox(request.sandbox) if request is not None and request.sandbox is not None else None
+        numbered = (held for held in self.here() if held.namespace_id == place.namespace.id or held is before)
+        return [held for held in numbered if not _is_there(held)]
 
     def _refuse_taken(self, interface: Interface, ours: Attachment | None) -> None:
         """An address moves after `detach`, or when its owner is out of reach; else it stays where it is."""
@@ -283,6 +307,16 @@ class Attachments:
             decode_row_untrusted(self._around.own, row)
         except ProtocolError as error:
             raise ApiError("bad-request", f"{wanted.id} cannot be told to other hosts ({error})") from None
+
+    def _mac(self, request: requests.Attach, first: Address) -> bytes:
+        """That of a new attachment."""
+        if request.mac is None:
+            return self._free_mac(request.network, first, takes_over=True)
+        users = [user.id for user in self._around.table.mac_users(request.mac)]
+        users += [held.id for held in self._held.values() if held.mac == request.mac]
+        if users:
+            raise ApiError("mac-taken", f"the MAC {request.mac.hex(':')} is that of {users[0]} already; take another")
+        return request.mac
 
     def _free_mac(self, network: str, first: Address, takes_over: bool) -> bytes:
         """The MAC that belongs to `first`, unless an endpoint that holds other addresses uses it already. `takes_over`:
@@ -354,6 +388,19 @@ class Attachments:
             await self._publish()
             await self.keeper.release(attachment.owner, {binding.ip for binding in gone} if kept else None)
             log.info("detached", id=attachment.id, addresses=",".join(map(str, gone)))
+            return gone
+
+    async def remove(self, is_wanted: Callable[[Sandbox], bool], owner: str | None = None) -> list[Attachment]:
+        """Take away what runtimes asked for through CNI, and whatever else is given to `owner`. Raises `ApiError`; then
+        nothing has changed."""
+        async with self._lock:
+            self.refuse_closed()
+            gone = [held for held in self.all() if held.sandbox is not None and is_wanted(held.sandbox)]
+            if gone:
+                rest = {ifname: held for ifname, held in self._held.items() if held not in gone}
+                await self._replace(rest, "detached")
+            if owner is not None:
+                await self.keeper.release(owner, None)
             return gone
 
     async def rename(self, target: str, add: Collection[str], drop: Collection[str]) -> Attachment:
@@ -448,7 +495,7 @@ class Attachments:
         back: list[Attachment] = []
         for ifname, place in sorted(places.items()):
             found = place.namespace
-            await self._retire(self._strangers(found))
+            await self._retire(self._strangers(None, place))
             before = self._held.get(ifname)
             if before is None or not is_there(found.path, found.id):
                 continue  # what was looked at is old news by now

@@ -2,8 +2,9 @@
 
 What an attachment is attached to decides whether it comes back. A named namespace is its name: whatever bears it next
 is the same container to the person who chose the name. A Docker container is its id, whatever process it has this time.
-Anything else, a pid or some other path, means nothing once its namespace has ended. Knows nothing of Docker, of the
-kernel, or of when anything ends.
+Anything else, a pid or some other path, means nothing once its namespace has ended; nor does what a runtime asked for
+through CNI, as it makes a new sandbox and asks again. Knows nothing of Docker, of CNI's words, of the kernel, or of
+when anything ends.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from ipaddress import ip_interface
+from dataclasses import astuple, dataclass, replace
+from ipaddress import ip_address, ip_interface, ip_network
 from itertools import count
 from typing import Any
 
-from dataplane.desired import Port
+from dataplane.desired import Port, Route
 from gossip.names import PeerName
 from mesh.arguments import parse_name
-from mesh.endpoints import Binding, Endpoint, Interface
+from mesh.endpoints import Address, Binding, Endpoint, Interface
 
 GUEST_IFNAME = "ethwe"
 NAMED_DIRECTORY = "/run/netns"
@@ -27,6 +28,58 @@ NAMED_DIRECTORIES = (NAMED_DIRECTORY, "/var/run/netns")
 """Both are what `ip netns` lists: /var/run is a link to /run."""
 AWAY_MAX = 1024
 """So many attachments are remembered while what they are attached to is away; then the longest away is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What a container runtime knows an interface by that it asked for."""
+
+    network: str
+    """The name of its network configuration."""
+    container: str
+    ifname: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """One of a kind on a host."""
+        return self.container, self.ifname
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What the inner end has beside its addresses: as `dataplane.desired.Port` says it."""
+
+    ifname: str = GUEST_IFNAME
+    leads_out: bool = True
+    gateways: tuple[Address, ...] = ()
+    routes: tuple[Route, ...] = ()
+    hairpin: bool = False
+    mtu: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ifname": self.ifname,
+            "leads_out": self.leads_out,
+            "gateways": list(map(str, self.gateways)),
+            "routes": [[str(route.network), str(route.gateway) if route.gateway else None] for route in self.routes],
+            "hairpin": self.hairpin,
+            "mtu": self.mtu,
+        }
+
+
+ORDINARY = Inside()
+
+
+def _inside_from_json(value: dict[str, Any]) -> Inside:
+    routes = ((ip_network(network), ip_address(gateway) if gateway else None) for network, gateway in value["routes"])
+    return Inside(
+        value["ifname"],
+        value["leads_out"],
+        tuple(map(ip_address, value["gateways"])),
+        tuple(Route(network, gateway) for network, gateway in routes),
+        value["hairpin"],
+        value["mtu"],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +108,10 @@ class Attachment:
     dns: bool = True
     """Whether it has names, and a resolv.conf of ours where it is named."""
     container_name: str | None = None
-    """What Docker calls it, where that is known."""
+    """What Docker, or another runtime, calls it, where that is known."""
+    inside: Inside = ORDINARY
+    sandbox: Sandbox | None = None
+    """None where no runtime asked for it through CNI."""
 
     @property
     def own_name(self) -> str | None:
@@ -77,7 +133,8 @@ class Attachment:
 
     @property
     def is_named(self) -> bool:
-        return self.container is None and posixpath.dirname(self.namespace) == NAMED_DIRECTORY
+        is_ours_to_name = self.container is None and self.sandbox is None
+        return is_ours_to_name and posixpath.dirname(self.namespace) == NAMED_DIRECTORY
 
     @property
     def comes_back(self) -> bool:
@@ -87,7 +144,12 @@ class Attachment:
     @property
     def port(self) -> Port:
         interfaces = tuple(binding.interface for binding in self.bindings)
-        return Port(self.ifname, GUEST_IFNAME, self.namespace, self.namespace_id, self.mac, interfaces)
+        inside = self.inside
+        return Port(
+            self.ifname, inside.ifname, self.namespace, self.namespace_id, self.mac, interfaces,
+            routes=inside.routes, leads_out=inside.leads_out, gateways=inside.gateways, hairpin=inside.hairpin,
+            mtu=inside.mtu,
+        )  # fmt: skip
 
     def endpoint(self, owner: PeerName) -> Endpoint:
         away = self.away_since is not None
@@ -114,6 +176,8 @@ class Attachment:
             "owner": self.owner,
             "dns": self.dns,
             "container_name": self.container_name,
+            "inside": self.inside.to_json(),
+            "sandbox": list(astuple(self.sandbox)) if self.sandbox else None,
         }
 
 
@@ -136,6 +200,8 @@ def attachment_from_json(value: dict[str, Any]) -> Attachment:
         owner=value.get("owner", ""),
         dns=value.get("dns", True),
         container_name=value.get("container_name"),
+        inside=_inside_from_json(value["inside"]) if "inside" in value else ORDINARY,
+        sandbox=Sandbox(*value["sandbox"]) if value.get("sandbox") else None,
     )
 
 
@@ -150,11 +216,18 @@ def canonical(path: str) -> str:
 
 
 def ifname_of(
-    path: str, namespace_id: tuple[int, int], container: str | None, network: str, taken: Collection[str] = ()
+    path: str,
+    namespace_id: tuple[int, int],
+    container: str | None,
+    network: str,
+    taken: Collection[str] = (),
+    sandbox: Sandbox | None = None,
 ) -> str:
     """The host end's name: made from what comes back, so that it is the same for the same container. One that is taken
     belongs to an attachment that was made by the same words, and by now is known to be something else."""
-    if container is not None:
+    if sandbox is not None:
+        seed = f"sandbox {sandbox.container} {sandbox.ifname}"
+    elif container is not None:
         seed = f"container {container} {network}"
     elif posixpath.dirname(path) == NAMED_DIRECTORY:
         seed = f"name {path} {network}"
@@ -165,11 +238,18 @@ def ifname_of(
 
 
 def owner_of(
-    path: str, namespace_id: tuple[int, int], container: str | None, boot: str, taken: Collection[str] = ()
+    path: str,
+    namespace_id: tuple[int, int],
+    container: str | None,
+    boot: str,
+    taken: Collection[str] = (),
+    sandbox: Sandbox | None = None,
 ) -> str:
     """What the allocator knows an attachment by: what comes back has the same addresses again. A namespace's number is
     one of a boot only. One that is taken belongs to an attachment as with `ifname_of`."""
-    if container is not None:
+    if sandbox is not None:
+        seed = f"cni:{sandbox.container}:{sandbox.ifname}"
+    elif container is not None:
         seed = f"docker:{container}"
     elif posixpath.dirname(path) == NAMED_DIRECTORY:
         seed = f"netns:{posixpath.basename(path)}"

@@ -334,6 +334,12 @@ def _ipam(parsed: Parsed) -> int:
     return ipamcli.ipam(parsed)
 
 
+def _setup_cni(parsed: Parsed) -> int:
+    from mesh.cni import setup
+
+    return setup.setup_cni(parsed)
+
+
 def _version(parsed: Parsed) -> int:
     from mesh import client
     from mesh.version import VERSION
@@ -388,6 +394,7 @@ _VERBS = {
     "prime": _prime,
     "rmpeer": _rmpeer,
     "ipam": _ipam,
+    "setup-cni": _setup_cni,
     "version": _version,
     "dns-add": lambda parsed: _dns_change("dns-add", parsed),
     "dns-remove": lambda parsed: _dns_change("dns-remove", parsed),

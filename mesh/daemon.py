@@ -33,6 +33,7 @@ from gossip.secret import NO_SECRET_PSK, derive_psk, warning_for
 from gossip.transport import Transport
 from mesh import api, directories, requests, status
 from mesh.attach import Attachments, Surroundings, boot_id
+from mesh.cni.door import CniDoor
 from mesh.config import LaunchConfig
 from mesh.dns import service
 from mesh.dns.service import Dns
@@ -143,6 +144,10 @@ class Daemon:
         self._returns = Returns(self._attachments, targets)
         self._dns = Dns(config, self._around_dns(), store.read(service.DOCUMENT), SystemRandom())
         own_mac = bridge_mac(identity.name)
+        self._cni = CniDoor(
+            self._attachments, self._exposures, self._ipam, self._dns.accept, self._publish_ports,
+            self._dns.for_runtimes, lambda: {"bridge": BRIDGE, "bridge_mac": own_mac.hex(":"), "mtu": self._router.mtu},
+        )  # fmt: skip
         self._pinger = Pinger(BRIDGE, own_mac, lambda mac: mac in self._router.peer_macs)
         self._probes = Probes(
             BRIDGE, VNI, config.port + 1, identity.name, store.read(PROBES), self._router.owner_of,
@@ -200,7 +205,8 @@ class Daemon:
             self.node, self._router, self._attachments, self._exposures, transport, self._pinger,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
-                self._sleeve_view, self._returns, self._dns, self._ipam, self._mending, self._config.ipalloc.instead,
+                self._sleeve_view, self._returns, self._dns, self._ipam, self._mending, self._cni,
+                self._config.ipalloc.instead,
             ),
             self._write, self._end,
         )  # fmt: skip

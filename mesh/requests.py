@@ -13,6 +13,9 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any, NoReturn
 
 from mesh import arguments
+from mesh.attachment import ORDINARY, Inside, Sandbox
+from mesh.cni import words as cni_words
+from mesh.cni.words import CniRequest
 from mesh.dns import words
 from mesh.dns.words import DnsChange, DnsLookup
 from mesh.errors import UserError
@@ -24,6 +27,7 @@ PING_COUNT_MAX = 100_000
 PING_INTERVAL_MIN_S = 0.01
 PING_INTERVAL_MAX_S = 60.0
 PRIME_TIMEOUT_MAX_S = 86400 * 365
+CNI_VERBS = ("cni-add", "cni-del", "cni-check", "cni-gc", "cni-status")
 
 
 class ApiError(UserError):
@@ -64,6 +68,13 @@ class Attach:
     names: tuple[str, ...]
     dns: bool = True
     """Whether its names are told and answered."""
+    mac: bytes | None = None
+    """One that somebody chose."""
+    inside: Inside = ORDINARY
+    sandbox: Sandbox | None = None
+    """What asked for it through CNI; `target` is a path then."""
+    called: str | None = None
+    """What that runtime calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +156,10 @@ class Reset:
 
 
 DnsRequest = DnsChange | DnsLookup
-Request = Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping | IpamRequest | DnsRequest | Stop | Reset
+Request = (
+    Read | Connect | Forget | Attach | Detach | Expose | Hide | Ping
+    | IpamRequest | DnsRequest | CniRequest | Stop | Reset
+)
 
 
 def parse_request(line: bytes) -> tuple[str, Request]:
@@ -180,7 +194,7 @@ def _parse_read(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_connect(verb: str, args: dict[str, Any]) -> Request:
-    return Connect(_peers(args), _take(args, "replace", bool, False))
+    return Connect(_peers(args), take(args, "replace", bool, False))
 
 
 def _parse_forget(verb: str, args: dict[str, Any]) -> Request:
@@ -188,20 +202,20 @@ def _parse_forget(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
-    target = arguments.parse_target(_take(args, "target", str))
+    target = arguments.parse_target(take(args, "target", str))
     addresses = _wants(args)
-    labels = _take(args, "labels", dict, {})
+    labels = take(args, "labels", dict, {})
     if len(labels) > arguments.LABELS_MAX:
         raise ValueError(f"{len(labels)} labels are too many; at most {arguments.LABELS_MAX}")
     if not all(isinstance(value, str) for value in labels.values()):
         raise ValueError("labels must be texts")
     names = [arguments.parse_name(name) for name in _texts(args, "names", arguments.NAMES_MAX)]
-    dns = _take(args, "dns", bool, True)
+    dns = take(args, "dns", bool, True)
     arguments.check_names_told(names, dns)
     return Attach(
         target=target,
         addresses=addresses,
-        network=arguments.parse_network(_take(args, "network", str, arguments.DEFAULT_NETWORK)),
+        network=arguments.parse_network(take(args, "network", str, arguments.DEFAULT_NETWORK)),
         labels=tuple(sorted(arguments.check_label(key, value) for key, value in labels.items())),
         names=tuple(dict.fromkeys(names)),
         dns=dns,
@@ -209,13 +223,13 @@ def _parse_attach(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_detach(verb: str, args: dict[str, Any]) -> Request:
-    target = arguments.parse_target(_take(args, "target", str))
+    target = arguments.parse_target(take(args, "target", str))
     addresses = _texts(args, "addresses", arguments.ADDRESSES_MAX)
     return Detach(target, tuple(arguments.parse_addresses(addresses)))
 
 
 def _parse_expose(verb: str, args: dict[str, Any]) -> Request:
-    return Expose(_wants(args), _take(args, "masquerade", bool, True))
+    return Expose(_wants(args), take(args, "masquerade", bool, True))
 
 
 def _parse_hide(verb: str, args: dict[str, Any]) -> Request:
@@ -223,9 +237,9 @@ def _parse_hide(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_ping(verb: str, args: dict[str, Any]) -> Request:
-    peer = arguments.parse_target(_take(args, "peer", str))
-    count = _take(args, "count", int, 5)
-    interval_s = float(_take(args, "interval_s", (int, float), 1.0))
+    peer = arguments.parse_target(take(args, "peer", str))
+    count = take(args, "count", int, 5)
+    interval_s = float(take(args, "interval_s", (int, float), 1.0))
     if not 1 <= count <= PING_COUNT_MAX:
         raise ValueError(f"count must be from 1 to {PING_COUNT_MAX}")
     if not PING_INTERVAL_MIN_S <= interval_s <= PING_INTERVAL_MAX_S:
@@ -234,7 +248,7 @@ def _parse_ping(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_prime(verb: str, args: dict[str, Any]) -> Request:
-    timeout_s = _take(args, "timeout_s", (int, float, type(None)), None)
+    timeout_s = take(args, "timeout_s", (int, float, type(None)), None)
     if timeout_s is not None and not 0 <= timeout_s <= PRIME_TIMEOUT_MAX_S:
         raise ValueError(f"timeout_s must be from 0 to {PRIME_TIMEOUT_MAX_S}")
     return Prime(None if timeout_s is None else float(timeout_s))
@@ -244,12 +258,12 @@ def _parse_rmpeer(verb: str, args: dict[str, Any]) -> Request:
     peers = [arguments.parse_nickname(text) for text in _texts(args, "peers", arguments.PEERS_MAX)]
     if not peers:
         raise ValueError("no peer is named")
-    return RemovePeers(tuple(dict.fromkeys(peers)), _take(args, "force", bool, False))
+    return RemovePeers(tuple(dict.fromkeys(peers)), take(args, "force", bool, False))
 
 
 def _parse_ipam_join(verb: str, args: dict[str, Any]) -> Request:
-    ring = _take(args, "ring", (str, type(None)), None)
-    return IpamJoin(None if ring is None else arguments.parse_ring(ring), _take(args, "force", bool, False))
+    ring = take(args, "ring", (str, type(None)), None)
+    return IpamJoin(None if ring is None else arguments.parse_ring(ring), take(args, "force", bool, False))
 
 
 def _parse_ipam_export(verb: str, args: dict[str, Any]) -> Request:
@@ -257,11 +271,11 @@ def _parse_ipam_export(verb: str, args: dict[str, Any]) -> Request:
 
 
 def _parse_ipam_import(verb: str, args: dict[str, Any]) -> Request:
-    return IpamImport(_take(args, "document", dict), _take(args, "force", bool, False))
+    return IpamImport(take(args, "document", dict), take(args, "force", bool, False))
 
 
 def _parse_ipam_check(verb: str, args: dict[str, Any]) -> Request:
-    return IpamCheck(_take(args, "repair", bool, False))
+    return IpamCheck(take(args, "repair", bool, False))
 
 
 def _parse_stop(verb: str, args: dict[str, Any]) -> Request:
@@ -270,6 +284,10 @@ def _parse_stop(verb: str, args: dict[str, Any]) -> Request:
 
 def _parse_reset(verb: str, args: dict[str, Any]) -> Request:
     return Reset()
+
+
+def _parse_cni(verb: str, args: dict[str, Any]) -> Request:
+    return cni_words.parse(verb, args, take)
 
 
 _PARSERS: dict[str, Callable[[str, dict[str, Any]], Request]] = {
@@ -292,6 +310,7 @@ _PARSERS: dict[str, Callable[[str, dict[str, Any]], Request]] = {
     "dns-add": words.parse_change,
     "dns-remove": words.parse_change,
     "dns-lookup": words.parse_lookup,
+    **dict.fromkeys(CNI_VERBS, _parse_cni),
 }
 
 
@@ -310,7 +329,7 @@ def _wants(args: dict[str, Any]) -> tuple[Want, ...]:
 
 
 def _texts(args: dict[str, Any], key: str, most: int) -> list[str]:
-    values: list[Any] = _take(args, key, list, [])
+    values: list[Any] = take(args, key, list, [])
     if len(values) > most:
         raise ValueError(f"{len(values)} {key} are too many; at most {most}")
     if not all(isinstance(value, str) for value in values):
@@ -321,7 +340,7 @@ def _texts(args: dict[str, Any], key: str, most: int) -> list[str]:
 _REQUIRED = object()
 
 
-def _take(args: dict[str, Any], key: str, kind: type | tuple[type, ...], default: Any = _REQUIRED) -> Any:
+def take(args: dict[str, Any], key: str, kind: type | tuple[type, ...], default: Any = _REQUIRED) -> Any:
     """Take `key` out of `args`. `True` is no number here, although Python says so."""
     value = args.pop(key, default)
     if value is _REQUIRED:

@@ -101,7 +101,7 @@ class Returns:
     async def _look_at_names(self) -> None:
         self._counters["looks_at_names"] += 1
         places: dict[str, Place] = {}
-        taken = {held.namespace_id: held.ifname for held in self._attachments.here()}
+        taken = {held.namespace_id: held.ifname for held in self._attachments.here() if held.sandbox is None}
         for held in self._attachments.all():
             here = held.away_since is None and is_there(held.namespace, held.namespace_id)
             found = self._targets.namespace(held.namespace) if held.is_named and not here else None

@@ -185,6 +185,8 @@ def ps(attachments: list[Attachment]) -> list[Row]:
             "away": attachment.away_since is not None,
             "away_since": attachment.away_since,
             "comes_back": attachment.comes_back,
+            "interface": attachment.inside.ifname,
+            "cni": None if attachment.sandbox is None else asdict(attachment.sandbox),
         }
         for attachment in attachments
     ]

@@ -58,6 +58,13 @@ class Targets:
         namespace = replace(found, path=canonical(found.path))
         return await self._container_around(target, namespace) or Place(namespace)
 
+    def at_path(self, path: str) -> Place:
+        """The namespace at a path that whoever made it says. Raises `ApiError` with code `bad-target`."""
+        try:
+            return Place(find_namespace(path))
+        except ValueError as error:
+            raise ApiError("bad-target", str(error)) from None
+
     def namespace(self, target: str) -> Namespace | None:
         """The namespace of a target that is no container."""
         try:

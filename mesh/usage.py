@@ -264,6 +264,21 @@ VERBS = (
         ),
     ),
     Verb(
+        "setup-cni",
+        "",
+        "let container runtimes that speak CNI use the mesh: install the plugin and a network",
+        details=(
+            "Writes the plugin `weft` and the network list `10-weft.conflist`; one that is there already is kept.\n"
+            "Kubernetes, containerd, podman and others run the plugin for each container from then on."
+        ),
+        options=(
+            Option("--bin-dir", "DIR", "where the runtime finds plugins, default /opt/cni/bin"),
+            Option("--conf-dir", "DIR", "where it finds networks, default /etc/cni/net.d"),
+            Option("--uninstall", "", "remove both; run it before `weft reset`"),
+            _JSON,
+        ),
+    ),
+    Verb(
         "prime",
         "",
         "wait until this host may give addresses",

@@ -20,6 +20,8 @@ from gossip.transport import Transport
 from mesh import arguments, requests, status
 from mesh.api import SendRow
 from mesh.attach import Attachments
+from mesh.cni.door import CniDoor
+from mesh.cni.words import CniAdd, CniCheck, CniDel, CniGc, CniStatus
 from mesh.dns.service import Dns
 from mesh.dns.words import DnsChange, DnsLookup
 from mesh.endpoints import bridge_mac
@@ -55,6 +57,7 @@ class Facts:
     dns: Dns
     ipam: Allocator
     mending: Mending
+    cni: CniDoor
     range_instead: str
     """Why addresses are given from another range than the default one; empty where they are not."""
 
@@ -119,6 +122,8 @@ class Verbs:
                 | requests.IpamCheck()
             ):
                 return await self._ipam_verbs.handle(request, send_row)
+            case CniAdd() | CniDel() | CniCheck() | CniGc() | CniStatus():
+                return await asyncio.shield(self._facts.cni.handle(request))
             case DnsChange():
                 return await asyncio.shield(self._change_names(request))
             case DnsLookup(name):

@@ -44,7 +44,7 @@ from dataplane.objects import (
     FAMILIES,
     GUEST,
     GUEST_ADDRESS,
-    GUEST_ONLINK,
+    GUEST_NETWORK,
     GUEST_ROUTE,
     HOST_ADDRESS,
     DefaultRoute,
@@ -167,9 +167,9 @@ class Guests:
         return found
 
     def _routes(self, port: Port) -> Changes:
-        """Default routes inside, of both families, and those straight through the interface."""
+        """Default routes inside, of both families, and those to networks through the interface."""
         _, ifindex = self._peers[port.ifname]
-        wanted = {network_item(network) for network in port.onlink}
+        wanted = {network_item(route.network) for route in port.routes}
 
         def look() -> Changes:
             commands = NetlinkSocket()
@@ -178,8 +178,9 @@ class Guests:
                     (Key(GUEST_ROUTE, port.ifname, family), routes.default_route(commands, family, ifindex))
                     for family in FAMILIES.values()
                 ]
-                found = routes.onlink_routes(commands, ifindex)
-                changes += [(Key(GUEST_ONLINK, port.ifname, item), item in found or None) for item in wanted | found]
+                found = routes.network_routes(commands, ifindex)
+                items = wanted | found.keys()
+                changes += [(Key(GUEST_NETWORK, port.ifname, item), found.get(item)) for item in items]
                 return changes
             finally:
                 commands.close()
@@ -292,12 +293,13 @@ def _apply_inside(operations: Sequence[Operation], ifindex: int) -> list[KernelE
                 if operation.key.kind == GUEST:
                     assert isinstance(operation.value, Guest)
                     _set_guest(commands, ifindex, operation.value)
-                elif operation.key.kind == GUEST_ONLINK:
-                    item, keep = operation.key.item, operation.verb != DELETE
-                    routes.set_onlink_route(commands, ifindex, item, keep)
-                elif operation.key.kind == GUEST_ROUTE:
+                elif operation.key.kind == GUEST_NETWORK:
                     wanted = operation.value if operation.verb != DELETE else None
-                    gateway = wanted.gateway if isinstance(wanted, DefaultRoute) else None
+                    assert wanted is None or isinstance(wanted, bytes)
+                    routes.set_network_route(commands, ifindex, operation.key.item, wanted)
+                elif operation.key.kind == GUEST_ROUTE:
+                    route = operation.value if operation.verb != DELETE else None
+                    gateway = route.gateway if isinstance(route, DefaultRoute) else None
                     routes.set_default_route(commands, operation.key.item, ifindex, gateway)
                 else:
                     set_address(commands, ifindex, operation)

@@ -246,7 +246,7 @@ class LinuxKernel:
 
     def _ports_with_routes(self) -> Sequence[Port]:
         ports = self._scope.ports
-        return ports if self._scope.routed else [port for port in ports if port.onlink]
+        return ports if self._scope.routed else [port for port in ports if port.routes or port.gateways]
 
     def _drain(self, receive: Callable[[], T | None], lost: frozenset[str]) -> Iterator[T]:
         """All that waits in one socket. Where some was lost, what is left of it is read too, and then listed anew."""

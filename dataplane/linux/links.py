@@ -56,6 +56,7 @@ _INFO_SLAVE_DATA: Final = 5
 _BR_STP_STATE: Final = 5
 _BR_MCAST_SNOOPING: Final = 23
 
+_PORT_HAIRPIN: Final = 4
 _PORT_LEARNING: Final = 8
 _PORT_UNICAST_FLOOD: Final = 9
 _PORT_MCAST_FLOOD: Final = 27
@@ -211,6 +212,7 @@ def port_flags_of(link: Link, master: str) -> PortFlags:
         flood=_number(port.get(_PORT_UNICAST_FLOOD)) != 0,
         mcast_flood=_number(port.get(_PORT_MCAST_FLOOD)) != 0,
         bcast_flood=_number(port.get(_PORT_BCAST_FLOOD)) != 0,
+        hairpin=_number(port.get(_PORT_HAIRPIN)) != 0,
     )
 
 
@@ -326,6 +328,7 @@ def join(index: int, bridge: int) -> bytes:
 def set_port_flags(index: int, wanted: PortFlags) -> bytes:
     data = nested(
         _INFO_SLAVE_DATA,
+        u8(_PORT_HAIRPIN, wanted.hairpin),
         u8(_PORT_LEARNING, wanted.learning),
         u8(_PORT_UNICAST_FLOOD, wanted.flood),
         u8(_PORT_MCAST_FLOOD, wanted.mcast_flood),

@@ -31,7 +31,9 @@ LAST_RESORT_METRIC: Final = (1 << 31) - 1
 
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 _TABLE_MAIN: Final = 254
+_SCOPE_UNIVERSE: Final = 0
 _SCOPE_LINK: Final = 253
+_SCOPE_NOWHERE: Final = 255
 _RTN_UNICAST: Final = 1
 _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
@@ -89,25 +91,29 @@ def set_default_route(commands: NetlinkSocket, family: bytes, ifindex: int, gate
         commands.change(RTM_DELROUTE, 0, _default(family, ifindex))
 
 
-def onlink_routes(commands: NetlinkSocket, ifindex: int) -> set[bytes]:
-    """Items (packed address and length) of the networks that a route of ours leads to straight through that device."""
+def network_routes(commands: NetlinkSocket, ifindex: int) -> dict[bytes, bytes]:
+    """The gateways (packed; empty where there is none) of our routes to networks through that device, by item (packed
+    address and length). Default routes are not among them."""
     return {
-        network_item(route.network)
+        network_item(route.network): route.gateway
         for family in _FAMILY_NUMBERS
         for route in routes(commands, family)
-        if route.protocol == OUR_PROTOCOL and route.ifindex == ifindex and not route.gateway and route.network.prefixlen
+        if route.protocol == OUR_PROTOCOL and route.ifindex == ifindex and route.network.prefixlen
     }
 
 
-def set_onlink_route(commands: NetlinkSocket, ifindex: int, item: bytes, wanted: bool) -> None:
+def set_network_route(commands: NetlinkSocket, ifindex: int, item: bytes, gateway: bytes | None) -> None:
+    """Lead to a network through that device: straight where `gateway` is empty; None: do not."""
     packed, length = item[:-1], item[-1]
     family = _FAMILY_NUMBERS[b"ip" if len(packed) == 4 else b"ip6"]
-    head = _ROUTE.pack(family, length, 0, 0, _TABLE_MAIN, OUR_PROTOCOL, _SCOPE_LINK, _RTN_UNICAST, 0)
+    scope = _SCOPE_NOWHERE if gateway is None else _SCOPE_UNIVERSE if gateway else _SCOPE_LINK
+    head = _ROUTE.pack(family, length, 0, 0, _TABLE_MAIN, OUR_PROTOCOL, scope, _RTN_UNICAST, 0)
     payload = head + attribute(_RTA_DST, packed) + u32(_RTA_OIF, ifindex)
-    if wanted:
-        commands.change(RTM_NEWROUTE, CREATE | REPLACE, payload)
-    else:
+    if gateway is None:
         commands.change(RTM_DELROUTE, 0, payload)
+    else:
+        via = attribute(_RTA_GATEWAY, gateway) if gateway else b""
+        commands.change(RTM_NEWROUTE, CREATE | REPLACE, payload + via)
 
 
 def _default(family: bytes, ifindex: int) -> bytes:

@@ -16,7 +16,7 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Final
 
-from dataplane.desired import Port
+from dataplane.desired import Port, Route
 from dataplane.linux.netns import held_namespace, namespace_of, new_namespace, run_inside
 from mesh.dns.resolver import OWN_V4, OWN_V6
 from mesh.dns.server import open_sockets
@@ -28,10 +28,11 @@ GUEST_IFNAME: Final = "dns"
 _ADDRESSES: Final = (IPv4Interface((OWN_V4, 32)), IPv6Interface((OWN_V6, 64)))
 HOST_ADDRESS: Final = IPv4Interface("169.254.6.52/31")
 """The host's own on the bridge, which makes the server its neighbour: it too may ask."""
-_WHERE: Final = (IPv4Network((OWN_V4, 32)),)
+_WHERE: Final = (Route(IPv4Network((OWN_V4, 32))),)
 """What a container needs a route to. IPv6 has one to every link-local address by itself."""
 _EVERYWHERE: Final = (
-    IPv4Network("0.0.0.0/1"), IPv4Network("128.0.0.0/1"), IPv6Network("::/1"), IPv6Network("8000::/1")
+    Route(IPv4Network("0.0.0.0/1")), Route(IPv4Network("128.0.0.0/1")),
+    Route(IPv6Network("::/1")), Route(IPv6Network("8000::/1")),
 )  # fmt: skip
 """Whoever asks is straight behind the port, whatever its address is."""
 _SYSCTLS: Final = Path("/proc/sys/net")
@@ -55,19 +56,19 @@ class DnsNamespace:
         self.descriptor = new_namespace(_prepare) if found is None else found
         self._port = Port(
             IFNAME, GUEST_IFNAME, namespace_of(self.descriptor).path, namespace_of(self.descriptor).id,
-            derive_mac("dns", OWN_V4), _ADDRESSES, isolated=True, onlink=_EVERYWHERE,
+            derive_mac("dns", OWN_V4), _ADDRESSES, isolated=True, routes=_EVERYWHERE,
         )  # fmt: skip
 
     def open_sockets(self) -> list[socket.socket]:
         """Raises OSError. Where the kernel has no IPv6 the port goes without it."""
         opened = run_inside(self.descriptor, open_sockets)
         if all(each.family != socket.AF_INET6 for each in opened):
-            self._port = replace(self._port, addresses=self._port.addresses[:1], onlink=self._port.onlink[:2])
+            self._port = replace(self._port, addresses=self._port.addresses[:1], routes=self._port.routes[:2])
         return opened
 
     def ports(self, containers: Sequence[Port]) -> tuple[Port, ...]:
         """The server's port, and those of containers with the way to it."""
-        return (self._port, *(replace(port, onlink=_WHERE) for port in containers))
+        return (self._port, *(replace(port, routes=(*_WHERE, *port.routes)) for port in containers))
 
     def close(self) -> None:
         os.close(self.descriptor)

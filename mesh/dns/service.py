@@ -222,6 +222,10 @@ class Dns:
                 raise ApiError("address-taken", f"{want.interface.ip} is that of every host's DNS server; {cure}")
         return replace(request, names=self.relative(request.names)) if self.enabled else request
 
+    def for_runtimes(self) -> dict[str, Any] | None:
+        """What runtimes are told of the server, as CNI's results say it; None where there is none."""
+        return {"nameservers": [str(OWN_V4)], "domain": self.domain, "search": [self.domain]} if self.enabled else None
+
     async def change(self, request: DnsChange) -> dict[str, Any]:
         """Add or remove names of bare addresses. Raises `ApiError`; then nothing has changed."""
         names = self.relative(request.names)

@@ -51,5 +51,11 @@ class Allocator(Protocol):
     def status(self) -> dict[str, Any]:
         """Everything, for `weft status ipam`."""
 
+    def summary(self) -> dict[str, Any]:
+        """In which `state` it is, and how many are `given` here: for whoever asks often."""
+
+    def interface_of(self, address: Address) -> Interface:
+        """An address with the length that those of its subnet have here. Raises `ApiError` where it is of none."""
+
     def warnings(self) -> list[dict[str, str]]:
         """What somebody should act on: `code`, `text`, `cure`."""

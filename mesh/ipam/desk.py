@@ -185,6 +185,7 @@ class Desk:
             raise _Waiting(self.why_no_ring())
         interval, _ = self._interval(want.network)
         usable = (interval[0] + 1, interval[1] - 1) if interval[1] - interval[0] >= LEAST_SUBNET else interval
+        usable = self._limited(usable, want)
         for slot in self._free(owner, usable):
             if slot not in taken and member.lease.may_give(slot, now) and not member.around.used_elsewhere(slot):
                 return text, slot, self._addresses(slot, want), True
@@ -208,6 +209,17 @@ class Desk:
                 "is, or give an explicit address of it",
             )
         return interval, (network.version,)
+
+    def _limited(self, usable: tuple[int, int], want: FromSubnet) -> tuple[int, int]:
+        """What is left of it between the first and the last address wanted."""
+        space = self.member.space
+        first, last = (space.slot(each) if each is not None else None for each in (want.first, want.last))
+        start = usable[0] if first is None else max(usable[0], first)
+        end = usable[1] if last is None else min(usable[1], last + 1)
+        if start >= end:
+            limits = f"between {want.first or 'its first'} and {want.last or 'its last'}"
+            raise Refused("outside-range", f"no address of {want.network} that a host can have is {limits}")
+        return start, end
 
     def _free(self, owner: str, usable: tuple[int, int]) -> Iterator[int]:
         """What this owner had until a moment ago first."""

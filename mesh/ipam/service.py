@@ -464,8 +464,16 @@ class Ipam:
     def warnings(self) -> list[dict[str, str]]:
         return view.warnings(self.member, self._clock(), self.disk_trouble)
 
+    def interface_of(self, address: Address) -> Interface:
+        ranges = self.member.space.ranges
+        network = next((each for each in (*self.member.settings.default, *ranges) if address in each), None)
+        if network is None:
+            have = " and ".join(map(str, ranges)) or "none"
+            cure = "give it with its length, or take one of those"
+            raise ApiError("outside-range", f"{address} is not inside the range of addresses ({have}); {cure}")
+        return ip_interface(f"{address}/{network.prefixlen}")
+
     def summary(self) -> dict[str, Any]:
-        """For one line of `weft status`."""
         return {"state": view.state_of(self.member, self._clock()), "given": len(self.member.holdings.given)}
 
 

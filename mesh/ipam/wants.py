@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,9 +12,14 @@ class FromSubnet:
 
     network: IPv4Network | IPv6Network | None
     """None: the default subnet, in every family there is."""
+    first: IPv4Address | IPv6Address | None = None
+    last: IPv4Address | IPv6Address | None = None
+    """Where only some of it will do: from which one on, and up to which."""
 
     def __str__(self) -> str:
-        return f"net:{self.network if self.network is not None else 'default'}"
+        network = str(self.network) if self.network is not None else "default"
+        limits = f":{self.first or ''}-{self.last or ''}" if self.first or self.last else ""
+        return f"net:{network}{limits}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,11 @@ from dataplane.desired import (
     VXLAN_CHECKSUM,
     VXLAN_OFFLOADS,
     Desired,
+    Exposed,
     Port,
     RemoteEndpoint,
     RemotePeer,
+    Route,
     Segment,
 )
 from dataplane.expansion import Expander, expand
@@ -27,7 +29,8 @@ from dataplane.objects import (
     GUARD_RULES,
     GUEST,
     GUEST_ADDRESS,
-    GUEST_ONLINK,
+    GUEST_NETWORK,
+    GUEST_ROUTE,
     HOST_ADDRESS,
     LINK,
     NEIGHBOUR,
@@ -36,6 +39,7 @@ from dataplane.objects import (
     PORT,
     UP,
     VXLAN_FDB,
+    DefaultRoute,
     Guard,
     Guest,
     GuestAddress,
@@ -282,12 +286,35 @@ def test_the_accept_rules_are_wanted_in_both_families() -> None:
 def test_routes_inside_are_wanted_in_families_that_a_port_has_addresses_of() -> None:
     """And an isolated port is marked as one on the bridge."""
     networks = (ip_network("169.254.6.53/32"), ip_network("fd99::/64"))
-    port = replace(PORT_A, isolated=True, onlink=networks)
+    port = replace(PORT_A, isolated=True, routes=tuple(map(Route, networks)))
     objects = expand(Desired(SEGMENT, (port,))).objects
-    wanted = [key.item for key in objects if key.kind == GUEST_ONLINK]
+    wanted = [key.item for key in objects if key.kind == GUEST_NETWORK]
     assert wanted == [ip_address("169.254.6.53").packed + b"\x20"]
     flags = objects[Key(PORT, "vwa")]
     assert isinstance(flags, PortFlags) and flags.isolated and flags.locked
+
+
+def test_a_port_may_have_gateways_routes_and_an_mtu_of_its_own() -> None:
+    route = Route(ip_network("10.9.0.0/16"), ip_address("10.2.0.254"))
+    port = replace(
+        PORT_A, routes=(route,), gateways=(ip_address("10.2.0.1"), ip_address("fd00::1")), mtu=1200, hairpin=True
+    )
+    objects = expand(Desired(replace(SEGMENT, mtu=1400), (port,))).objects
+    assert objects[Key(GUEST_NETWORK, "vwa", ip_address("10.9.0.0").packed + b"\x10")] == route.gateway.packed
+    assert objects[Key(GUEST_ROUTE, "vwa", b"ip")] == DefaultRoute(ip_address("10.2.0.1").packed)
+    assert (Key(GUEST_ROUTE, "vwa", b"ip6") in objects) == any(each.version == 6 for each in port.addresses)
+    guest, veth, flags = (objects[Key(kind, "vwa")] for kind in (GUEST, LINK, PORT))
+    assert isinstance(guest, Guest) and isinstance(veth, Veth) and isinstance(flags, PortFlags)
+    assert guest.mtu == veth.mtu == 1200 and flags.hairpin
+    larger = expand(Desired(replace(SEGMENT, mtu=1100), (port,))).objects[Key(LINK, "vwa")]
+    assert isinstance(larger, Veth) and larger.mtu == 1100
+
+
+def test_a_port_that_is_not_led_out_has_no_default_route() -> None:
+    exposed = (Exposed(ip_interface(f"{PORT_A.addresses[0].network[9]}/{PORT_A.addresses[0].network.prefixlen}")),)
+    for leads_out in (True, False):
+        objects = expand(Desired(SEGMENT, (replace(PORT_A, leads_out=leads_out),), exposed=exposed)).objects
+        assert (Key(GUEST_ROUTE, "vwa", b"ip") in objects) == leads_out
 
 
 def test_addresses_of_the_host_beside_exposed_ones_lead_nobody_out() -> None:

@@ -8,7 +8,7 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
-from dataplane.desired import Desired
+from dataplane.desired import Desired, Route
 from dataplane.linux import links
 from tests.linux.hosts import Lab, Pair, Space, differences, port, run, until
 
@@ -179,7 +179,7 @@ def test_detach_removes_the_pair_and_all_that_was_known_of_it(pair: Pair) -> Non
 def test_a_route_straight_through_the_interface_comes_stays_and_goes(pair: Pair) -> None:
     """Also after the interface was down, which makes the kernel forget it; a new engine finds it, and takes it away."""
     route = "169.254.6.53 dev ethwe proto 87 scope link"
-    led = replace(pair.desired_a, ports=(replace(pair.port_a, onlink=(ip_network("169.254.6.53/32"),)),))
+    led = replace(pair.desired_a, ports=(replace(pair.port_a, routes=(Route(ip_network("169.254.6.53/32")),)),))
     assert dict(pair.a.publish(led).port_faults) == {}
     assert route in pair.ca.run("ip", "route")
     pair.ca.run("ip", "link", "set", "ethwe", "down")

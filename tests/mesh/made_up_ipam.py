@@ -39,6 +39,13 @@ class MadeUpIpam:
     def addresses(self, owner: str) -> list[str]:
         return sorted(str(each) for (who, _), given in self.given.items() if who == owner for each in given)
 
+    def summary(self) -> dict[str, Any]:
+        return {"state": self.said.get("state", "ready"), "given": len(self.given)}
+
+    def interface_of(self, address: Address) -> Interface:
+        network = next(each for each in self.ranges if address in each)
+        return ip_interface(f"{address}/{network.prefixlen}")
+
     async def obtain(self, owner: str, wants: tuple[Want, ...]) -> tuple[Interface, ...]:
         self.asked.append((owner, wants))
         if self.refusal is not None:
