@@ -61,6 +61,8 @@ from mesh.targets import Place, Targets
 KERNEL_TIMEOUT_S = 10.0
 DOCUMENT = "attachments"
 MAC_TRIES = 256
+TELLING = frozenset({"name-taken", "namespace-gone"})
+"""Codes of faults that say more than that it failed."""
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 log = EventLog("attach")
@@ -199,7 +201,8 @@ class Attachments:
             if faults is None:
                 slow = f"the kernel did not take {wanted.id} in {KERNEL_TIMEOUT_S:g} s; try again"
                 raise ApiError("kernel-slow", slow)
-            raise ApiError("attach-failed", faults[wanted.ifname].text)
+            fault = faults[wanted.ifname]
+            raise ApiError(fault.code if fault.code in TELLING else "attach-failed", fault.text)
         try:
             self._around.tell(wanted.ifname, wanted.endpoint(self._around.own))
         except ValueError as error:

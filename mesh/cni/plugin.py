@@ -96,11 +96,10 @@ def main() -> int:
         config = read_config(sys.stdin.buffer.read(CONFIG_BYTES_MAX + 1))
         version = requested_version(config)
         answer = answer_to(os.environ, config, version)
-    except Refused as refused:
-        error = {"cniVersion": version, "code": refused.code, "msg": refused.text}
-        if refused.details:
-            error["details"] = refused.details
-        print(json.dumps(error))
+    except Exception as error:  # a runtime takes nothing but JSON for an answer
+        refused = error if isinstance(error, Refused) else Refused(OTHER, f"a mistake in weft's plugin: {error!r}")
+        said = {"cniVersion": version, "code": refused.code, "msg": refused.text}
+        print(json.dumps(said | ({"details": refused.details} if refused.details else {})))
         return 1
     if answer is not None:
         print(json.dumps(answer))
@@ -315,7 +314,7 @@ def result_of(
     ours = len(interfaces) + 2
     interfaces += [
         {"name": answer["bridge"], "mac": answer["bridge_mac"]},
-        {"name": answer["host_ifname"], "mac": answer["host_mac"]},
+        {"name": answer["host_ifname"]},
         {"name": who["ifname"], "mac": answer["mac"], "sandbox": who["netns"]},
     ]
     if version == "1.1.0":

@@ -410,8 +410,7 @@ class Member:
         for each in [each for each in self.holdings.ranges if each.donor] if tip >= 0 else ():
             lost = exchange.lost_with(self, charter, each.donor, tip)
             self.holdings.remove(spans.both((each.span,), lost if lost is not None else (each.span,)))
-        # What was not lost with a donor that is retired is ours by that decision: of the donor's own word nobody may be
-        # left who knows it.
+        # What was not lost with a donor is ours by that decision: of the donor's word nobody may be left who knows it.
         settled = [each.span for each in self.holdings.ranges if each.donor and charter.fenced_after(each.donor, tip)]
         self.holdings.confirm_donors(spans.normal(settled))
         for grant in charter.grants:

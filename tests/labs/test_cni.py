@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -54,6 +55,16 @@ def there(lab: Lab) -> Iterator[Runtime]:
     yield runtime
     for container, ifname in list(runtime.results):
         runtime.delete(container, ifname=ifname)
+
+
+@contextlib.contextmanager
+def gone(lab: Lab, node: str) -> Iterator[None]:
+    """Without that namespace; afterwards there is another one of the name."""
+    lab.run("h1", ["ip", "netns", "delete", lab.namespace(node)])
+    try:
+        yield
+    finally:
+        lab.run("h1", ["ip", "netns", "add", lab.namespace(node)])
 
 
 def refused(call: Callable[[], object]) -> CniError:
@@ -118,7 +129,7 @@ def test_containers_of_two_hosts_talk_as_soon_as_add_returns(here: Runtime, ther
     here.add(new_id(), "c1.1")
     for address in far:
         assert ping(here.lab, "c1.1", address).lost == []
-    assert here.lab.weft("h1", ["dns-lookup", "one.db"]).stdout.split()[0] in far
+    assert here.lab.weft("h1", ["dns-lookup", "one.db.weft.local"]).stdout.split()[0] in far
     (row,) = [row for row in here.lab.weft_json("h1", "status", "endpoints") if row["labels"]]
     assert row["labels"] == {"io.kubernetes.pod.namespace": "db", "io.kubernetes.pod.name": "one"}
     assert "default" not in here.lab.run("c1.1", ["ip", "route"]).stdout  # nobody asked for it
@@ -138,7 +149,8 @@ def test_what_the_runtime_chooses_it_gets(here: Runtime) -> None:
     here.plugins = [plugin]
     result = here.add(new_id(), "c1.1", runtime=runtime)
     given = [each["address"] for each in result["ips"]]
-    assert given[:2] == ["10.33.1.7/24", "10.34.0.100/24"] and given[2].startswith("10.32.7.9/")
+    assert given[0] == "10.33.1.7/24" and given[2].startswith("10.32.7.9/")
+    assert given[1] in ("10.34.0.100/24", "10.34.0.101/24")
     assert result["interfaces"][2]["mac"] == "02:11:22:33:44:55"
     assert result["dns"] == {"nameservers": ["10.1.1.1"]}
     link = here.lab.run("c1.1", ["ip", "-o", "link", "show", "eth0"]).stdout
@@ -190,25 +202,23 @@ def test_del_succeeds_however_often_and_whatever_is_gone(here: Runtime) -> None:
         here.delete(pod, "c1.1")
     here.delete(never)
     here.add(lost, "c1.2")
-    here.lab.run("h1", ["ip", "netns", "delete", here.lab.namespace("c1.2")])
-    here.delete(lost, "c1.2")
-    here.lab.add_namespaces(["c1.2"])
+    with gone(here.lab, "c1.2"):
+        here.delete(lost, "c1.2")
     assert here.add(new_id(), "c1.1")["ips"] != result["ips"]  # what was released rests
 
 
 def test_a_namespace_that_went_without_del_leaves_nothing(here: Runtime) -> None:
     pod = new_id()
     here.add(pod, "c1.2")
-    here.lab.run("h1", ["ip", "netns", "delete", here.lab.namespace("c1.2")])
-    wait_until(lambda: here.lab.weft_json("h1", "ps") == [], 10, "it was noticed")
-    here.lab.add_namespaces(["c1.2"])
+    with gone(here.lab, "c1.2"):
+        wait_until(lambda: here.lab.weft_json("h1", "ps") == [], 10, "it was noticed")
     assert refused(lambda: here.check(pod, "c1.2")).code == 3
     here.add(pod, "c1.2")  # the same words, a new sandbox
     here.delete(pod, "c1.2")
 
 
 def test_a_failed_add_leaves_nothing(here: Runtime) -> None:
-    given = here.lab.weft_json("h1", "status", "ipam")["peers"]
+    given = here.lab.weft("h1", ["ipam", "export"]).stdout
     here.lab.run("c1.1", ["ip", "link", "add", "eth0", "type", "bridge"])
     error = refused(lambda: here.add(new_id(), "c1.1"))
     assert error.code == 103 and "eth0" in error.text
@@ -222,8 +232,7 @@ def test_a_failed_add_leaves_nothing(here: Runtime) -> None:
     assert error.code == 4
     assert refused(lambda: here.add(new_id(), "c1.1", args="IP=192.168.77.1")).code == 7
     assert here.lab.weft_json("h1", "ps") == []
-    used = [row["used"] for row in here.lab.weft_json("h1", "status", "ipam")["peers"]]
-    assert used == [row["used"] for row in given]
+    assert here.lab.weft("h1", ["ipam", "export"]).stdout == given
 
 
 def test_gc_removes_exactly_what_is_not_valid(here: Runtime) -> None:
@@ -279,14 +288,13 @@ def test_a_daemon_that_dies_loses_nothing_and_leaks_nothing(here: Runtime) -> No
     assert refused(lambda: here.ask("STATUS", config)).code == 50
     assert refused(lambda: here.add(new_id(), "c1.3")).code == 11
     assert refused(lambda: here.delete(pods[1], "c1.2")).code == 11
-    here.lab.run("h1", ["ip", "netns", "delete", here.lab.namespace("c1.2")])
-    here.lab.launch("h1")
-    wait_until(lambda: not _is_refused(lambda: here.ask("STATUS", config)), 15, "an ADD would be served")
-    here.check(pods[0], "c1.1")
-    assert addresses_of(result)[0] in here.lab.run("c1.1", ["ip", "-o", "addr"]).stdout
-    wait_until(lambda: len(here.lab.weft_json("h1", "ps")) == 1, 10, "the vanished one is gone")
-    here.delete(pods[1])
-    here.lab.add_namespaces(["c1.2"])
+    with gone(here.lab, "c1.2"):
+        here.lab.launch("h1")
+        wait_until(lambda: not _is_refused(lambda: here.ask("STATUS", config)), 15, "an ADD would be served")
+        here.check(pods[0], "c1.1")
+        assert addresses_of(result)[0] in here.lab.run("c1.1", ["ip", "-o", "addr"]).stdout
+        wait_until(lambda: len(here.lab.weft_json("h1", "ps")) == 1, 10, "the vanished one is gone")
+        here.delete(pods[1])
 
 
 def _is_refused(call: Callable[[], object]) -> bool:
@@ -304,16 +312,25 @@ def test_in_a_chain_with_the_reference_plugins(here: Runtime, there: Runtime) ->
     """Tuning, bandwidth, firewall and portmap after ours: a published port answers from another host."""
     here.plugins = [
         {"type": "weft", "isDefaultGateway": True, "ipMasq": True, "hairpinMode": True},
-        {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "1"}},
+        {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}},
         {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
         {"type": "firewall"},
+        {"type": "bandwidth", "capabilities": {"bandwidth": True}},
     ]  # fmt: skip
-    runtime = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+    rate = {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 8_000_000, "egressBurst": 800_000}
+    runtime = {
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}], "bandwidth": rate,
+    }  # fmt: skip
     pod = new_id()
     result = here.add(pod, "c1.1", runtime=runtime)
-    assert len(result["interfaces"]) == 3
+    veth = result["interfaces"][1]["name"]
+    assert "rate 8Mbit" in here.lab.run("h1", ["tc", "qdisc", "show", "dev", veth]).stdout
+    chain = here.plugins
+    # Debian's portmap 1.1.1 fails its own CHECK, also after the reference bridge.
+    here.plugins = [plugin for plugin in chain if plugin["type"] != "portmap"]
     here.check(pod, "c1.1", runtime=runtime)
-    server = here.lab.popen("c1.1", ["python3", "-m", "http.server", "80", "--directory", "/var/empty"])
+    here.plugins = chain
+    server = here.lab.popen("c1.1", ["python3", "-m", "http.server", "80", "--directory", "/sys/class/net"])
     try:
         url = f"http://{here.lab.underlay(1)}:8080/"
         fetch = ["python3", "-c", f"import urllib.request as u; u.urlopen({url!r}, timeout=2).read()"]
