@@ -252,7 +252,7 @@ def wishes(environment: Mapping[str, str], config: Json) -> Json:
         "masquerade": masquerades,
         "gateways": [via for dst, via in routes if dst in DEFAULT_ROUTES and via],
         "routes": [[dst, via] for dst, via in routes if dst not in DEFAULT_ROUTES],
-        "names": [_text(each, "aliases") for each in _of(runtime, "aliases", list, [], "runtimeConfig.")],
+        "names": _aliases(runtime.get("aliases"), config["name"]),
         "called": pod if pod and space in ("", pod) else f"{pod}.{space}" if pod else None,
         "labels": {
             f"io.kubernetes.pod.{name}": arguments[key]
@@ -260,6 +260,16 @@ def wishes(environment: Mapping[str, str], config: Json) -> Json:
             if arguments.get(key)
         },
     }
+
+
+def _aliases(value: object, network: str) -> list[str]:
+    """A list, or, as podman has it, one for each network."""
+    names = value.get(network) if isinstance(value, dict) else value
+    if names is None:
+        return []
+    if not isinstance(names, list):
+        raise Refused(INVALID, f"runtimeConfig.aliases is neither a list nor one by network: {json.dumps(value)[:80]}")
+    return [_text(each, "aliases") for each in names]
 
 
 def _text(value: object, what: str) -> str:
