@@ -17,8 +17,8 @@ from pathlib import Path
 from bench.harness import RESULTS_DIR, Result, describe, machine, say, write
 from mesh.namespaces import LabError, ends_in_order
 
-BENCHES = ("startup", "ipam", "probes", "dns", "endpoints", "state", "attach", "idle", "fastpath", "hostile", "paths",
-           "sleeve")  # fmt: skip
+BENCHES = ("startup", "ipam", "probes", "dns", "endpoints", "state", "attach", "doors", "idle", "fastpath", "hostile",
+           "paths", "sleeve")  # fmt: skip
 """In the order of `all`: the quick ones first."""
 SHORT = {"rounds": 4, "seconds": 1}
 """What `all` spends on fastpath where nothing else is asked: with all benches it is to end within minutes."""

@@ -54,6 +54,7 @@ from mesh.ipam.allocator import Allocator
 from mesh.ipam.keeper import TRIES, Keeper, busy
 from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.logs import EventLog
+from mesh.removals import Removal, Removals
 from mesh.requests import ApiError
 from mesh.store import Store, StoreError
 from mesh.targets import Place, Targets
@@ -99,6 +100,7 @@ class Attachments:
         self.keeper = Keeper(around.ipam)
         self._lock = asyncio.Lock()
         self._closed = False
+        self._removals = Removals(self._lock, self._remove)
         self._boot = boot_id()
         document = around.store.read(DOCUMENT) or {"boot": self._boot, "attachments": []}
         loaded = with_owners(map(attachment_from_json, document["attachments"]), document["boot"])
@@ -396,15 +398,17 @@ class Attachments:
     async def remove(self, is_wanted: Callable[[Sandbox], bool], owner: str | None = None) -> list[Attachment]:
         """Take away what runtimes asked for through CNI, and whatever else is given to `owner`. Raises `ApiError`; then
         nothing has changed."""
-        async with self._lock:
-            self.refuse_closed()
-            gone = [held for held in self.all() if held.sandbox is not None and is_wanted(held.sandbox)]
-            if gone:
-                rest = {ifname: held for ifname, held in self._held.items() if held not in gone}
-                await self._replace(rest, "detached")
-            if owner is not None:
-                await self.keeper.release(owner, None)
-            return gone
+        return await self._removals.ask(is_wanted, owner)
+
+    async def _remove(self, together: list[Removal]) -> None:
+        self.refuse_closed()
+        for each in together:
+            each.gone = [held for held in self.all() if held.sandbox is not None and each.is_wanted(held.sandbox)]
+        gone = {held.ifname for each in together for held in each.gone}
+        if gone:
+            await self._replace({ifname: held for ifname, held in self._held.items() if ifname not in gone}, "detached")
+        owners = {each.owner for each in together if each.owner is not None and not each.gone}
+        await asyncio.gather(*(self.keeper.release(owner, None) for owner in sorted(owners)))
 
     async def rename(self, target: str, add: Collection[str], drop: Collection[str]) -> Attachment:
         """Give it more host names, or fewer. Raises `ApiError`; then nothing has changed."""
@@ -522,9 +526,9 @@ class Attachments:
         for ifname, each in sorted(held.items()):
             if each.endpoint(self._around.own) != before[ifname].endpoint(self._around.own):
                 self._tell_again(each)
-        await self._publish()
-        for ifname in sorted(before.keys() - held.keys()):
-            await self.keeper.release(before[ifname].owner, None)
+        # Both at once: what is released rests before anybody else gets it.
+        owners = [before[ifname].owner for ifname in sorted(before.keys() - held.keys())]
+        await asyncio.gather(self._publish(), *(self.keeper.release(owner, None) for owner in owners))
 
     def _tell_again(self, attachment: Attachment) -> None:
         try:

@@ -61,11 +61,13 @@ from dataplane.objects import (
     FORWARDING,
     GUEST_KINDS,
     HOST_ADDRESS,
+    LINK,
     TABLE_KINDS,
     Key,
     Odd,
     Scope,
     Value,
+    Veth,
 )
 
 T = TypeVar("T")
@@ -163,6 +165,8 @@ class LinuxKernel:
                 errors += self._apply_entries(run)
             elif kind in GUEST_KINDS:
                 errors += self._apply_guest(run)
+            elif len(run) > 1:
+                errors += self._delete_together(run)
             else:
                 errors += self._apply_one(run[0])
             self._collect()
@@ -328,6 +332,12 @@ class LinuxKernel:
             return [_refusal(operation, error)]
         return []
 
+    def _delete_together(self, run: Sequence[Operation]) -> list[KernelError]:
+        try:
+            return self._devices.delete_together(run)
+        except OSError as error:
+            return [_refusal(operation, error) for operation in run]
+
     def _announce(self, run: Sequence[Operation]) -> list[KernelError]:
         rows = [(operation.key.item, operation.value) for operation in run if isinstance(operation.value, bytes)]
         try:
@@ -351,7 +361,14 @@ def _end_of_run(operations: Sequence[Operation], start: int) -> int:
     elif kind in GUEST_KINDS:
         while end < len(operations) and operations[end].key.device == first.key.device:
             end += 1
+    elif _is_pair_to_delete(first):
+        while end < len(operations) and _is_pair_to_delete(operations[end]):
+            end += 1
     return end
+
+
+def _is_pair_to_delete(operation: Operation) -> bool:
+    return operation.key.kind == LINK and operation.verb == DELETE and isinstance(operation.old, Veth)
 
 
 def _device_of(operation: Operation) -> str:

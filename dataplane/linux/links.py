@@ -41,6 +41,7 @@ _IFLA_TXQLEN: Final = 13
 _IFLA_LINKINFO: Final = 18
 _IFLA_IFALIAS: Final = 20
 _IFLA_AF_SPEC: Final = 26
+_IFLA_GROUP: Final = 27
 _IFLA_NET_NS_FD: Final = 28
 _IFLA_EXT_MASK: Final = 29
 _IFLA_LINK_NETNSID: Final = 37
@@ -229,6 +230,15 @@ def one(index: int = 0, name: str = "", nsid: int | None = None) -> bytes:
     if nsid is not None:
         payload += attribute(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))
     return payload + (text(_IFLA_IFNAME, name) if name else b"")
+
+
+def set_group(index: int, group: int) -> bytes:
+    return _INFO.pack(AF_UNSPEC, 0, index, 0, 0) + u32(_IFLA_GROUP, group)
+
+
+def all_of_group(group: int) -> bytes:
+    """Deletion of many links at once."""
+    return _INFO.pack(AF_UNSPEC, 0, 0, 0, 0) + u32(_IFLA_GROUP, group)
 
 
 def every() -> bytes:

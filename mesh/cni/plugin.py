@@ -11,10 +11,12 @@ may need the runtime's folders, not the daemon's.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from _socket import AF_UNIX, socket  # not `socket`, which takes longer to import than all the rest
+
+# The halves of `json` and `socket` that are written in C: the other halves take longer to import than all the rest.
+from _json import encode_basestring_ascii, make_scanner
+from _socket import AF_UNIX, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,6 +79,43 @@ _ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 _NAME_CHARS = _ALNUM | frozenset("_.-")
 
 
+class _Plain:
+    """How values are read: as `json.loads` does by itself."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int, parse_constant = float, int, float
+
+
+_scan: Any = make_scanner(_Plain)  # type: ignore[arg-type]
+_BLANK = " \t\r\n"
+
+
+def loads(data: bytes) -> Any:
+    """A value from its JSON. Raises ValueError."""
+    text = data.decode()
+    try:
+        value, end = _scan(text, len(text) - len(text.lstrip(_BLANK)))
+        if not text[end:].strip(_BLANK):
+            return value
+    except (StopIteration, SystemError, ValueError):
+        pass  # without the rest of `json` it cannot say what is wrong
+    import json
+
+    return json.loads(text)
+
+
+def dumps(value: Any) -> str:
+    """The JSON of what `loads` gives."""
+    if isinstance(value, str):
+        return str(encode_basestring_ascii(value))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{encode_basestring_ascii(key)}: {dumps(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(dumps, value)) + "]"
+    return "null" if value is None else repr(value).lower()
+
+
 class Refused(Exception):
     """What is told to the runtime."""
 
@@ -99,10 +138,10 @@ def main() -> int:
     except Exception as error:  # a runtime takes nothing but JSON for an answer
         refused = error if isinstance(error, Refused) else Refused(OTHER, f"a mistake in weft's plugin: {error!r}")
         said = {"cniVersion": version, "code": refused.code, "msg": refused.text}
-        print(json.dumps(said | ({"details": refused.details} if refused.details else {})))
+        print(dumps(said | ({"details": refused.details} if refused.details else {})))
         return 1
     if answer is not None:
-        print(json.dumps(answer))
+        print(dumps(answer))
     return 0
 
 
@@ -113,7 +152,7 @@ def read_config(data: bytes) -> Json:
     if len(data) > CONFIG_BYTES_MAX:
         raise Refused(BAD_JSON, f"the network configuration is longer than {CONFIG_BYTES_MAX} bytes")
     try:
-        config = json.loads(data)
+        config = loads(data)
     except (ValueError, RecursionError) as error:
         raise Refused(BAD_JSON, f"the network configuration on standard input is not JSON: {error}") from None
     if not isinstance(config, dict):
@@ -195,7 +234,7 @@ def _of(holder: Json, key: str, kind: type, default: Any, where: str = "") -> An
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         names = {bool: "true or false", int: "a number", str: "a text", list: "a list", dict: "an object"}
-        raise Refused(INVALID, f"{where}{key} is not {names[kind]}: {json.dumps(value)[:80]}")
+        raise Refused(INVALID, f"{where}{key} is not {names[kind]}: {dumps(value)[:80]}")
     return value
 
 
@@ -228,7 +267,7 @@ def wishes(environment: Mapping[str, str], config: Json) -> Json:
     """Everything that a runtime may say of an interface, in the daemon's words. Raises `Refused`."""
     for key in ("vlan", "vlanTrunk"):
         if config.get(key):
-            raise Refused(UNSUPPORTED, f"{key}: {json.dumps(config[key])} is not supported by weft")
+            raise Refused(UNSUPPORTED, f"{key}: {dumps(config[key])} is not supported by weft")
     arguments = cni_args(environment.get("CNI_ARGS", ""))
     runtime = _of(config, "runtimeConfig", dict, {})
     inline = _of(_of(config, "args", dict, {}), "cni", dict, {}, "args.")
@@ -268,19 +307,19 @@ def _aliases(value: object, network: str) -> list[str]:
     if names is None:
         return []
     if not isinstance(names, list):
-        raise Refused(INVALID, f"runtimeConfig.aliases is neither a list nor one by network: {json.dumps(value)[:80]}")
+        raise Refused(INVALID, f"runtimeConfig.aliases is neither a list nor one by network: {dumps(value)[:80]}")
     return [_text(each, "aliases") for each in names]
 
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise Refused(INVALID, f"{what}: {json.dumps(value)[:80]} is not a text")
+        raise Refused(INVALID, f"{what}: {dumps(value)[:80]} is not a text")
     return value
 
 
 def _route(value: object) -> tuple[str, str | None]:
     if not isinstance(value, dict) or not isinstance(value.get("dst"), str):
-        raise Refused(INVALID, f'routes: {json.dumps(value)[:80]} is not an object with a "dst"')
+        raise Refused(INVALID, f'routes: {dumps(value)[:80]} is not an object with a "dst"')
     return value["dst"], _of(value, "gw", str, None, "routes.") or None
 
 
@@ -292,10 +331,10 @@ def _ranges(from_runtime: list[Any] | None, ipam: Json) -> list[Json]:
     ranges = []
     for one in sets:
         if not isinstance(one, list) or not one or not isinstance(one[0], dict) or not one[0].get("subnet"):
-            raise Refused(INVALID, f'ranges: {json.dumps(one)[:80]} is not a list of objects with a "subnet"')
+            raise Refused(INVALID, f'ranges: {dumps(one)[:80]} is not a list of objects with a "subnet"')
         if one[0].get("gateway"):
             why = "on a network of many hosts each has a gateway of its own; leave it out"
-            raise Refused(UNSUPPORTED, f"gateway: {json.dumps(one[0]['gateway'])} is not supported by weft: {why}")
+            raise Refused(UNSUPPORTED, f"gateway: {dumps(one[0]['gateway'])} is not supported by weft: {why}")
         keys = (("subnet", "subnet"), ("rangeStart", "first"), ("rangeEnd", "last"))
         ranges.append({ours: _of(one[0], theirs, str, None, "ranges.") for theirs, ours in keys})
     return ranges
@@ -358,7 +397,7 @@ def _collect(network: str, delegate: str | None, environment: Mapping[str, str],
     pairs = []
     for each in valid:
         if not isinstance(each, dict) or not all(isinstance(each.get(key), str) for key in ("containerID", "ifname")):
-            raise Refused(INVALID, f"cni.dev/valid-attachments: {json.dumps(each)[:80]} has no containerID and ifname")
+            raise Refused(INVALID, f"cni.dev/valid-attachments: {dumps(each)[:80]} has no containerID and ifname")
         pairs.append([each["containerID"], each["ifname"]])
     troubles = []
     try:
@@ -398,12 +437,12 @@ def run_delegate(kind: str, environment: Mapping[str, str], config: Json) -> Jso
         raise Refused(DELEGATE, f"the plugin {kind} that ipam.type names is not in CNI_PATH ({':'.join(folders)})")
     try:
         done = subprocess.run(
-            [path], input=json.dumps(config).encode(), capture_output=True, env=dict(environment), check=False
+            [path], input=dumps(config).encode(), capture_output=True, env=dict(environment), check=False
         )
     except OSError as error:
         raise Refused(DELEGATE, f"{path} cannot be run: {error.strerror}") from None
     try:
-        answer = json.loads(done.stdout) if done.stdout.strip() else {}
+        answer = loads(done.stdout) if done.stdout.strip() else {}
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
@@ -449,7 +488,7 @@ def ask(verb: str, args: Json, timeout_s: float = ANSWER_TIMEOUT_S) -> Json:
     connection.settimeout(timeout_s)
     try:
         connection.connect(path)
-        connection.sendall(json.dumps({"verb": verb, "args": args}).encode() + b"\n")
+        connection.sendall(dumps({"verb": verb, "args": args}).encode() + b"\n")
         chunks = [b""]
         while not chunks[-1].endswith(b"\n"):
             chunk = connection.recv(65536)
@@ -465,7 +504,7 @@ def ask(verb: str, args: Json, timeout_s: float = ANSWER_TIMEOUT_S) -> Json:
     finally:
         connection.close()
     try:
-        answer = json.loads(b"".join(chunks))
+        answer = loads(b"".join(chunks))
         if "ok" in answer:
             return answer["ok"] or {}
         why, text = str(answer["error"]["code"]), str(answer["error"]["message"])
