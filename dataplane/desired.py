@@ -87,6 +87,9 @@ class Port:
     """Whether what it sends may come back to it, as it does where addresses are translated on the way."""
     mtu: int | None = None
     """Less than the network's, where somebody wants that."""
+    handed_over: bool = False
+    """Whether somebody else takes the inner end into a namespace and gives it what it needs. `namespace` is empty then,
+    and the inner end is made beside the other one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,7 @@ def _rows_here(
     host = _exposed_rows(segment.bridge, exposed)
     rows.update(host)
     port_of.update(dict.fromkeys(host, segment.bridge))
-    for port in [port for port in ports if port.leads_out] if exposed else ():
+    for port in [port for port in ports if port.leads_out and not port.handed_over] if exposed else ():
         mine = _route_rows(port, exposed)
         rows.update(mine)
         port_of.update(dict.fromkeys(mine, port.ifname))
@@ -281,17 +281,20 @@ def _port_rows(segment: Segment, port: Port) -> dict[Key, Value]:
         ),
         Key(BRIDGE_FDB, bridge, port.mac): name,
         Key(UP, name): True,
-        Key(GUEST, name): Guest(
-            name=port.guest_ifname,
-            mac=port.mac,
-            mtu=mtu,
-            # Docker switches IPv6 off inside containers that it gives no IPv6 address; where we give one it must be on.
-            ipv6=True if any(address.version == 6 for address in addresses) else None,
-        ),
     }
     for address in addresses:
-        rows[Key(GUEST_ADDRESS, name, address_item(address))] = GuestAddress()
         rows[Key(NEIGHBOUR, bridge, address.ip.packed)] = port.mac
+    return rows if port.handed_over else rows | _inside_rows(port, addresses, mtu)
+
+
+def _inside_rows(port: Port, addresses: Sequence[Interface], mtu: int) -> dict[Key, Value]:
+    """What a container has of its interface."""
+    name = port.ifname
+    # Docker switches IPv6 off inside containers that it gives no IPv6 address; where we give one it must be on.
+    ipv6 = True if any(address.version == 6 for address in addresses) else None
+    rows: dict[Key, Value] = {Key(GUEST, name): Guest(name=port.guest_ifname, mac=port.mac, mtu=mtu, ipv6=ipv6)}
+    for address in addresses:
+        rows[Key(GUEST_ADDRESS, name, address_item(address))] = GuestAddress()
     versions = {address.version for address in addresses}
     for route in port.routes:
         if route.network.version in versions:

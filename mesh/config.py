@@ -20,6 +20,7 @@ from mesh.ipam.ranges import Allocation
 from mesh.usage import Parsed
 
 DEFAULT_CONFIG_PATH = "/etc/weft/weft.toml"
+DEFAULT_DOCKER_PLUGIN = "/run/docker/plugins/weft.sock"
 DEFAULT_DOCKER_SOCKET = "/var/run/docker.sock"
 CONFIG_BYTES_MAX = 1024 * 1024
 
@@ -70,6 +71,8 @@ class LaunchConfig:
     """Addresses and ports; empty: what the host's resolv.conf says."""
     docker_socket: str = DEFAULT_DOCKER_SOCKET
     """Absolute; where Docker is asked, when there is something to ask."""
+    docker_plugin: str | None = None
+    """Absolute; where Docker finds its network plugin. None: nowhere."""
     log_level: str = "info"
     log_file: str | None = None
     """None: standard error, for systemd and containers."""
@@ -115,6 +118,7 @@ def load(parsed: Parsed, environment: Mapping[str, str], *, background: bool) ->
         dns_domain=chosen.get("dns-domain", words.DEFAULT_DOMAIN),
         dns_upstreams=tuple(dict.fromkeys(chosen.get("dns-upstream", ()))),
         docker_socket=_docker_socket(environment),
+        docker_plugin=chosen.get("docker-plugin", _docker_plugin(run_dir)),
         log_level=chosen.get("log-level", "info"),
         log_file=directories.log_path(state_dir) if background else None,
     )
@@ -143,6 +147,19 @@ def _switch(text: str) -> bool:
     return text == "true"
 
 
+def _docker_plugin(run_dir: str) -> str | None:
+    """Where Docker looks, for the one daemon of a machine that is not told otherwise: several would take turns."""
+    return DEFAULT_DOCKER_PLUGIN if run_dir == directories.DEFAULT_RUN_DIR else None
+
+
+def _plugin_path(text: str) -> str | None:
+    if text == "none":
+        return None
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is neither an absolute path, such as {DEFAULT_DOCKER_PLUGIN}, nor none")
+    return os.path.normpath(text)
+
+
 _SETTINGS = {
     "peers": _Setting(str, arguments.parse_peer, many=True),
     "password": _Setting(str, str),
@@ -163,6 +180,7 @@ _SETTINGS = {
     "dns-domain": _Setting(str, words.parse_domain),
     "dns-upstream": _Setting(str, words.parse_upstream, many=True),
     "no-dns": _Setting(bool, _switch),
+    "docker-plugin": _Setting(str, _plugin_path),
     "log-level": _Setting(str, _log_level),
 }
 

@@ -38,6 +38,8 @@ from mesh.config import LaunchConfig
 from mesh.dns import service
 from mesh.dns.service import Dns
 from mesh.docker import Docker
+from mesh.dockernet import driver as docker_driver
+from mesh.dockernet.service import DockerNetworks
 from mesh.endpoints import ENDPOINTS_TABLE, Endpoint, bridge_mac, encode_row
 from mesh.errors import UserError
 from mesh.expose import Exposures
@@ -140,7 +142,11 @@ class Daemon:
         )
         self._attachments = Attachments(around)
         self._exposures = Exposures(around, self._attachments)
-        self._mending = Mending(self._attachments, self._exposures)
+        self._docker = DockerNetworks(
+            config.docker_plugin, targets.docker, store.read(docker_driver.DOCUMENT), around, self._attachments.keeper,
+            config.dns,
+        )  # fmt: skip
+        self._mending = Mending(self._attachments, self._exposures, self._docker.owners)
         self._returns = Returns(self._attachments, targets)
         self._dns = Dns(config, self._around_dns(), store.read(service.DOCUMENT), SystemRandom())
         own_mac = bridge_mac(identity.name)
@@ -179,6 +185,8 @@ class Daemon:
             self._tell(attachment.ifname, attachment.endpoint(self.node.name))
         if (host := self._exposures.endpoint()) is not None:
             self._tell(BRIDGE, host)
+        for ifname, endpoint in self._docker.endpoints().items():
+            self._tell(ifname, endpoint)
         self._describe()
         try:
             await transport.start()
@@ -200,12 +208,14 @@ class Daemon:
         self._ipam.start()
         await self._mending.begin()
         self._spawn(self._mending.run())
+        await self._docker.open()
+        self._spawn(self._docker.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(
             self.node, self._router, self._attachments, self._exposures, transport, self._pinger,
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
-                self._sleeve_view, self._returns, self._dns, self._ipam, self._mending, self._cni,
+                self._sleeve_view, self._returns, self._dns, self._ipam, self._mending, self._cni, self._docker,
                 self._config.ipalloc.instead,
             ),
             self._write, self._end,
@@ -236,6 +246,7 @@ class Daemon:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._docker.close()
         await self._ipam.close()
         self._pinger.close()
         self._probes.close()
@@ -315,7 +326,8 @@ class Daemon:
             zones=self._underlay.survey.zones,
             offloads_off=self._offloads.vxlan_off,
         )
-        ports = self._dns.ports(tuple(attachment.port for attachment in self._attachments.here()))
+        attached = tuple(attachment.port for attachment in self._attachments.here())
+        ports = self._dns.ports((*attached, *self._docker.ports()))
         settled = self._router.is_settled(now, SETTLE_LIMIT_S)
         self._router.path_mtus = self._path_mtus()
         desired = self._router.refresh(

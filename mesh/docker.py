@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 from gossip.errors import ProtocolError
 from mesh import dockerwire
 from mesh.dockerwire import Container, Events, Response
+
+T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 5.0
 """A busy machine needs seconds for what is otherwise a few milliseconds."""
@@ -36,7 +39,18 @@ class Docker:
 
     async def inspect(self, reference: str) -> Container:
         """By name, id, or a beginning of an id that only one has. Raises `DockerError`, `NoSuchContainer`."""
-        async with self._asked(dockerwire.inspect_path(reference)) as (response, reader, body):
+        return await self._told(dockerwire.inspect_path(reference), dockerwire.container_untrusted)
+
+    async def networks(self) -> frozenset[str]:
+        """The ids of those that are ours. Raises `DockerError`."""
+        return await self._told(dockerwire.networks_path("weft"), dockerwire.networks_untrusted)
+
+    async def members(self, network: str) -> dict[str, tuple[str, str]]:
+        """By endpoint: the container's id and its name. Raises `DockerError`, `NoSuchContainer` for no such network."""
+        return await self._told(dockerwire.network_path(network), dockerwire.members_untrusted)
+
+    async def _told(self, path: str, parse: Callable[[bytes], T]) -> T:
+        async with self._asked(path) as (response, reader, body):
             async with self._in_time():
                 while not response.ended:
                     body += await self._more(response, reader)
@@ -47,7 +61,7 @@ class Docker:
                 raise NoSuchContainer(message)
             if response.status != 200:
                 raise self._refused(response, message)
-            return dockerwire.container_untrusted(bytes(body))
+            return parse(bytes(body))
 
     @contextlib.asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[frozenset[str]]]:

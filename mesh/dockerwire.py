@@ -43,9 +43,17 @@ def inspect_path(reference: str) -> str:
     return f"/containers/{quote(reference, safe='')}/json"
 
 
+def networks_path(driver: str) -> str:
+    return "/networks?filters=" + quote(json.dumps({"driver": [driver]}, separators=(",", ":")), safe="")
+
+
+def network_path(reference: str) -> str:
+    return f"/networks/{quote(reference, safe='')}"
+
+
 def events_path() -> str:
     """The events after which a container's namespace is another one, or none."""
-    filters = {"type": ["container"], "event": ["start", "die", "destroy"]}
+    filters = {"type": ["container"], "event": ["start", "die", "destroy", "rename"]}
     return "/events?filters=" + quote(json.dumps(filters, separators=(",", ":")), safe="")
 
 
@@ -205,6 +213,30 @@ def container_untrusted(body: bytes) -> Container:
     if not is_id(found.get("Id")) or not isinstance(name, str) or type(pid) is not int or pid < 0:
         raise ProtocolError("docker-unknown-form", "the answer does not describe a container")
     return Container(found["Id"], name.removeprefix("/"), pid)
+
+
+def networks_untrusted(body: bytes) -> frozenset[str]:
+    """The ids of a list of networks. Raises `ProtocolError`."""
+    try:
+        rows = json.loads(body)
+    except (ValueError, RecursionError):
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ProtocolError("docker-no-list", "the list of networks is none")
+    return frozenset(row["Id"] for row in rows if is_id(row.get("Id")))
+
+
+def members_untrusted(body: bytes) -> dict[str, tuple[str, str]]:
+    """Who is on a network: by endpoint, the container's id and its name. Raises `ProtocolError`."""
+    rows = _object_untrusted(body).get("Containers") or {}
+    if not isinstance(rows, dict):
+        raise ProtocolError("docker-no-members", "the containers of a network are no object")
+    found = {}
+    for container, row in rows.items():
+        endpoint = row.get("EndpointID") if isinstance(row, dict) else None
+        if is_id(container) and is_id(endpoint) and isinstance(row.get("Name"), str):
+            found[str(endpoint)] = (container, row["Name"])
+    return found
 
 
 def message_untrusted(body: bytes) -> str | None:

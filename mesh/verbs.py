@@ -24,6 +24,7 @@ from mesh.cni.door import CniDoor
 from mesh.cni.words import CniAdd, CniCheck, CniDel, CniGc, CniStatus
 from mesh.dns.service import Dns
 from mesh.dns.words import DnsChange, DnsLookup
+from mesh.dockernet.service import DockerNetworks
 from mesh.endpoints import bridge_mac
 from mesh.expose import Exposures
 from mesh.forwarding import NONE, UNREACHABLE, Path
@@ -58,6 +59,7 @@ class Facts:
     ipam: Allocator
     mending: Mending
     cni: CniDoor
+    docker: DockerNetworks
     range_instead: str
     """Why addresses are given from another range than the default one; empty where they are not."""
 
@@ -144,7 +146,11 @@ class Verbs:
             "endpoints": lambda: status.endpoints(self._router, now),
             "ipam": self._facts.ipam.status,
             "dns": self._facts.dns.status,
-            "ps": lambda: [*status.ps(self._attachments.all()), *status.ps_host(self._exposures.endpoint())],
+            "ps": lambda: [
+                *status.ps(self._attachments.all()),
+                *self._facts.docker.rows(),
+                *status.ps_host(self._exposures.endpoint()),
+            ],
         }
         if verb == "report":
             return {name: view() for name, view in views.items()} | {
@@ -167,6 +173,7 @@ class Verbs:
         warnings += self._facts.returns.warnings()
         warnings += ipam_verbs.warnings(self._facts.ipam, self._facts.range_instead)
         warnings += self._facts.dns.troubles()
+        warnings += self._facts.docker.warnings()
         summary = status.summary(
             self._router, VERSION, now - self._facts.started, self._facts.encrypted, attachments,
             self._transport.refusals, warnings, view, now,

@@ -111,7 +111,7 @@ class Guests:
 
     def host_end(self, link: Link, port: Port | None) -> Veth:
         """LINK of a host end, with the namespace id its other end proves to be in."""
-        if port is None:
+        if port is None or port.handed_over:
             return Veth(link.mtu, (0, 0))
         if link.peer == 0:
             return Veth(link.mtu, port.namespace_id)  # on its way out: the next message says that it is gone
@@ -142,7 +142,7 @@ class Guests:
     def listing(self, ports: Sequence[Port]) -> dict[Key, Value]:
         objects: dict[Key, Value] = {}
         for port in ports:
-            peer = self._peers.get(port.ifname)
+            peer = self._peers.get(port.ifname) if not port.handed_over else None
             if peer is None or not is_there(port.namespace, port.namespace_id):
                 continue  # an inner end that cannot be reached counts as missing, and will be refused with the reason
             try:
@@ -201,7 +201,7 @@ class Guests:
             return []
         changes: Changes = []
         for port in ports:
-            if port.ifname in self._peers and self._peers[port.ifname][0] in touched:
+            if port.ifname in self._peers and self._peers[port.ifname][0] in touched and not port.handed_over:
                 with suppress(OSError):  # the next listing says what is wrong
                     changes += self._routes(port)
         return changes
@@ -239,20 +239,20 @@ class Guests:
         """Make the pair. Raises KernelError."""
         assert isinstance(operation.value, Veth)
         mtu = operation.value.mtu
-        descriptor = self._enter(operation, port)
+        descriptor = self._enter(operation, port) if not port.handed_over else None
         try:
             guest = Guest(name=port.guest_ifname, mac=port.mac, mtu=mtu)
             message = links.new_veth(port.ifname, mtu, bridge, guest, descriptor)
             self._commands.change(links.RTM_NEWLINK, CREATE | EXCLUSIVE, message)
         except NetlinkError as error:
             if error.errno == errno.EEXIST:
-                text = (
-                    f"{port.namespace} has an interface {port.guest_ifname} already; detach what made it, or remove it"
-                )
+                where = port.namespace or "this host"
+                text = f"{where} has an interface {port.guest_ifname} already; detach what made it, or remove it"
                 raise KernelError(error.errno, operation, text, "name-taken") from None
             raise KernelError(error.errno or errno.EIO, operation, str(error.strerror)) from None
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
 
     def apply(self, operations: Sequence[Operation], port: Port) -> list[KernelError]:
         """Operations on the inner end of one port."""

@@ -279,14 +279,14 @@ def new_vxlan(name: str, wanted: Vxlan) -> bytes:
     return _new(name, "vxlan", data, ("IFLA_MTU", wanted.mtu))
 
 
-def new_veth(name: str, mtu: int, bridge: int, guest: Guest, namespace: int) -> bytes:
-    """A pair with its inner end born in the namespace of that file descriptor. Both ends are down."""
-    peer = [
+def new_veth(name: str, mtu: int, bridge: int, guest: Guest, namespace: int | None) -> bytes:
+    """A pair with its inner end born in the namespace of that file descriptor, or in this one. Both ends are down."""
+    peer: list[tuple[str, Any]] = [
         ("IFLA_IFNAME", guest.name),
         ("IFLA_ADDRESS", guest.mac.hex(":")),
         ("IFLA_MTU", guest.mtu),
-        ("IFLA_NET_NS_FD", namespace),
     ]
+    peer += [("IFLA_NET_NS_FD", namespace)] if namespace is not None else []
     data = [("VETH_INFO_PEER", {"attrs": peer})]
     return _new(name, "veth", data, ("IFLA_MTU", mtu), ("IFLA_MASTER", bridge))
 

@@ -7,6 +7,7 @@ this host: an attachment (`mesh.attachment.owner_of`), or the host itself (`mesh
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Protocol
 
 from gossip.names import PeerName
@@ -53,6 +54,9 @@ class Allocator(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """In which `state` it is, and how many are `given` here: for whoever asks often."""
+
+    def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """Where addresses come from unless a subnet is named, then all that they may come from."""
 
     def interface_of(self, address: Address) -> Interface:
         """An address with the length that those of its subnet have here. Raises `ApiError` where it is of none."""

@@ -8,6 +8,7 @@ what is given to nothing is released. Knows nothing of how either is kept.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from ipaddress import ip_interface
 from typing import Any
 
@@ -27,7 +28,11 @@ log = EventLog("ipam")
 class Mending:
     """Of one daemon."""
 
-    def __init__(self, attachments: Attachments, exposures: Exposures) -> None:
+    def __init__(
+        self, attachments: Attachments, exposures: Exposures, others: Callable[[], Mapping[Interface, str]]
+    ) -> None:
+        """`others`: owners of addresses that are attached by other means."""
+        self._others = others
         self._attachments = attachments
         self._exposures = exposures
         self._ipam = attachments.keeper.ipam
@@ -35,7 +40,7 @@ class Mending:
     def attached(self) -> dict[Interface, str]:
         """The owner of every address on this host."""
         found = {binding.interface: each.owner for each in self._attachments.all() for binding in each.bindings}
-        return found | {held.binding.interface: OWNER for held in self._exposures.all()}
+        return {**found, **{held.binding.interface: OWNER for held in self._exposures.all()}, **self._others()}
 
     async def begin(self) -> None:
         """Release what was given to owners that are not there any more."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_interface
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -464,11 +464,14 @@ class Ipam:
     def warnings(self) -> list[dict[str, str]]:
         return view.warnings(self.member, self._clock(), self.disk_trouble)
 
+    def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        space = self.member.space
+        return (*(each for each in self.member.settings.default if space.interval(each) is not None), *space.ranges)
+
     def interface_of(self, address: Address) -> Interface:
-        ranges = self.member.space.ranges
-        network = next((each for each in (*self.member.settings.default, *ranges) if address in each), None)
+        network = next((each for each in self.subnets() if address in each), None)
         if network is None:
-            have = " and ".join(map(str, ranges)) or "none"
+            have = " and ".join(map(str, self.member.space.ranges)) or "none"
             cure = "give it with its length, or take one of those"
             raise ApiError("outside-range", f"{address} is not inside the range of addresses ({have}); {cure}")
         return ip_interface(f"{address}/{network.prefixlen}")

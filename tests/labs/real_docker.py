@@ -23,7 +23,9 @@ CONFIG = Path("/etc/docker")
 class RealDocker:
     """Use as a context manager."""
 
-    def __init__(self, lab: Lab, node: str, directory: Path) -> None:
+    def __init__(self, lab: Lab, node: str, directory: Path, plugins: Path | None = None) -> None:
+        """`plugins`: the folder in which it finds plugins."""
+        self._plugins = plugins
         self._lab = lab
         self._node = node
         self._directory = directory
@@ -53,17 +55,22 @@ class RealDocker:
 
     def __call__(self, *words: str) -> str:
         """The `docker` command; what it printed."""
-        done = subprocess.run(
-            ["docker", "-H", f"unix://{self.socket}", *words], capture_output=True, text=True, timeout=60, check=True
-        )
-        return done.stdout.strip()
+        line = ["docker", "-H", f"unix://{self.socket}", *words]
+        try:
+            return subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+        except subprocess.CalledProcessError as error:
+            error.add_note(error.stderr)
+            raise
 
     def start(self) -> None:
         words = [
             "dockerd", "--data-root", str(self._directory / "data"), "--exec-root", str(self._directory / "exec"),
             "--pidfile", str(self._directory / "docker.pid"), "--storage-driver", "vfs", "-H", f"unix://{self.socket}",
         ]  # fmt: skip
-        private = 'mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /etc/docker && exec "$@"'
+        private = "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /etc/docker"
+        if self._plugins is not None:
+            private += f" && mkdir -p /run/docker/plugins && mount --bind {self._plugins} /run/docker/plugins"
+        private += ' && exec "$@"'
         inside = ["nsenter", f"--net={NAMESPACES_DIR / self._lab.namespace(self._node)}", "--"]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(

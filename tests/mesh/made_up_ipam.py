@@ -42,6 +42,9 @@ class MadeUpIpam:
     def summary(self) -> dict[str, Any]:
         return {"state": self.said.get("state", "ready"), "given": len(self.given)}
 
+    def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        return self.ranges
+
     def interface_of(self, address: Address) -> Interface:
         network = next(each for each in self.ranges if address in each)
         return ip_interface(f"{address}/{network.prefixlen}")

@@ -1,0 +1,1 @@
+"""Weft as Docker's network and address plugin: `docker network create -d weft --ipam-driver weft`."""

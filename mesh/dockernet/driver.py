@@ -1,0 +1,468 @@
+"""What Docker asks of its network plugin and of its address plugin: each method, from what is known on this host alone.
+
+All Weft networks of Docker are one mesh: a Docker network is a subnet of it, and its addresses come from the mesh's
+own allocator, so that hosts never give one twice. Nothing is asked of Docker in here, and nothing waits for another
+host for longer than Docker should wait. What is promised is on disk before it is said.
+
+Protocol: libnetwork's remote drivers and remote IPAM (github.com/moby/moby, libnetwork/docs).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+from dataplane.desired import Port
+from dataplane.kernel import Fault
+from gossip.names import PeerName
+from mesh.arguments import parse_name
+from mesh.cni.words import parse_mac
+from mesh.dockernet.state import Lent, Member, Network, Pool, State, is_within, state_from_json
+from mesh.endpoints import Address, Endpoint, EndpointTable, Interface, derive_mac
+from mesh.ipam.keeper import Keeper
+from mesh.ipam.wants import Claim, FromSubnet
+from mesh.logs import EventLog
+from mesh.requests import ApiError
+from mesh.store import StoreError
+
+DOCUMENT = "docker"
+SPACE = "weft"
+GIVE_LIMIT_S = 0.7
+KERNEL_LIMIT_S = 0.8
+NETWORKS_MAX = 256
+NEW_S = 60.0
+"""For so long Docker may not list what it has asked for."""
+OPTIONS = ("mtu",)
+"""What `docker network create --opt` may say."""
+GATEWAY_TYPE = "com.docker.network.gateway"
+GENERIC = "com.docker.network.generic"
+INTERNAL = "com.docker.network.internal"
+ANY = {4: "0.0.0.0/0", 6: "::/0"}
+
+log = EventLog("docker")
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What the driver asks of the daemon around it."""
+
+    own: PeerName
+    boot: str
+    document: dict[str, Any] | None
+    write: Callable[[str, dict[str, Any]], Awaitable[None]]
+    keeper: Keeper
+    table: EndpointTable
+    is_reachable: Callable[[PeerName], bool]
+    nickname_of: Callable[[PeerName], str]
+    publish: Callable[[], Awaitable[dict[str, Fault]]]
+    tell: Callable[[str, Endpoint | None], None]
+    dns_routes: tuple[str, ...]
+    changed: Callable[[], None]
+    """Somebody joined or left: there may be names to learn."""
+
+
+class Driver:
+    """Of one daemon."""
+
+    def __init__(self, around: Around) -> None:
+        self._around = around
+        self.state = state_from_json(around.document, around.boot) if around.document else State()
+        self._lock = asyncio.Lock()
+        self._born: dict[str, float] = {}
+        """When networks and members were made, of those made in this life of the daemon."""
+        self._calls: dict[str, Callable[[Fields], Awaitable[Fields]]] = {
+            "Plugin.Activate": self._activate,
+            "NetworkDriver.GetCapabilities": self._network_capabilities,
+            "NetworkDriver.CreateNetwork": self._create_network,
+            "NetworkDriver.DeleteNetwork": self._delete_network,
+            "NetworkDriver.CreateEndpoint": self._create_endpoint,
+            "NetworkDriver.EndpointOperInfo": self._info,
+            "NetworkDriver.DeleteEndpoint": self._delete_endpoint,
+            "NetworkDriver.Join": self._join,
+            "NetworkDriver.Leave": self._leave,
+            "NetworkDriver.ProgramExternalConnectivity": self._nothing,
+            "NetworkDriver.RevokeExternalConnectivity": self._nothing,
+            "NetworkDriver.DiscoverNew": self._nothing,
+            "NetworkDriver.DiscoverDelete": self._nothing,
+            "IpamDriver.GetCapabilities": self._address_capabilities,
+            "IpamDriver.GetDefaultAddressSpaces": self._spaces,
+            "IpamDriver.RequestPool": self._request_pool,
+            "IpamDriver.ReleasePool": self._release_pool,
+            "IpamDriver.RequestAddress": self._request_address,
+            "IpamDriver.ReleaseAddress": self._release_address,
+        }
+
+    async def call(self, method: str, fields: Fields) -> Fields:
+        """Raises `ApiError`; then nothing has changed. Raises `KeyError` for methods that there are not."""
+        return await self._calls[method](fields)
+
+    # -- what the daemon asks ----------------------------------------------------------------------
+
+    def ports(self) -> tuple[Port, ...]:
+        return tuple(each.port(self._mtu(each)) for each in self.state.members.values() if each.joined)
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        """What the mesh is told, by ifname."""
+        return {each.ifname: self._endpoint(each) for each in self.state.members.values() if each.joined}
+
+    def _endpoint(self, member: Member) -> Endpoint:
+        return member.endpoint(self._around.own, _host_name(member.name))
+
+    def _mtu(self, member: Member) -> int | None:
+        network = self.state.networks.get(member.network)
+        return network.mtu if network is not None else None
+
+    async def name(self, names: dict[str, tuple[str, str]]) -> None:
+        """By endpoint: the container and what it is called."""
+        async with self._lock:
+            found = dict(self.state.members)
+            for key, (container, called) in names.items():
+                member = found.get(key)
+                if member is not None and (member.container, member.name) != (container, called):
+                    found[key] = replace(member, container=container, name=called)
+                    log.info("named", endpoint=key[:12], container=called)
+            if found != self.state.members:
+                before, wanted = self.state.members, replace(self.state, members=found)
+                await self._save(wanted)
+                for key, member in found.items():
+                    if member.joined and member != before.get(key):
+                        self._tell(member.ifname, self._endpoint(member))
+
+    async def keep_only(self, networks: set[str], members: set[str]) -> None:
+        """Docker has forgotten all others: so do we, as if it had said so. What it is only just making it does not list
+        yet. Raises `ApiError`."""
+        now = time.monotonic()
+        new = {key for key, born in self._born.items() if now < born + NEW_S}
+        async with self._lock:
+            state = self.state.without_networks(self.state.networks.keys() - networks - new)
+            kept = {key: each for key, each in state.members.items() if key in members or key in new}
+            state = replace(state, members=kept)
+            if state != self.state:
+                log.info("forgotten-by-docker", members=len(self.state.members) - len(state.members))
+                await self._replace(state)
+            self._born = {key: born for key, born in self._born.items() if key in new}
+
+    # -- the plugin --------------------------------------------------------------------------------
+
+    async def _activate(self, _: Fields) -> Fields:
+        return {"Implements": ["NetworkDriver", "IpamDriver"]}
+
+    async def _nothing(self, _: Fields) -> Fields:
+        return {}
+
+    async def _info(self, _: Fields) -> Fields:
+        return {"Value": {}}
+
+    async def _network_capabilities(self, _: Fields) -> Fields:
+        return {"Scope": "local", "ConnectivityScope": "global"}
+
+    async def _address_capabilities(self, _: Fields) -> Fields:
+        return {"RequiresMACAddress": False, "RequiresRequestReplay": False}
+
+    async def _spaces(self, _: Fields) -> Fields:
+        return {"LocalDefaultAddressSpace": SPACE, "GlobalDefaultAddressSpace": SPACE}
+
+    # -- addresses ---------------------------------------------------------------------------------
+
+    async def _request_pool(self, fields: Fields) -> Fields:
+        subnet = _text(fields, "SubPool") or _text(fields, "Pool")
+        version = 6 if fields.get("V6") else 4
+        if options := fields.get("Options"):
+            raise _bad(f"--ipam-opt {min(options)} is not supported")
+        ranges = self._around.keeper.ipam.subnets()
+        if subnet:
+            _network(subnet)
+            if not is_within(subnet, ranges):
+                have = " and ".join(map(str, ranges)) or "none yet; `weft prime` makes it"
+                raise ApiError("outside-range", f"subnet {subnet} is not inside the range of addresses ({have})")
+        elif not any(each.version == version for each in ranges):
+            cure = "name a --subnet, or run `weft prime` first"
+            raise ApiError("outside-range", f"there is no IPv{version} range to take addresses from yet; {cure}")
+        pool = Pool(secrets.token_hex(8), subnet, version)
+        async with self._lock:
+            await self._save(replace(self.state, pools=self.state.pools | {pool.id: pool}))
+        # One without a subnet is everything there is: a narrower answer is compared with the routes of this host, and
+        # would be refused where the host is on the mesh itself.
+        gateway = {GATEWAY_TYPE: ANY[version]}
+        return {"PoolID": pool.id, "Pool": subnet or ANY[version], "Data": gateway}
+
+    async def _release_pool(self, fields: Fields) -> Fields:
+        key = _text(fields, "PoolID")
+        async with self._lock:
+            if key in self.state.pools:
+                pools = {each: pool for each, pool in self.state.pools.items() if each != key}
+                lent = {address: each for address, each in self.state.lent.items() if each.pool != key}
+                await self._replace(replace(self.state, pools=pools, lent=lent))
+        return {}
+
+    async def _request_address(self, fields: Fields) -> Fields:
+        pool = self.state.pools.get(_text(fields, "PoolID"))
+        if pool is None:
+            raise ApiError("unknown-pool", "this pool of addresses is not known; remove the network and create it anew")
+        ipam = self._around.keeper.ipam
+        asked = _text(fields, "Address")
+        if (fields.get("Options") or {}).get("RequestAddressType") == GATEWAY_TYPE:
+            # Nobody is this gateway: Docker leads containers out by a bridge of its own.
+            return {"Address": f"{asked.partition('/')[0]}/{pool.subnet.rpartition('/')[2]}", "Data": {}}
+        want: Claim | FromSubnet
+        if asked:
+            address = _address(asked)
+            length = ip_network(pool.subnet).prefixlen if pool.subnet else None
+            want = Claim(ip_interface(f"{address}/{length}") if length is not None else ipam.interface_of(address))
+        else:
+            subnets = (each for each in ipam.subnets() if each.version == pool.version)
+            subnet = ip_network(pool.subnet) if pool.subnet else next(subnets, None)
+            want = FromSubnet(subnet)
+        owner = f"docker-address:{secrets.token_hex(8)}"
+        try:
+            async with asyncio.timeout(GIVE_LIMIT_S):
+                (given,) = await self._around.keeper.obtain(owner, (want,))
+        except TimeoutError:
+            text = "no address could be given at once: `weft status ipam` says what is waited for; try again"
+            raise ApiError("ipam-waiting", text) from None
+        async with self._lock:
+            lent = self.state.lent | {str(given.ip): Lent(str(given), pool.id, owner)}
+            try:
+                await self._save(replace(self.state, lent=lent))
+            except ApiError:
+                await self._around.keeper.release(owner, None)
+                raise
+        return {"Address": str(given), "Data": {}}
+
+    async def _release_address(self, fields: Fields) -> Fields:
+        address = _text(fields, "Address").partition("/")[0]
+        async with self._lock:
+            if address in self.state.lent:
+                lent = {key: each for key, each in self.state.lent.items() if key != address}
+                await self._replace(replace(self.state, lent=lent))
+        return {}
+
+    # -- networks ----------------------------------------------------------------------------------
+
+    async def _create_network(self, fields: Fields) -> Fields:
+        key = _id(fields, "NetworkID")
+        options = fields.get("Options") or {}
+        generic = options.get(GENERIC) or {}
+        if unknown := sorted(set(generic) - set(OPTIONS)):
+            raise _bad(f"--opt {unknown[0]} is not supported (there is {', '.join(OPTIONS)})")
+        try:
+            mtu = int(generic["mtu"]) if "mtu" in generic else None
+        except ValueError:
+            mtu = -1
+        if mtu is not None and not 1280 <= mtu <= 65535:
+            raise _bad(f"--opt mtu={generic['mtu']} is not a number from 1280 to 65535")
+        pools = [*(fields.get("IPv4Data") or []), *(fields.get("IPv6Data") or [])]
+        foreign = any(each.get("AddressSpace") != SPACE for each in pools)
+        internal = options.get(INTERNAL) in (True, "true")
+        async with self._lock:
+            if len(self.state.networks) >= NETWORKS_MAX:
+                raise ApiError("too-many", f"there are {NETWORKS_MAX} Weft networks already; remove some first")
+            network = Network(key, internal, mtu, foreign)
+            self._born[key] = time.monotonic()
+            await self._save(replace(self.state, networks=self.state.networks | {key: network}))
+        self._around.changed()
+        if foreign:
+            log.warning("foreign-addresses", network=key[:12], cure="docker network create --ipam-driver weft")
+        return {}
+
+    async def _delete_network(self, fields: Fields) -> Fields:
+        """Unknown ones are fine, or they could never be removed."""
+        async with self._lock:
+            await self._replace(self.state.without_networks([_text(fields, "NetworkID")]))
+        return {}
+
+    # -- a container's interface -------------------------------------------------------------------
+
+    async def _create_endpoint(self, fields: Fields) -> Fields:
+        key, network = _id(fields, "EndpointID"), self._network_of(fields)
+        asked = fields.get("Interface") or {}
+        texts = [asked[name] for name in ("Address", "AddressIPv6") if asked.get(name)]
+        interfaces = [_interface(text) for text in texts]
+        if not interfaces:
+            raise _bad("a container's interface needs an address")
+        for interface in interfaces:
+            self._refuse_taken(interface)
+        mac = asked.get("MacAddress") or derive_mac("weft", interfaces[0].ip).hex(":")
+        try:
+            parse_mac(mac)
+        except ValueError as error:
+            raise _bad(str(error)) from None
+        self._refuse_taken_mac(mac)
+        claims = tuple(self._around.table.next_claim(interface.ip) for interface in interfaces)
+        member = Member(key, network.id, mac, tuple(map(str, interfaces)), claims)
+        if network.foreign:
+            await self._claim(member)
+        async with self._lock:
+            self._born[key] = time.monotonic()
+            await self._save(replace(self.state, members=self.state.members | {key: member}))
+        return {"Interface": {} if asked.get("MacAddress") else {"MacAddress": mac}}
+
+    async def _claim(self, member: Member) -> None:
+        """Addresses that another address plugin chose, which knows this host alone."""
+        wants = tuple(map(Claim, member.interfaces()))
+        try:
+            async with asyncio.timeout(GIVE_LIMIT_S):
+                await self._around.keeper.obtain(member.owner, wants)
+        except TimeoutError:
+            text = f"whether {member.addresses[0]} is free is not known yet; try again"
+            raise ApiError("ipam-waiting", text) from None
+        except ApiError as error:
+            cure = "with `docker network create -d weft --ipam-driver weft` the mesh gives addresses itself"
+            raise ApiError(error.code, f"{error}; {cure}") from None
+
+    def _refuse_taken(self, interface: Interface) -> None:
+        for holder in self._around.table.claimants(interface.ip):
+            if holder.owner == self._around.own or self._around.is_reachable(holder.owner):
+                host = "this host" if holder.owner == self._around.own else self._around.nickname_of(holder.owner)
+                cure = "take another, or have the mesh give one (docker network create --ipam-driver weft)"
+                raise ApiError("address-taken", f"{interface.ip} is held by {holder.id} on {host}; {cure}")
+
+    def _refuse_taken_mac(self, mac: str) -> None:
+        wanted = bytes.fromhex(mac.replace(":", ""))
+        users = [each.id for each in self._around.table.mac_users(wanted)]
+        users += [each.called for each in self.state.members.values() if each.mac == mac]
+        if users:
+            raise ApiError("mac-taken", f"the MAC {mac} is that of {users[0]} already; take another")
+
+    async def _join(self, fields: Fields) -> Fields:
+        member, network = self._member_of(fields), self._network_of(fields)
+        wanted = replace(member, joined=True)
+        async with self._lock:
+            await self._save(replace(self.state, members=self.state.members | {member.id: wanted}))
+            trouble = await self._brought_up(wanted)
+            if trouble:
+                await self._replace(replace(self.state, members=self.state.members | {member.id: member}))
+                raise ApiError("attach-failed", trouble)
+            self._tell(wanted.ifname, self._endpoint(wanted))
+        self._around.changed()
+        log.info("joined", endpoint=member.id[:12], addresses=",".join(member.addresses))
+        routes = [] if network.internal else [{"Destination": each, "RouteType": 1} for each in self._around.dns_routes]
+        return {"InterfaceName": {"SrcName": wanted.inner, "DstPrefix": "eth"}, "StaticRoutes": routes}
+
+    async def _brought_up(self, member: Member) -> str:
+        """Why the kernel has no such interface; empty where it has."""
+        try:
+            async with asyncio.timeout(KERNEL_LIMIT_S):
+                faults = await self._around.publish()
+        except TimeoutError:
+            return "the kernel did not make the interface in time; try again"
+        return faults[member.ifname].text if member.ifname in faults else ""
+
+    async def _leave(self, fields: Fields) -> Fields:
+        member = self.state.members.get(_text(fields, "EndpointID"))
+        if member is not None and member.joined:
+            async with self._lock:
+                left = replace(member, joined=False)
+                await self._replace(replace(self.state, members=self.state.members | {member.id: left}))
+        return {}
+
+    async def _delete_endpoint(self, fields: Fields) -> Fields:
+        key = _text(fields, "EndpointID")
+        async with self._lock:
+            if key in self.state.members:
+                members = {each: member for each, member in self.state.members.items() if each != key}
+                await self._replace(replace(self.state, members=members))
+        return {}
+
+    # -- both --------------------------------------------------------------------------------------
+
+    async def _replace(self, state: State) -> None:
+        """On disk, then out of the mesh and the kernel, then back to the allocator."""
+        before = self.state
+        await self._save(state)
+        joined = {key for key, each in before.members.items() if each.joined}
+        left = {key for key in joined if key not in state.members or not state.members[key].joined}
+        for key in left:
+            self._tell(before.members[key].ifname, None)
+        unused = set(before.owners().values()) - set(state.owners().values())
+        await asyncio.gather(
+            *([self._settle()] if left else []), *(self._around.keeper.release(owner, None) for owner in sorted(unused))
+        )
+        if left:
+            self._around.changed()
+
+    async def _settle(self) -> None:
+        """The kernel makes it so in any case; whoever waits, waits for so long."""
+        try:
+            async with asyncio.timeout(KERNEL_LIMIT_S):
+                await self._around.publish()
+        except TimeoutError:
+            log.warning("kernel-slow")
+
+    def _tell(self, ifname: str, endpoint: Endpoint | None) -> None:
+        try:
+            self._around.tell(ifname, endpoint)
+        except ValueError as error:
+            log.warning("not-told", ifname=ifname, error=error)
+
+    async def _save(self, state: State) -> None:
+        """On disk first; only then do we believe it ourselves."""
+        try:
+            await self._around.write(DOCUMENT, state.to_json(self._around.boot))
+        except StoreError as error:
+            raise ApiError("not-saved", str(error)) from None
+        self.state = state
+
+    def _network_of(self, fields: Fields) -> Network:
+        network = self.state.networks.get(_text(fields, "NetworkID"))
+        if network is None:
+            raise ApiError("unknown-network", "this network is not known to Weft here; remove it and create it anew")
+        return network
+
+    def _member_of(self, fields: Fields) -> Member:
+        member = self.state.members.get(_text(fields, "EndpointID"))
+        if member is None:
+            raise ApiError("unknown-endpoint", "this interface is not known to Weft; start the container anew")
+        return member
+
+
+def _host_name(called: str | None) -> str:
+    try:
+        return parse_name(called) if called else ""
+    except ValueError:
+        return ""
+
+
+def _bad(text: str) -> ApiError:
+    return ApiError("bad-request", text)
+
+
+def _text(fields: Fields, key: str) -> str:
+    value = fields.get(key) or ""
+    if not isinstance(value, str) or len(value) > 256:
+        raise _bad(f"{key} is not a text of at most 256 characters")
+    return value
+
+
+def _id(fields: Fields, key: str) -> str:
+    value = _text(fields, key)
+    if not value or not value.isalnum():
+        raise _bad(f"{key} is not an id")
+    return value
+
+
+def _network(text: str) -> None:
+    try:
+        ip_network(text)
+    except ValueError:
+        raise _bad(f"{text!r} is not a subnet") from None
+
+
+def _address(text: str) -> Address:
+    try:
+        return ip_address(text.partition("/")[0])
+    except ValueError:
+        raise _bad(f"{text!r} is not an address") from None
+
+
+def _interface(text: Any) -> Interface:
+    try:
+        return ip_interface(text)
+    except ValueError:
+        raise _bad(f"{text!r} is not an address with its length") from None

@@ -1,0 +1,99 @@
+"""Docker's networks as the daemon sees them: driver, socket and watch put together, and what people see of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from dataplane.desired import Port
+from mesh.attach import Surroundings, boot_id
+from mesh.dns.resolver import OWN_V4
+from mesh.docker import Docker
+from mesh.dockernet.driver import Around, Driver
+from mesh.dockernet.server import PluginServer
+from mesh.dockernet.watch import Watch
+from mesh.endpoints import Endpoint, Interface
+from mesh.ipam.keeper import Keeper
+
+
+class DockerNetworks:
+    """Of one daemon. Without a path of a socket there are none but those that an earlier life made."""
+
+    def __init__(
+        self,
+        path: str | None,
+        docker: Docker,
+        document: dict[str, Any] | None,
+        around: Surroundings,
+        keeper: Keeper,
+        dns: bool,
+    ) -> None:
+        self._driver = Driver(
+            Around(
+                around.own, boot_id(), document, around.write, keeper, around.table, around.is_reachable,
+                around.nickname_of, around.publish, around.tell, (f"{OWN_V4}/32",) if dns else (),
+                self._changed,
+            )
+        )
+        self._watch = Watch(docker, self._driver)
+        self._server = PluginServer(path, self._driver.call) if path is not None else None
+
+    async def open(self) -> None:
+        if self._server is not None:
+            await self._server.open()
+
+    async def close(self) -> None:
+        if self._server is not None:
+            await self._server.close()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        if self._server is None:
+            await asyncio.Event().wait()
+        await self._watch.run()
+
+    def _changed(self) -> None:
+        self._watch.wake()
+
+    def ports(self) -> tuple[Port, ...]:
+        return self._driver.ports()
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        return self._driver.endpoints()
+
+    def owners(self) -> dict[Interface, str]:
+        return self._driver.state.owners()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For `ps`."""
+        joined = (each for each in self._driver.state.members.values() if each.joined)
+        return [
+            {
+                "id": each.called,
+                "mac": each.mac,
+                "addresses": list(each.addresses),
+                "names": [],
+                "labels": {},
+                "network": "weft",
+                "namespace": None,
+                "container": each.container,
+                "away": False,
+                "away_since": None,
+                "comes_back": False,
+                "interface": None,
+                "cni": None,
+                "docker_network": each.network,
+            }
+            for each in sorted(joined, key=lambda each: each.called)
+        ]
+
+    def warnings(self) -> list[dict[str, Any]]:
+        """In the form of `status`."""
+        rows = []
+        if self._server is not None and self._server.trouble:
+            cure = "stop what is there, or launch with --docker-plugin none"
+            rows.append({"code": "docker-plugin", "text": self._server.trouble, "cure": cure})
+        if self._watch.trouble and self._driver.state.networks:
+            text = f"{self._watch.trouble}, so names of containers on its Weft networks are not known"
+            rows.append({"code": "docker-silent", "text": text, "cure": "start Docker; it is asked again then"})
+        return rows
