@@ -208,7 +208,6 @@ class Daemon:
         self._ipam.start()
         await self._mending.begin()
         self._spawn(self._mending.run())
-        await self._docker.open()
         self._spawn(self._docker.run())
         transport.perform(self.node.connect(self._first_targets, time.monotonic()))
         self._verbs = Verbs(

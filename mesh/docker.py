@@ -18,6 +18,8 @@ from mesh.dockerwire import Container, Events, Response
 
 T = TypeVar("T")
 
+ENDED_MAX = 1000
+
 ANSWER_TIMEOUT_S = 5.0
 """A busy machine needs seconds for what is otherwise a few milliseconds."""
 _READ_BYTES = 64 * 1024
@@ -43,11 +45,28 @@ class Docker:
 
     async def networks(self) -> frozenset[str]:
         """The ids of those that are ours. Raises `DockerError`."""
-        return await self._told(dockerwire.networks_path("weft"), dockerwire.networks_untrusted)
+        return await self._told(dockerwire.networks_path("weft"), dockerwire.ids_untrusted)
 
     async def members(self, network: str) -> dict[str, tuple[str, str]]:
         """By endpoint: the container's id and its name. Raises `DockerError`, `NoSuchContainer` for no such network."""
         return await self._told(dockerwire.network_path(network), dockerwire.members_untrusted)
+
+    async def stranded(self) -> list[str]:
+        """Containers that Docker was to keep running and could not start, as our plugin was not there. Raises
+        `DockerError`."""
+        ended = await self._told(dockerwire.ended_path(), dockerwire.ids_untrusted)
+        found = []
+        for container in sorted(ended)[:ENDED_MAX]:
+            with contextlib.suppress(NoSuchContainer):
+                if await self._told(dockerwire.inspect_path(container), dockerwire.is_stranded_untrusted):
+                    found.append(container)
+        return found
+
+    async def start(self, container: str) -> None:
+        """Raises `DockerError`."""
+        async with self._asked(dockerwire.start_path(container), "POST") as (response, _, _):
+            if response.status not in (204, 304):
+                raise self._refused(response, None)
 
     async def _told(self, path: str, parse: Callable[[bytes], T]) -> T:
         async with self._asked(path) as (response, reader, body):
@@ -85,14 +104,16 @@ class Docker:
             data = await self._more(response, reader)
 
     @contextlib.asynccontextmanager
-    async def _asked(self, path: str) -> AsyncIterator[tuple[Response, asyncio.StreamReader, bytearray]]:
+    async def _asked(
+        self, path: str, method: str = "GET"
+    ) -> AsyncIterator[tuple[Response, asyncio.StreamReader, bytearray]]:
         """A question that was sent, and its answer as far as it has come: at least the head."""
         writer: asyncio.StreamWriter | None = None
         response, body = Response(), bytearray()
         try:
             async with self._in_time():
                 reader, writer = await asyncio.open_unix_connection(self.socket_path, limit=_READ_BYTES)
-                writer.write(dockerwire.request(path))
+                writer.write(dockerwire.request(path, method))
                 await writer.drain()
                 while response.status is None:
                     body += await self._more(response, reader)

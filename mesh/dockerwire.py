@@ -22,6 +22,8 @@ BODY_MAX_BYTES = 4 * 1024 * 1024
 EVENT_MAX_BYTES = 256 * 1024
 """An event brings the labels of its container along."""
 _NO_BODY = (204, 304)
+STRANDED = ('plugin "weft" not found', "no address could be given at once")
+"""What Docker says of a container that it cannot start as we are not there, or not ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,11 @@ class Container:
     """Its first process, 0 while it does not run."""
 
 
-def request(path: str) -> bytes:
+def request(path: str, method: str = "GET") -> bytes:
     """A question. Its connection is used once, so that an answer that was cut off leaves nothing behind."""
-    return f"GET {path} HTTP/1.1\r\nHost: docker\r\nAccept: application/json\r\nConnection: close\r\n\r\n".encode()
+    empty = "Content-Length: 0\r\n" if method == "POST" else ""
+    fields = f"Host: docker\r\nAccept: application/json\r\n{empty}Connection: close\r\n\r\n"
+    return f"{method} {path} HTTP/1.1\r\n{fields}".encode()
 
 
 def inspect_path(reference: str) -> str:
@@ -45,6 +49,15 @@ def inspect_path(reference: str) -> str:
 
 def networks_path(driver: str) -> str:
     return "/networks?filters=" + quote(json.dumps({"driver": [driver]}, separators=(",", ":")), safe="")
+
+
+def ended_path() -> str:
+    """The containers that do not run."""
+    return "/containers/json?all=1&filters=" + quote(json.dumps({"status": ["exited", "created"]}), safe="")
+
+
+def start_path(container: str) -> str:
+    return f"/containers/{quote(container, safe='')}/start"
 
 
 def network_path(reference: str) -> str:
@@ -215,14 +228,25 @@ def container_untrusted(body: bytes) -> Container:
     return Container(found["Id"], name.removeprefix("/"), pid)
 
 
-def networks_untrusted(body: bytes) -> frozenset[str]:
-    """The ids of a list of networks. Raises `ProtocolError`."""
+def is_stranded_untrusted(body: bytes) -> bool:
+    """Whether Docker was to keep a container running, and could not start it since our plugin was not there, or could
+    not give it an address yet. Raises `ProtocolError`."""
+    shown = _object_untrusted(body)
+    state, config = shown.get("State"), shown.get("HostConfig")
+    policy = config.get("RestartPolicy") if isinstance(config, dict) else None
+    kept = isinstance(policy, dict) and policy.get("Name") in ("always", "unless-stopped")
+    said = str(state.get("Error")) if isinstance(state, dict) else ""
+    return kept and any(text in said for text in STRANDED)
+
+
+def ids_untrusted(body: bytes) -> frozenset[str]:
+    """Those of a list of networks or containers. Raises `ProtocolError`."""
     try:
         rows = json.loads(body)
     except (ValueError, RecursionError):
         rows = None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ProtocolError("docker-no-list", "the list of networks is none")
+        raise ProtocolError("docker-no-list", "what should be a list is none")
     return frozenset(row["Id"] for row in rows if is_id(row.get("Id")))
 
 

@@ -10,6 +10,7 @@ Protocol: libnetwork's remote drivers and remote IPAM (github.com/moby/moby, lib
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -62,6 +63,9 @@ class Around:
     nickname_of: Callable[[PeerName], str]
     publish: Callable[[], Awaitable[dict[str, Fault]]]
     tell: Callable[[str, Endpoint | None], None]
+    wait_settled: Callable[[], Awaitable[None]]
+    has_link: Callable[[str], bool]
+    """Whether this host has a link of that name."""
     dns_routes: tuple[str, ...]
     changed: Callable[[], None]
     """Somebody joined or left: there may be names to learn."""
@@ -74,6 +78,7 @@ class Driver:
         self._around = around
         self.state = state_from_json(around.document, around.boot) if around.document else State()
         self._lock = asyncio.Lock()
+        self._preparing: set[asyncio.Task[None]] = set()
         self._born: dict[str, float] = {}
         """When networks and members were made, of those made in this life of the daemon."""
         self._calls: dict[str, Callable[[Fields], Awaitable[Fields]]] = {
@@ -143,6 +148,8 @@ class Driver:
             state = self.state.without_networks(self.state.networks.keys() - networks - new)
             kept = {key: each for key, each in state.members.items() if key in members or key in new}
             state = replace(state, members=kept)
+            unused = state.unused() - new
+            state = replace(state, lent={key: each for key, each in state.lent.items() if key not in unused})
             if state != self.state:
                 log.info("forgotten-by-docker", members=len(self.state.members) - len(state.members))
                 await self._replace(state)
@@ -187,10 +194,35 @@ class Driver:
         pool = Pool(secrets.token_hex(8), subnet, version)
         async with self._lock:
             await self._save(replace(self.state, pools=self.state.pools | {pool.id: pool}))
+        self._prepare(pool)
         # One without a subnet is everything there is: a narrower answer is compared with the routes of this host, and
         # would be refused where the host is on the mesh itself.
         gateway = {GATEWAY_TYPE: ANY[version]}
         return {"PoolID": pool.id, "Pool": subnet or ANY[version], "Data": gateway}
+
+    def _prepare(self, pool: Pool) -> None:
+        """Have some of these addresses here: others may have to be asked for them, and Docker is not to wait for that."""
+        want = self._any_of(pool)
+
+        async def prepare() -> None:
+            owner = f"docker-address:{secrets.token_hex(8)}"
+            with contextlib.suppress(ApiError):
+                await self._around.keeper.obtain(owner, (want,))
+            async with self._lock:
+                await self._around.keeper.release(owner, None)
+
+        task = asyncio.ensure_future(prepare())
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
+
+    def _any_of(self, pool: Pool) -> FromSubnet:
+        subnets = (each for each in self._around.keeper.ipam.subnets() if each.version == pool.version)
+        return FromSubnet(ip_network(pool.subnet) if pool.subnet else next(subnets, None))
+
+    async def close(self) -> None:
+        for task in self._preparing:
+            task.cancel()
+        await asyncio.gather(*self._preparing, return_exceptions=True)
 
     async def _release_pool(self, fields: Fields) -> Fields:
         key = _text(fields, "PoolID")
@@ -216,18 +248,24 @@ class Driver:
             length = ip_network(pool.subnet).prefixlen if pool.subnet else None
             want = Claim(ip_interface(f"{address}/{length}") if length is not None else ipam.interface_of(address))
         else:
-            subnets = (each for each in ipam.subnets() if each.version == pool.version)
-            subnet = ip_network(pool.subnet) if pool.subnet else next(subnets, None)
-            want = FromSubnet(subnet)
+            want = self._any_of(pool)
         owner = f"docker-address:{secrets.token_hex(8)}"
+        if isinstance(want, Claim) and (before := self.state.lent.get(str(want.interface.ip))) is not None:
+            await self._forget_ended([want.interface])
+            return {"Address": before.address, "Data": {}}  # Docker gave it back while we did not listen
+        if isinstance(want, Claim):
+            self._refuse_taken(want.interface)
         try:
             async with asyncio.timeout(GIVE_LIMIT_S):
+                await self._around.wait_settled()
                 (given,) = await self._around.keeper.obtain(owner, (want,))
         except TimeoutError:
-            text = "no address could be given at once: `weft status ipam` says what is waited for; try again"
+            self._prepare(pool)
+            text = "no address could be given at once; `weft status ipam` says what is waited for: try again"
             raise ApiError("ipam-waiting", text) from None
         async with self._lock:
             lent = self.state.lent | {str(given.ip): Lent(str(given), pool.id, owner)}
+            self._born[str(given.ip)] = time.monotonic()
             try:
                 await self._save(replace(self.state, lent=lent))
             except ApiError:
@@ -263,7 +301,8 @@ class Driver:
         async with self._lock:
             if len(self.state.networks) >= NETWORKS_MAX:
                 raise ApiError("too-many", f"there are {NETWORKS_MAX} Weft networks already; remove some first")
-            network = Network(key, internal, mtu, foreign)
+            kept = [one for each in pools for one in (each.get("AuxAddresses") or {}).values() if isinstance(one, str)]
+            network = Network(key, internal, mtu, foreign, tuple(one.partition("/")[0] for one in kept))
             self._born[key] = time.monotonic()
             await self._save(replace(self.state, networks=self.state.networks | {key: network}))
         self._around.changed()
@@ -286,6 +325,7 @@ class Driver:
         interfaces = [_interface(text) for text in texts]
         if not interfaces:
             raise _bad("a container's interface needs an address")
+        await self._forget_ended(interfaces)
         for interface in interfaces:
             self._refuse_taken(interface)
         mac = asked.get("MacAddress") or derive_mac("weft", interfaces[0].ip).hex(":")
@@ -302,6 +342,23 @@ class Driver:
             self._born[key] = time.monotonic()
             await self._save(replace(self.state, members=self.state.members | {key: member}))
         return {"Interface": {} if asked.get("MacAddress") else {"MacAddress": mac}}
+
+    async def _forget_ended(self, interfaces: list[Interface]) -> None:
+        """Who had these and is in no container any more: Docker ended it while we did not listen. Raises `ApiError`
+        where somebody runs."""
+        holders = {each.id: each for interface in interfaces for each in self.state.holders(str(interface.ip))}
+        for each in holders.values():
+            if self._is_inside(each):
+                text = f"{each.addresses[0]} is that of {each.called} on this host; take another"
+                raise ApiError("address-taken", text)
+        if holders:
+            async with self._lock:
+                members = {key: each for key, each in self.state.members.items() if key not in holders}
+                await self._replace(replace(self.state, members=members))
+
+    def _is_inside(self, member: Member) -> bool:
+        """Whether a container has its inner end: Docker has taken it from beside the other one."""
+        return member.joined and self._around.has_link(member.ifname) and not self._around.has_link(member.inner)
 
     async def _claim(self, member: Member) -> None:
         """Addresses that another address plugin chose, which knows this host alone."""

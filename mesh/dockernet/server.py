@@ -72,8 +72,8 @@ class PluginServer:
         try:
             if len(self._serving) <= CONNECTIONS_MAX:
                 await self._serve(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
-            pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, asyncio.CancelledError):
+            pass  # it went, or we do
         finally:
             self._serving.discard(task)
             writer.close()

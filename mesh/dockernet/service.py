@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from typing import Any
 
 from dataplane.desired import Port
 from mesh.attach import Surroundings, boot_id
+from mesh.cni.door import READY
 from mesh.dns.resolver import OWN_V4
 from mesh.docker import Docker
 from mesh.dockernet.driver import Around, Driver
@@ -14,6 +17,16 @@ from mesh.dockernet.server import PluginServer
 from mesh.dockernet.watch import Watch
 from mesh.endpoints import Endpoint, Interface
 from mesh.ipam.keeper import Keeper
+
+READY_LIMIT_S = 10.0
+READY_LOOK_S = 0.1
+
+
+def _has_link(name: str) -> bool:
+    try:
+        return socket.if_nametoindex(name) > 0
+    except OSError:
+        return False
 
 
 class DockerNetworks:
@@ -31,25 +44,30 @@ class DockerNetworks:
         self._driver = Driver(
             Around(
                 around.own, boot_id(), document, around.write, keeper, around.table, around.is_reachable,
-                around.nickname_of, around.publish, around.tell, (f"{OWN_V4}/32",) if dns else (),
-                self._changed,
+                around.nickname_of, around.publish, around.tell, around.wait_settled, _has_link,
+                (f"{OWN_V4}/32",) if dns else (), self._changed,
             )
         )
+        self._wait_settled, self._ipam = around.wait_settled, keeper.ipam
         self._watch = Watch(docker, self._driver)
         self._server = PluginServer(path, self._driver.call) if path is not None else None
-
-    async def open(self) -> None:
-        if self._server is not None:
-            await self._server.open()
 
     async def close(self) -> None:
         if self._server is not None:
             await self._server.close()
+        await self._driver.close()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Docker waits a while for a plugin that is not there yet, but not for an address: so it does
+        not find us before there can be one."""
         if self._server is None:
-            await asyncio.Event().wait()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_LIMIT_S):
+                await self._wait_settled()
+                while self._ipam.summary()["state"] not in READY:
+                    await asyncio.sleep(READY_LOOK_S)
+        await self._server.open()
         await self._watch.run()
 
     def _changed(self) -> None:

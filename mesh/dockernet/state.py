@@ -44,6 +44,8 @@ class Network:
     mtu: int | None = None
     foreign: bool = False
     """Whether addresses come from another address plugin than ours."""
+    kept_free: tuple[str, ...] = ()
+    """Addresses of it that the user wants given to nobody, without their lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,16 @@ class State:
                 found |= dict.fromkeys(each.interfaces(), each.owner)
         return found
 
+    def holders(self, address: str) -> list[Member]:
+        """Who has this address, without its length."""
+        return [each for each in self.members.values() if address in (one.partition("/")[0] for one in each.addresses)]
+
+    def unused(self) -> set[str]:
+        """Addresses that were lent and that nobody has."""
+        used = {one.partition("/")[0] for each in self.members.values() for one in each.addresses}
+        kept = {address for each in self.networks.values() for address in each.kept_free}
+        return self.lent.keys() - used - kept
+
     def without_networks(self, gone: Iterable[str]) -> State:
         ids = set(gone)
         return replace(
@@ -144,7 +156,7 @@ def state_from_json(value: dict[str, Any], boot: str) -> State:
     return State(
         {each["id"]: Pool(**each) for each in value["pools"]},
         {each["address"].partition("/")[0]: Lent(**each) for each in value["lent"]},
-        {each["id"]: Network(**each) for each in value["networks"]},
+        {each["id"]: Network(**(each | {"kept_free": tuple(each["kept_free"])})) for each in value["networks"]},
         {each.id: each for each in members},
     )
 

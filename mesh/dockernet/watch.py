@@ -8,6 +8,8 @@ While there is no network of ours it is not spoken to at all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 from mesh.docker import Docker, DockerError, NoSuchContainer
 from mesh.dockernet.driver import Driver
@@ -30,6 +32,8 @@ class Watch:
         self._driver = driver
         self._due = asyncio.Event()
         self.trouble = ""
+        self._has_started = False
+        """Whether what waited for us has been started."""
 
     def wake(self) -> None:
         self._due.set()
@@ -43,17 +47,29 @@ class Watch:
                 await self._due.wait()
                 continue
             try:
-                async with self._docker.events() as events, asyncio.TaskGroup() as group:
-                    looking = group.create_task(self._look_when_due())
-                    self.wake()
+                async with self._docker.events() as events, self._looking():
+                    await self._start_stranded()
                     async for _ in events:
                         self.wake()
-                    looking.cancel()
-            except* DockerError as errors:
-                if not self.trouble:
-                    log.warning("docker-silent", error=errors.exceptions[0])
-                self.trouble = str(errors.exceptions[0])
+            except DockerError as error:
+                self._silent(error)
             await asyncio.sleep(RETRY_INTERVAL_S)
+
+    def _silent(self, error: DockerError) -> None:
+        if not self.trouble:
+            log.warning("docker-silent", error=error)
+        self.trouble = str(error)
+
+    @contextlib.asynccontextmanager
+    async def _looking(self) -> AsyncIterator[None]:
+        """Once at the beginning of the block, and whenever it is due inside."""
+        self.wake()
+        looking = asyncio.ensure_future(self._look_when_due())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
 
     async def _look_when_due(self) -> None:
         while True:
@@ -61,15 +77,29 @@ class Watch:
             self._due.clear()
             await asyncio.sleep(GATHER_S)
             for again_s in (*AGAIN_S, None):
+                is_whole = False
                 try:
                     is_whole = await self._look()
+                    self.trouble = ""
                 except ApiError as error:
                     log.warning("not-saved", error=error)
-                    is_whole = False
-                self.trouble = ""
+                except DockerError as error:
+                    self._silent(error)
                 if is_whole or again_s is None or self._due.is_set():
                     break
                 await asyncio.sleep(again_s)
+
+    async def _start_stranded(self) -> None:
+        """Docker tries once: what it was to start at boot, before us, it does not start when we are there."""
+        if self._has_started:
+            return
+        self._has_started = True
+        for container in await self._docker.stranded():
+            try:
+                await self._docker.start(container)
+                log.info("started", container=container[:12], why="Docker had found no plugin")
+            except DockerError as error:
+                log.warning("not-started", container=container[:12], error=error)
 
     async def _look(self) -> bool:
         """Whether Docker has told of everybody who is on a network of ours."""

@@ -17,6 +17,8 @@ from mesh.namespaces import NAMESPACES_DIR, wait_until
 
 READY_TIMEOUT_S = 30.0
 IMAGE = "lab:busybox"
+COMMAND = shutil.which("docker", path="/usr/bin") or "docker"
+"""The one that comes with the engine: a newer one asks for what that does not know."""
 CONFIG = Path("/etc/docker")
 
 
@@ -55,7 +57,7 @@ class RealDocker:
 
     def __call__(self, *words: str) -> str:
         """The `docker` command; what it printed."""
-        line = ["docker", "-H", f"unix://{self.socket}", *words]
+        line = [COMMAND, "-H", f"unix://{self.socket}", *words]
         try:
             return subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
         except subprocess.CalledProcessError as error:
@@ -63,6 +65,7 @@ class RealDocker:
             raise
 
     def start(self) -> None:
+        CONFIG.mkdir(exist_ok=True)
         words = [
             "dockerd", "--data-root", str(self._directory / "data"), "--exec-root", str(self._directory / "exec"),
             "--pidfile", str(self._directory / "docker.pid"), "--storage-driver", "vfs", "-H", f"unix://{self.socket}",
@@ -110,7 +113,7 @@ class RealDocker:
             (root / name).symlink_to("busybox")
         archive = subprocess.run(["tar", "-C", str(root.parent), "-c", "."], capture_output=True, check=True).stdout
         subprocess.run(
-            ["docker", "-H", f"unix://{self.socket}", "import", "-", IMAGE], input=archive, capture_output=True,
+            [COMMAND, "-H", f"unix://{self.socket}", "import", "-", IMAGE], input=archive, capture_output=True,
             timeout=60, check=True,
         )  # fmt: skip
 

@@ -123,14 +123,16 @@ def test_containers_of_two_engines_talk_and_have_names(pair: Pair) -> None:
 
 def test_addresses_and_macs_that_a_user_chooses(pair: Pair) -> None:
     pair.create("fixed", "--subnet", "10.41.0.0/24", "--gateway", "10.41.0.1")
-    pair.run("h1", "a", "fixed", "--ip", "10.41.0.7", "--mac-address", "02:aa:bb:cc:dd:01")
-    assert pair.address("h1", "a", "fixed") == "10.41.0.7"
-    assert "02:aa:bb:cc:dd:01" in pair.inside("h1", "a", "ip", "link")
-    pair.run("h2", "b", "fixed")
-    assert pair.address("h2", "b", "fixed").startswith("10.41.0.")
-    assert pair.reaches("h2", "b", "10.41.0.7")
+    pair.run("h1", "first", "fixed", "--ip", "10.41.0.7", "--mac-address", "02:aa:bb:cc:dd:01")
+    assert pair.address("h1", "first", "fixed") == "10.41.0.7"
+    assert "02:aa:bb:cc:dd:01" in pair.inside("h1", "first", "ip", "link")
+    pair.run("h2", "other", "fixed")
+    assert pair.address("h2", "other", "fixed").startswith("10.41.0.")
+    assert pair.reaches("h2", "other", "10.41.0.7")
+    said = pair.refused("h1", "run", "-d", "--network", "fixed", "--ip", "10.41.0.7", "lab:busybox", "sleep", "9")
+    assert "10.41.0.7/24 is that of first on this host" in said
     said = pair.refused("h2", "run", "-d", "--network", "fixed", "--ip", "10.41.0.7", "lab:busybox", "sleep", "9")
-    assert "10.41.0.7" in said and "on host h1" in said
+    assert "10.41.0.7 is held by first on" in said
     said = pair.refused("h1", "run", "-d", "--network", "fixed", "--mac-address", "02:aa:bb:cc:dd:01", "lab:busybox",
                         "sleep", "9")  # fmt: skip
     assert "02:aa:bb:cc:dd:01" in said
@@ -138,9 +140,10 @@ def test_addresses_and_macs_that_a_user_chooses(pair: Pair) -> None:
 
 def test_ipv6_several_networks_internal_ones_and_published_ports(pair: Pair) -> None:
     pair.lab.weft("h1", ["prime"])
-    pair.create("six", "--ipv6")
+    six = pair.lab.weft_json("h1", "status", "ipam")["range6"]
+    pair.create("six", "--ipv6", "--subnet", "10.46.0.0/24", "--subnet", six)
     pair.create("inner", "--internal", "--subnet", "10.42.0.0/24")
-    pair.run("h1", "multi", "six", "-p", "8099:80", "--privileged")
+    pair.run("h1", "multi", "six", "-p", "8099:80")
     pair("h1", "network", "connect", "inner", "multi")
     pair.run("h2", "six", "six")
     pair.run("h2", "inner", "inner")
@@ -191,6 +194,7 @@ def test_docker_never_hangs_while_we_are_away(pair: Pair) -> None:
     assert not (pair.plugins["h1"] / "weft.sock").exists()
     assert pair("h1", "ps", "-q") == ""
     pair.launch("h1")
+    pair.lab.wait_connected()
     pair.run("h1", "later", "away")
 
 
