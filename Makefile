@@ -107,12 +107,14 @@ TOOLS_CHECK := python3:python3
 TOOLS_INSTALL := $(TOOLS_CHECK) ip:iproute2 nft:nftables
 TOOLS_RUN := $(TOOLS_INSTALL) nsenter:util-linux ping:iputils-ping iperf3:iperf3
 TOOLS_BENCH := $(TOOLS_RUN) ethtool:ethtool rsvg-convert:librsvg2-bin \
-  /usr/lib/cni/host-local:containernetworking-plugins dnsperf:dnsperf dnsmasq:dnsmasq-base
+  /usr/lib/cni/host-local:containernetworking-plugins dnsperf:dnsperf dnsmasq:dnsmasq-base \
+  dockerd:docker.io busybox:busybox-static iptables:iptables
 # Go builds the newest of two; without it the distribution's own have to do.
 TOOLS_PEERS := tincd:tinc fastd:fastd openvpn:openvpn \
   $(if $(shell command -v go),,wireguard-go:wireguard-go nebula:nebula)
 TOOLS_TEST := $(TOOLS_RUN) tcpdump:tcpdump ethtool:ethtool iptables:iptables sysctl:procps \
-  dockerd:docker.io busybox:busybox-static dig:bind9-dnsutils arping:iputils-arping
+  dockerd:docker.io busybox:busybox-static dig:bind9-dnsutils arping:iputils-arping \
+  podman:podman /usr/lib/cni/portmap:containernetworking-plugins
 
 .PHONY: .tools-check .tools-install .tools-run .tools-bench .tools-peers .tools-test
 .tools-check: ; @$(call need,$(TOOLS_CHECK))

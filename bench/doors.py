@@ -1,4 +1,5 @@
-"""What a container runtime waits for: ADD and DEL of our CNI plugin beside the reference plugin, alone and at once.
+"""What a container runtime waits for: ADD and DEL of our CNI plugin beside the reference plugin, alone and at once; and
+`docker run` on a network of ours beside Docker's own.
 
 The other one is `bridge` with `host-local`, which know one host only: what is given to a container there is in a file,
 and nobody else hears of it. Both are run as a runtime runs them, a process for each call, in turns on the same host.
@@ -10,6 +11,7 @@ import json
 import os
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.engine import Engine
 from bench.harness import Aim, Result, interleave, percentile, say
 from bench.traffic import AnswerWatch
 from mesh.lab import Lab
@@ -29,7 +32,8 @@ ALONE, AT_ONCE, ROUNDS = 20, 20, 3
 PODS = 250
 ASKED = 20
 """New containers of which another host waits for the first answer."""
-MORE_MS_MAX, TIMES_MAX, ANSWER_MS_MAX = 20.0, 3.0, 200.0
+MORE_MS_MAX, TIMES_MAX, ANSWER_MS_MAX, RUN_MORE_MS_MAX = 20.0, 3.0, 200.0, 50.0
+RUNS = 10
 FIRST_NUMBER = 10
 
 Figures = dict[str, list[float]]
@@ -97,8 +101,29 @@ def run() -> Result:
         answers = _first_answers(lab, pods[0], far)
         result.rows.append(["first answer from another host, after ADD", "weft", *_shown(answers)])
         result.aims.append(Aim("slowest first answer after ADD", max(answers), ANSWER_MS_MAX, " ms"))
-        result.figures = {"calls": found, "left": left, "first_answer_ms": answers}
+        docker = _docker_runs(lab)
+        for network, took_ms in docker.items():
+            result.rows.append([f"docker run --network {network}", "", *_shown(took_ms)])
+        more = statistics.median(docker["weft"]) - statistics.median(docker["bridge"])
+        result.aims.append(Aim("docker run on a Weft network over Docker's bridge", more, RUN_MORE_MS_MAX, " ms"))
+        result.figures = {"calls": found, "left": left, "first_answer_ms": answers, "docker_run_ms": docker}
     return result
+
+
+def _docker_runs(lab: Lab) -> dict[str, list[float]]:
+    """Milliseconds of `docker run`, by network, in turns. The host's daemon is launched anew, for Docker to find it."""
+    with tempfile.TemporaryDirectory(prefix="weft-bench-") as name:
+        folder = Path(name)
+        (folder / "plugins").mkdir()
+        plugin = ["--docker-plugin", str(folder / "plugins" / "weft.sock")]
+        lab.weft("h1", ["stop"])
+        lab.run("h1", ["env", f"WEFT_DOCKER_SOCKET={folder / 'docker.sock'}", "weft", "launch", *plugin])
+        with Engine(lab, "h1", folder, folder / "plugins") as engine:
+            engine("network", "create", "-d", "weft", "--ipam-driver", "weft", "weft")
+            shapes = {network: partial(engine.run_ms, network) for network in ("bridge", "weft")}
+            found = interleave(shapes, RUNS, say)
+            engine("network", "rm", "weft")
+    return found
 
 
 def _doors(lab: Lab) -> dict[str, _Door]:
