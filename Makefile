@@ -114,7 +114,7 @@ TOOLS_PEERS := tincd:tinc fastd:fastd openvpn:openvpn \
   $(if $(shell command -v go),,wireguard-go:wireguard-go nebula:nebula)
 TOOLS_TEST := $(TOOLS_RUN) tcpdump:tcpdump ethtool:ethtool iptables:iptables sysctl:procps \
   dockerd:docker.io busybox:busybox-static dig:bind9-dnsutils arping:iputils-arping \
-  podman:podman /usr/lib/cni/portmap:containernetworking-plugins
+  /usr/lib/cni/portmap:containernetworking-plugins ctr:containerd runc:runc podman:podman
 
 .PHONY: .tools-check .tools-install .tools-run .tools-bench .tools-peers .tools-test
 .tools-check: ; @$(call need,$(TOOLS_CHECK))

@@ -127,19 +127,7 @@ class Daemon:
                 lambda: len(self.node.targets(time.monotonic())) + 1,
             ),
         )  # fmt: skip
-        around = Surroundings(
-            store=store,
-            write=self._write,
-            own=identity.name,
-            table=self._router.table,
-            targets=targets,
-            ipam=self._ipam,
-            nickname_of=lambda peer: status.nickname(self._router, peer),
-            is_reachable=lambda peer: peer in self.node.replica.reachable,
-            wait_settled=self._wait_settled,
-            publish=self._publish_ports,
-            tell=self._tell,
-        )
+        around = self._around_attachments(targets)
         self._attachments = Attachments(around)
         self._exposures = Exposures(around, self._attachments)
         self._docker = DockerNetworks(
@@ -168,6 +156,21 @@ class Daemon:
         )  # fmt: skip
         self._sleeve = Supervisor(
             config.run_dir, config.state_dir, self._sleeve_settings(), epoch, on_news=self._refresh_soon
+        )
+
+    def _around_attachments(self, targets: Targets) -> Surroundings:
+        return Surroundings(
+            store=self._store,
+            write=self._write,
+            own=self._keys.identity.name,
+            table=self._router.table,
+            targets=targets,
+            ipam=self._ipam,
+            nickname_of=lambda peer: status.nickname(self._router, peer),
+            is_reachable=lambda peer: peer in self.node.replica.reachable,
+            wait_settled=self._wait_settled,
+            publish=self._publish_ports,
+            tell=self._tell,
         )
 
     # -- life --------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ VERBS = (
     Verb(
         "setup-cni",
         "",
-        "let container runtimes that speak CNI use the mesh: install the plugin and a network",
+        "install the CNI plugin and a network for container runtimes",
         details=(
             "Writes the plugin `weft` and the network list `10-weft.conflist`; one that is there already is kept.\n"
             "Kubernetes, containerd, podman and others run the plugin for each container from then on."

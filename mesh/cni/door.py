@@ -15,6 +15,7 @@ from typing import Any
 
 from dataplane.desired import Address
 from dataplane.kernel import Fault
+from dataplane.linux.netns import find_namespace
 from mesh.attach import Attachments
 from mesh.attachment import Attachment, Sandbox, owner_of
 from mesh.cni.words import CniAdd, CniCheck, CniDel, CniGc, CniRequest, CniStatus
@@ -157,6 +158,12 @@ class CniDoor:
         if held is None:
             what = f"{request.sandbox.ifname} of container {request.sandbox.container}"
             raise ApiError("not-attached", f"{what} is not on the network {request.sandbox.network}")
+        try:
+            is_elsewhere = find_namespace(request.netns).id != held.namespace_id
+        except ValueError as error:
+            raise ApiError("namespace-gone", str(error)) from None
+        if is_elsewhere:
+            raise ApiError("check-failed", f"{held.id} is attached in {held.namespace}, not in {request.netns}")
         if missing := sorted(request.addresses - set(held.texts())):
             have = ", ".join(held.texts())
             raise ApiError("check-failed", f"{', '.join(missing)} is not given to {held.id}; it has {have}")

@@ -132,9 +132,13 @@ def main() -> int:
         return 0
     version = VERSIONS[-1]
     try:
-        config = read_config(sys.stdin.buffer.read(CONFIG_BYTES_MAX + 1))
-        version = requested_version(config)
-        answer = answer_to(os.environ, config, version)
+        data = sys.stdin.buffer.read(CONFIG_BYTES_MAX + 1)
+        if os.environ["CNI_COMMAND"] == "VERSION":
+            answer: Json | None = said_versions(data)
+        else:
+            config = read_config(data)
+            version = requested_version(config)
+            answer = answer_to(os.environ, config, version)
     except Exception as error:  # a runtime takes nothing but JSON for an answer
         refused = error if isinstance(error, Refused) else Refused(OTHER, f"a mistake in weft's plugin: {error!r}")
         said = {"cniVersion": version, "code": refused.code, "msg": refused.text}
@@ -168,13 +172,20 @@ def requested_version(config: Json) -> str:
     return str(version)
 
 
+def said_versions(data: bytes) -> Json:
+    """The answer to VERSION. A runtime that asks does not know yet what to say, so it may say anything."""
+    try:
+        version = requested_version(read_config(data))
+    except Refused:
+        version = VERSIONS[-1]
+    return {"cniVersion": version, "supportedVersions": list(VERSIONS)}
+
+
 def answer_to(environment: Mapping[str, str], config: Json, version: str) -> Json | None:
     """What is printed. Raises `Refused`."""
     command = environment["CNI_COMMAND"]
     if command not in VERBS:
         raise Refused(ENVIRONMENT, f"CNI_COMMAND {command!r} is none of {', '.join(VERBS)}")
-    if command == "VERSION":
-        return {"cniVersion": version, "supportedVersions": list(VERSIONS)}
     if VERSIONS.index(version) < VERSIONS.index(VERBS[command]):
         raise Refused(INCOMPATIBLE, f"{command} came with CNI version {VERBS[command]}, not with {version}")
     network = _name(config.get("name"), "name", INVALID)
@@ -248,12 +259,13 @@ def cni_args(text: str) -> dict[str, str]:
 
 
 def _add(who: Json, delegate: str | None, environment: Mapping[str, str], config: Json, version: str) -> Json:
-    request = who | wishes(environment, config)
+    request, before = who | wishes(environment, config), _result_before(config)
     if delegate is None:
-        return result_of(ask("cni-add", request), who, config, version)
-    given = run_delegate(delegate, environment, config)
+        return result_of(ask("cni-add", request), who, config, version, before)
     try:
-        return result_of(ask("cni-add", request | given_by_delegate(given, config)), who, config, version, given)
+        given = run_delegate(delegate, environment, config)
+        answer = ask("cni-add", request | given_by_delegate(given, config))
+        return result_of(answer, who, config, version, before, given)
     except Refused:
         undo = dict(environment) | {"CNI_COMMAND": "DEL"}
         try:
@@ -353,13 +365,20 @@ def _own_addresses(result: Json, ifname: str) -> list[str]:
     return found
 
 
-def result_of(
-    answer: Json, who: Json, config: Json, version: str, given: Json | None = None
-) -> Json:
+def _result_before(config: Json) -> Json:
+    """What plugins before us said. Looked at before anything is done, since a failed ADD must leave nothing."""
+    before: Json = _of(config, "prevResult", dict, {})
+    return {
+        "interfaces": _of(before, "interfaces", list, [], "prevResult."),
+        "ips": _of(before, "ips", list, [], "prevResult."),
+        "routes": _of(before, "routes", list, [], "prevResult."),
+        "dns": _of(before, "dns", dict, None, "prevResult."),
+    }
+
+
+def result_of(answer: Json, who: Json, config: Json, version: str, before: Json, given: Json | None = None) -> Json:
     """The result of an ADD, after what plugins before us said."""
-    before = config.get("prevResult")
-    before = before if isinstance(before, dict) else {}
-    interfaces = list(before.get("interfaces") or [])
+    interfaces = list(before["interfaces"])
     ours = len(interfaces) + 2
     interfaces += [
         {"name": answer["bridge"], "mac": answer["bridge_mac"]},
@@ -369,7 +388,7 @@ def result_of(
     if version == "1.1.0":
         for each in interfaces[-3:]:
             each["mtu"] = answer["mtu"]
-    ips = list(before.get("ips") or [])
+    ips = list(before["ips"])
     for each in answer["addresses"]:
         ip = {"address": each["address"], "interface": ours}
         if each["gateway"]:
@@ -377,11 +396,11 @@ def result_of(
         if version < "1.0.0":
             ip["version"] = "6" if ":" in each["address"] else "4"
         ips.append(ip)
-    routes = list(before.get("routes") or []) + answer["routes"]
+    routes = before["routes"] + answer["routes"]
     result: Json = {"cniVersion": version, "interfaces": interfaces, "ips": ips}
     if routes:
         result["routes"] = routes
-    dns = config.get("dns") or (given or {}).get("dns") or before.get("dns") or answer["dns"]
+    dns = config.get("dns") or (given or {}).get("dns") or before["dns"] or answer["dns"]
     if dns:
         result["dns"] = dns
     return result

@@ -109,9 +109,11 @@ def test_a_result_has_the_shape_of_its_version(here: Runtime, version: str) -> N
 
 
 def test_the_versions_are_said_and_others_refused(here: Runtime) -> None:
-    for version in ("0.1.0", "0.3.1", "1.1.0"):
-        answer = here.ask("VERSION", {"cniVersion": version}) if version != "0.1.0" else None
-        assert answer is None or answer == {"cniVersion": version, "supportedVersions": list(VERSIONS)}
+    for version in VERSIONS:
+        said = {"cniVersion": version, "supportedVersions": list(VERSIONS)}
+        assert here.ask("VERSION", {"cniVersion": version}) == said
+    for config in ({"cniVersion": "0.2.0"}, {"cniVersion": "1.2.0"}, {}, "", "{"):  # who asks does not know yet
+        assert here.ask("VERSION", config) == {"cniVersion": "1.1.0", "supportedVersions": list(VERSIONS)}
     words = {"CONTAINERID": "a", "NETNS": "/run/netns/x", "IFNAME": "eth0"}
     for version in ("0.1.0", "0.2.0", "1.2.0", "nonsense", 1, None):
         config = {"cniVersion": version, "name": "weft", "type": "weft"}
@@ -231,8 +233,27 @@ def test_a_failed_add_leaves_nothing(here: Runtime) -> None:
                                      NETNS="/run/netns/no-such", IFNAME="eth0"))  # fmt: skip
     assert error.code == 4
     assert refused(lambda: here.add(new_id(), "c1.1", args="IP=192.168.77.1")).code == 7
+    for before in (7, {"interfaces": 7}, {"ips": "x"}, {"routes": {}}, {"dns": []}):
+        config = here._config({"type": "weft"}, None, None) | {"prevResult": before}
+        words = {"CONTAINERID": "x", "NETNS": here.netns("c1.1"), "IFNAME": "eth0"}
+        error = refused(lambda config=config, words=words: here.ask("ADD", config, **words))  # type: ignore[misc]
+        assert error.code == 7 and "prevResult" in error.text
     assert here.lab.weft_json("h1", "ps") == []
     assert here.lab.weft("h1", ["ipam", "export"]).stdout == given
+
+
+def test_check_says_what_is_not_as_add_left_it(here: Runtime) -> None:
+    """What the daemon can mend it mends; what it cannot, another sandbox or another address, is an error."""
+    pod = new_id()
+    result = here.add(pod, "c1.1")
+    here.lab.run("c1.1", ["ip", "addr", "flush", "dev", "eth0"])
+    here.check(pod, "c1.1")
+    assert addresses_of(result)[0] in here.lab.run("c1.1", ["ip", "-o", "addr"]).stdout
+    error = refused(lambda: here.check(pod, "c1.2"))
+    assert error.code == 100 and here.netns("c1.2") in error.text
+    result["ips"][0]["address"] = "10.32.99.99/12"
+    error = refused(lambda: here.check(pod, "c1.1"))
+    assert error.code == 100 and "10.32.99.99/12" in error.text
 
 
 def test_gc_removes_exactly_what_is_not_valid(here: Runtime) -> None:

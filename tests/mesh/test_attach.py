@@ -343,7 +343,7 @@ def test_a_namespace_that_vanishes_between_the_steps_is_taken_back(world: World)
         await world.attachments.vanished(frozenset(ifname))
         with pytest.raises(ApiError, match="gone") as caught:
             await attaching
-        assert caught.value.code == "attach-failed"
+        assert caught.value.code == "namespace-gone"
 
     run(both())
     assert world.state() == before

@@ -96,7 +96,7 @@ def test_an_attach_that_fails_leaves_it_away_as_it_was(world: World) -> None:
     """The new namespace ends in the middle of it."""
     deleted(world, "c1", "10.32.0.1/16")
     world.add("c1", 99)
-    refused(world, world.attachments.attach(wish("c1", "10.32.0.5/16")), "attach-failed")
+    refused(world, world.attachments.attach(wish("c1", "10.32.0.5/16")), "namespace-gone")
     assert world.attachments.here() == []
 
 

@@ -48,3 +48,26 @@ def test_it_imports_next_to_nothing() -> None:
     assert "_socket" in loaded, done.stderr
     assert not loaded & {"json", "re", "socket", "subprocess", "argparse", "enum", "typing", "ipaddress"}
     assert "mesh" not in loaded
+
+
+@pytest.mark.parametrize("verb_that_fails", ["ADD", "none"])
+def test_a_plugin_that_gives_addresses_has_them_back_when_an_add_fails(tmp_path: Path, verb_that_fails: str) -> None:
+    """Its own failure included: nobody knows how far it came. Here there is no daemon."""
+    said = tmp_path / "said"
+    giver = tmp_path / "giver"
+    answer = '{"cniVersion": "1.0.0", "ips": [{"address": "10.22.0.2/24"}]}'
+    giver.write_text(
+        f"#!/bin/sh\necho $CNI_COMMAND >> {said}\n"
+        f'[ $CNI_COMMAND = {verb_that_fails} ] && echo \'{{"code": 7, "msg": "no"}}\' && exit 1\necho \'{answer}\'\n'
+    )
+    giver.chmod(0o755)
+    config = {"cniVersion": "1.0.0", "name": "weft", "type": "weft", "ipam": {"type": "giver"}}
+    words = {"COMMAND": "ADD", "CONTAINERID": "x", "NETNS": "/run/netns/x", "IFNAME": "eth0", "PATH": str(tmp_path)}
+    text = Path(plugin.__file__).read_text().replace('RUN_DIR = "/run/weft"', f"RUN_DIR = {str(tmp_path)!r}")
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", text], input=json.dumps(config), capture_output=True, text=True, check=False,
+        env={f"CNI_{key}": value for key, value in words.items()},
+    )  # fmt: skip
+    error = json.loads(done.stdout)
+    assert (done.returncode, error["code"]) == (1, 7 if verb_that_fails == "ADD" else plugin.TRY_LATER)
+    assert said.read_text().split() == ["ADD", "DEL"]
