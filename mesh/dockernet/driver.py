@@ -208,7 +208,7 @@ class Driver:
         return {"PoolID": pool.id, "Pool": subnet or ANY[version], "Data": gateway}
 
     def _prepare(self, pool: Pool) -> None:
-        """Have some of these addresses here: others may have to be asked for them, and Docker is not to wait for that."""
+        """Have some of these addresses here: others may have to be asked for them, and Docker must not wait for that."""
         want = self._any_of(pool)
 
         async def prepare() -> None:
