@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
+from itertools import count
 from typing import Any
 
 from dataplane.desired import Port
@@ -43,6 +44,8 @@ OPTIONS = ("mtu",)
 GATEWAY_TYPE = "com.docker.network.gateway"
 GENERIC = "com.docker.network.generic"
 INTERNAL = "com.docker.network.internal"
+WAY_BITS_MIN = 17
+"""So one container has a way by each of 16 Weft networks."""
 ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
 log = EventLog("docker")
@@ -178,7 +181,7 @@ class Driver:
     # -- addresses ---------------------------------------------------------------------------------
 
     async def _request_pool(self, fields: Fields) -> Fields:
-        subnet = _text(fields, "SubPool") or _text(fields, "Pool")
+        subnet, part = _text(fields, "Pool"), _text(fields, "SubPool")
         version = 6 if fields.get("V6") else 4
         if options := fields.get("Options"):
             raise _bad(f"--ipam-opt {min(options)} is not supported")
@@ -188,10 +191,14 @@ class Driver:
             if not is_within(subnet, ranges):
                 have = " and ".join(map(str, ranges)) or "none yet; `weft prime` makes it"
                 raise ApiError("outside-range", f"subnet {subnet} is not inside the range of addresses ({have})")
+            if part:
+                _network(part)
+                if not is_within(part, [ip_network(subnet)]):
+                    raise _bad(f"--ip-range {part} is not a part of subnet {subnet}")
         elif not any(each.version == version for each in ranges):
             cure = "name a --subnet, or run `weft prime` first"
             raise ApiError("outside-range", f"there is no IPv{version} range to take addresses from yet; {cure}")
-        pool = Pool(secrets.token_hex(8), subnet, version)
+        pool = Pool(secrets.token_hex(8), subnet, version, part)
         async with self._lock:
             await self._save(replace(self.state, pools=self.state.pools | {pool.id: pool}))
         self._prepare(pool)
@@ -217,7 +224,9 @@ class Driver:
 
     def _any_of(self, pool: Pool) -> FromSubnet:
         subnets = (each for each in self._around.keeper.ipam.subnets() if each.version == pool.version)
-        return FromSubnet(ip_network(pool.subnet) if pool.subnet else next(subnets, None))
+        part = ip_network(pool.part) if pool.part else None
+        limits = (part[0], part[-1]) if part is not None else (None, None)
+        return FromSubnet(ip_network(pool.subnet) if pool.subnet else next(subnets, None), *limits)
 
     async def close(self) -> None:
         for task in self._preparing:
@@ -325,6 +334,10 @@ class Driver:
         interfaces = [_interface(text) for text in texts]
         if not interfaces:
             raise _bad("a container's interface needs an address")
+        before = self.state.members.get(key)
+        if before is not None and before.addresses == tuple(map(str, interfaces)):
+            # Once more: Docker asks again where the answer was lost, as by an end of this daemon.
+            return {"Interface": {} if asked.get("MacAddress") else {"MacAddress": before.mac}}
         await self._forget_ended(interfaces)
         for interface in interfaces:
             self._refuse_taken(interface)
@@ -389,8 +402,11 @@ class Driver:
 
     async def _join(self, fields: Fields) -> Fields:
         member, network = self._member_of(fields), self._network_of(fields)
-        wanted = replace(member, joined=True)
+        sandbox = _text(fields, "SandboxKey")
         async with self._lock:
+            beside = {each.rank for each in self.state.members.values() if each.joined and each.sandbox == sandbox}
+            rank = next(rank for rank in count() if rank not in beside) if not member.joined else member.rank
+            wanted = replace(member, joined=True, sandbox=sandbox, rank=rank)
             await self._save(replace(self.state, members=self.state.members | {member.id: wanted}))
             trouble = await self._brought_up(wanted)
             if trouble:
@@ -399,7 +415,7 @@ class Driver:
             self._tell(wanted.ifname, self._endpoint(wanted))
         self._around.changed()
         log.info("joined", endpoint=member.id[:12], addresses=",".join(member.addresses))
-        routes = [] if network.internal else [{"Destination": each, "RouteType": 1} for each in self._around.dns_routes]
+        routes = [] if network.internal else [_way(each, wanted.rank) for each in self._around.dns_routes]
         return {"InterfaceName": {"SrcName": wanted.inner, "DstPrefix": "eth"}, "StaticRoutes": routes}
 
     async def _brought_up(self, member: Member) -> str:
@@ -477,6 +493,14 @@ class Driver:
         if member is None:
             raise ApiError("unknown-endpoint", "this interface is not known to Weft; start the container anew")
         return member
+
+
+def _way(network: str, rank: int) -> Fields:
+    """Docker refuses a container two routes to the same network. So each of its interfaces has one to a larger network
+    than the one before, all of link-local addresses, and where the first is taken away the next one leads there."""
+    found = ip_network(network)
+    wider = ip_network(f"{found[0]}/{max(found.prefixlen - rank, WAY_BITS_MIN)}", strict=False)
+    return {"Destination": str(wider), "RouteType": 1}
 
 
 def _host_name(called: str | None) -> str:

@@ -24,6 +24,8 @@ class Pool:
     subnet: str
     """Of our range; empty: the default subnet."""
     version: int
+    part: str = ""
+    """Of which part of it this host gives addresses; empty: of all. They have the length of the subnet all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class Member:
     container: str | None = None
     name: str | None = None
     """What Docker calls the container."""
+    sandbox: str = ""
+    """What Docker calls the container's network, in which there may be others of these."""
+    rank: int = 0
+    """The how manieth of them it is."""
 
     @property
     def ifname(self) -> str:

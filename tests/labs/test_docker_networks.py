@@ -218,3 +218,24 @@ def test_bad_words_have_their_line(pair: Pair) -> None:
     ):
         said = pair.refused("h1", "network", "create", "-d", "weft", "--ipam-driver", "weft", *options, "bad")
         assert says in said, said
+
+
+def test_a_container_on_two_networks_with_a_part_of_them_each(pair: Pair) -> None:
+    """Both have a way out and to the DNS server; hosts that give a part each of one subnet are in one network."""
+    for node in ("h1", "h2"):
+        pair.lab.weft(node, ["prime"])
+    for number, node in enumerate(("h1", "h2")):
+        parts = ("--ip-range", f"10.46.0.{128 * number}/25")
+        pair.create("split", "--subnet", "10.46.0.0/24", *parts, nodes=(node,))
+    pair.create("second", "--subnet", "10.47.0.0/24")
+    pair.run("h1", "left", "split")
+    pair("h1", "network", "connect", "second", "left")
+    args = pair.lab.weft("h2", ["dns-args"]).stdout.split()
+    pair.run("h2", "right", "split", *args)
+    pair("h2", "network", "connect", "second", "right")
+    assert pair.address("h2", "right", "split") >= "10.46.0.128"
+    for network in ("split", "second"):
+        assert pair.reaches("h2", "right", pair.address("h1", "left", network))
+    pair("h2", "network", "disconnect", "split", "right")
+    asks = ("exec", "right", "busybox", "nslookup", "-type=a", "left.weft.local")
+    wait_until(lambda: "10.47.0." in pair("h2", *asks), 10, "it asks by the other")

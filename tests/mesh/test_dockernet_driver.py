@@ -1,0 +1,145 @@
+"""Docker's calls, one by one, over an allocator in a dictionary: what comes twice, and what several networks need."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from dataplane.kernel import Fault
+from gossip.names import PeerName
+from mesh.dockernet.driver import SPACE, Around, Driver
+from mesh.dockernet.state import state_from_json
+from mesh.endpoints import Endpoint, EndpointTable
+from mesh.ipam.keeper import Keeper
+from mesh.requests import ApiError
+from tests.mesh.made_up_ipam import RANGES, MadeUpIpam
+
+T = TypeVar("T")
+SUBNET = "10.32.7.0/24"
+SANDBOX = "/var/run/docker/netns/abc"
+
+
+class Ranges(MadeUpIpam):
+    def subnets(self) -> Any:
+        return RANGES
+
+
+class Host:
+    """A driver and what is around it, one life after another."""
+
+    def __init__(self) -> None:
+        self.documents: list[dict[str, Any]] = []
+        self.ipam = Ranges()
+        self.told: dict[str, Endpoint | None] = {}
+        self.driver = self.launch(None)
+
+    def launch(self, document: dict[str, Any] | None) -> Driver:
+        async def write(_: str, value: dict[str, Any]) -> None:
+            self.documents.append(value)
+
+        async def publish() -> dict[str, Fault]:
+            return {}
+
+        async def settled() -> None:
+            return None
+
+        around = Around(
+            PeerName(b"ourself1"), "boot", document, write, Keeper(self.ipam), EndpointTable(), lambda _: True,
+            lambda _: "host", publish, self.told.__setitem__, settled, lambda _: False, ("169.254.6.53/32",),
+            lambda: None,
+        )  # fmt: skip
+        self.driver = Driver(around)
+        return self.driver
+
+    def call(self, method: str, **fields: Any) -> dict[str, Any]:
+        return run(self.driver.call(method, fields))
+
+    def network(self, name: str = "a" * 64, subnet: str = SUBNET, part: str = "") -> str:
+        """Its pool."""
+        pool = self.call("IpamDriver.RequestPool", Pool=subnet, SubPool=part)
+        rows = [{"AddressSpace": SPACE, "Pool": pool["Pool"]}]
+        self.call("NetworkDriver.CreateNetwork", NetworkID=name, IPv4Data=rows)
+        return str(pool["PoolID"])
+
+    def endpoint(self, endpoint: str, pool: str, network: str = "a" * 64) -> dict[str, Any]:
+        """The fields that Docker then speaks of it with."""
+        address = self.call("IpamDriver.RequestAddress", PoolID=pool)["Address"]
+        fields = {"NetworkID": network, "EndpointID": endpoint, "Interface": {"Address": address, "MacAddress": ""}}
+        self.call("NetworkDriver.CreateEndpoint", **fields)
+        return fields | {"SandboxKey": SANDBOX}
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def way(answer: dict[str, Any]) -> str:
+    return str(answer["StaticRoutes"][0]["Destination"])
+
+
+def test_addresses_of_a_part_have_the_length_of_the_whole(host: Host) -> None:
+    """Else hosts with a part each, of one subnet, would not be in each other's network."""
+    pool = host.call("IpamDriver.RequestPool", Pool=SUBNET, SubPool="10.32.7.64/26")
+    assert pool["Pool"] == SUBNET
+    address = host.call("IpamDriver.RequestAddress", PoolID=pool["PoolID"])["Address"]
+    assert address.endswith("/24")
+    (want,) = host.ipam.asked[-1][1]
+    assert (str(want.first), str(want.last)) == ("10.32.7.64", "10.32.7.127")
+
+
+@pytest.mark.parametrize("part", ["10.32.8.0/26", "10.32.0.0/16", "fd00::/80"])
+def test_what_is_no_part_of_the_subnet_is_refused(host: Host, part: str) -> None:
+    with pytest.raises(ApiError, match=f"{part} is not a part of subnet"):
+        host.call("IpamDriver.RequestPool", Pool=SUBNET, SubPool=part)
+    assert host.documents == []
+
+
+def test_a_container_on_several_networks_has_ways_that_differ(host: Host) -> None:
+    """Docker adds no route that is there already, and the container would not get its second network."""
+    pool = host.network()
+    one, two, three = (host.endpoint(name * 64, pool) for name in "123")
+    assert way(host.call("NetworkDriver.Join", **one)) == "169.254.6.53/32"
+    assert way(host.call("NetworkDriver.Join", **two)) == "169.254.6.52/31"
+    other = three | {"SandboxKey": "/var/run/docker/netns/other"}
+    assert way(host.call("NetworkDriver.Join", **other)) == "169.254.6.53/32"
+
+
+def test_a_way_that_was_left_is_given_again_and_survives_a_restart(host: Host) -> None:
+    pool = host.network()
+    one, two = (host.endpoint(name * 64, pool) for name in "12")
+    host.call("NetworkDriver.Join", **one)
+    host.call("NetworkDriver.Join", **two)
+    host.call("NetworkDriver.Leave", **one)
+    host.launch(host.documents[-1])
+    three = host.endpoint("3" * 64, pool)
+    assert way(host.call("NetworkDriver.Join", **three)) == "169.254.6.53/32"
+    assert way(host.call("NetworkDriver.Join", **two)) == "169.254.6.52/31", "asked once more, it is what it was"
+
+
+def test_an_endpoint_that_is_asked_for_once_more_is_the_one_that_is_there(host: Host) -> None:
+    """The daemon ended between writing and answering: Docker connects to the next one and asks again."""
+    pool = host.network()
+    fields = host.endpoint("1" * 64, pool)
+    mac = next(iter(host.driver.state.members.values())).mac
+    host.launch(host.documents[-1])
+    assert host.call("NetworkDriver.CreateEndpoint", **fields) == {"Interface": {"MacAddress": mac}}
+    assert len(host.driver.state.members) == 1
+
+
+def test_what_an_earlier_version_kept_is_read(host: Host) -> None:
+    host.endpoint("1" * 64, host.network())
+    document = host.documents[-1]
+    for row in document["members"]:
+        del row["sandbox"], row["rank"]
+    for row in document["pools"]:
+        del row["part"]
+    state = state_from_json(document, "boot")
+    assert [each.rank for each in state.members.values()] == [0]
