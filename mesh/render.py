@@ -157,6 +157,7 @@ IPAM_STATES = {
     "ready": "ready",
     "split": "ready, but two rings that formed apart have met",
     "conflict": "gives nothing: another host speaks with this one's key",
+    "resigned": "gives nothing: it has left the mesh for good",
 }
 
 

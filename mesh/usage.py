@@ -134,7 +134,7 @@ VERBS = (
             Option("--dns-domain", "NAME", "domain of names, the same on all hosts; default weft.local"),
             Option("--dns-upstream", "ADDR", "whom to ask for other names; may be repeated", repeat=True),
             Option("--no-dns", "", "answer no names on this host"),
-            Option("--docker-plugin", "PATH", "Docker's plugin socket, default /run/docker/plugins/weft.sock; or none"),
+            Option("--docker-plugin", "PATH", "Docker's plugin socket; default /run/docker/plugins/weft.sock"),
             Option("--log-level", "LEVEL", "debug, info, warning or error; default info"),
             Option("--config", "FILE", "TOML file, default /etc/weft/weft.toml; need not exist"),
             Option("--foreground", "", "do not go to the background; log to standard error"),

@@ -87,7 +87,9 @@ class Charter:
     since: int = 0
     """The decision by which these vote."""
     former: tuple[Seat, ...] = ()
-    """Who voted before them."""
+    """Who voted before them, those excepted whom a word left out."""
+    former_needed: int = 0
+    """Of how many of them those who vote now must know what they held."""
     grants: tuple[Grant, ...] = ()
     fences: tuple[Fence, ...] = ()
     """The latest ones, by number."""
@@ -121,7 +123,7 @@ class Charter:
         """The next decision: these vote from now on."""
         return replace(
             self, number=self.number + 1, voters=tuple(sorted(set(voters))), since=self.number + 1,
-            former=self.voters, note=note,
+            former=self.voters, former_needed=self.majority, note=note,
         )  # fmt: skip
 
     def plain(self, note: str) -> Charter:
@@ -178,7 +180,7 @@ def encode_charter(charter: Charter) -> bytes:
     space = [str(each) if each is not None else "" for each in (charter.space.range4, charter.space.range6)]
     body: bytes = msgpack.packb(
         [charter.ring, charter.number, space, charter.lease_s, charter.voters, charter.since, charter.former,
-         grants, fences, charter.note]
+         charter.former_needed, grants, fences, charter.note]
     )  # fmt: skip
     return body
 
@@ -190,11 +192,11 @@ def decode_charter_untrusted(body: bytes) -> Charter:
 
 def charter_of(fields: Any) -> Charter:
     try:
-        ring, number, space, lease_s, voters, since, former, grants, fences, note = fields
+        ring, number, space, lease_s, voters, since, former, needed, grants, fences, note = fields
         low, high = space
         charter = Charter(
             blob(ring, RING_BYTES, RING_BYTES), integer(number), _space(low, high), integer(lease_s, LEASE_MAX_S),
-            seats(voters), integer(since), seats(former),
+            seats(voters), integer(since), seats(former), integer(needed, VOTERS_MAX),
             tuple(_grant(*each) for each in grants), tuple(_fence(*each) for each in fences), text(note),
         )  # fmt: skip
     except (TypeError, ValueError) as error:

@@ -65,6 +65,8 @@ class _Asking:
     tried: set[PeerName] = field(default_factory=set)
 
 
+RESIGNED = "this host has left the mesh for good, and the others have its addresses: finish that with `weft reset`"
+
 _Key = tuple[int, int, bool]
 _Found = tuple[str, int | None, tuple[str, ...], bool]
 """Want, slot, addresses, whether the slot is new."""
@@ -164,6 +166,8 @@ class Desk:
     def _find_all(self, request: Request, now: float) -> list[_Found]:
         if self.member.conflict:
             raise Refused("ipam-conflict", self.member.conflict)
+        if self.member.resigned:
+            raise Refused("ipam-resigned", RESIGNED)
         found: list[_Found] = []
         for want in request.wants:
             if isinstance(want, Claim):

@@ -15,6 +15,7 @@ from mesh.ipam import spans
 from mesh.ipam.ballots import Electorate
 from mesh.ipam.charter import (
     CHARTER_BYTES_MAX,
+    FENCES_MAX,
     GRANTS_MAX,
     VOTERS_MAX,
     Charter,
@@ -24,7 +25,7 @@ from mesh.ipam.charter import (
     first_charter,
 )
 from mesh.ipam.spans import Spans
-from mesh.ipam.statement import USED_MAX, Intent, Report, Statement, Vote
+from mesh.ipam.statement import USED_MAX, Intent, Report, Statement, Vote, receipt_page
 from mesh.ipam.voter import are_complete
 
 if TYPE_CHECKING:
@@ -227,9 +228,9 @@ def count(member: Member, now: float) -> Charter | None:
         electorate = Electorate(set(votes), _needed(member))
     else:
         left = [seat for seat in member.charter.voters if seat not in proposal.intent.without]
-        # Those that a word leaves out may have been part of an earlier majority: of those that are left so many are
-        # needed that one of them was too, as far as there are so many.
-        needed = max(len(left) // 2 + 1, min(len(left), member.charter.blocking))
+        # Those that a word leaves out may have been part of an earlier majority, or of the blocking set that holds a
+        # statement: as many as without a word are needed, as far as there are so many.
+        needed = max(len(left) // 2 + 1, min(len(left), member.charter.majority))
         electorate = Electorate(left, needed)
     value = proposal.value
     if member.charter is not None and value is not None and value.since == value.number:
@@ -277,13 +278,20 @@ def _named(member: Member, seat: bytes) -> bytes:
 
 
 def _still_granted(member: Member) -> tuple[Grant, ...]:
-    """Grants whose heirs have not shown yet that they took them."""
-    assert member.charter is not None
+    """Grants of which not enough voters hold yet that their heirs took them: what only gossip tells may be lost with
+    the heir."""
+    charter = member.charter
+    assert charter is not None
     kept = []
-    for grant in member.charter.grants:
+    for grant in charter.grants:
         peer = member.peer_at(grant.heir)
-        said = member.statement(peer) if peer is not None and peer != member.own else None
-        if peer != member.own and (said is None or said.tip < grant.number):
+        held = member.voter.receipts.get(peer) if peer is not None else None
+        holders = 0
+        if peer is not None and held is not None and held.statement.tip >= grant.number:
+            pages = (member.receipts_at(seat).get(receipt_page(peer)) for seat in charter.voters)
+            shown = [page.held.get(peer, 0) for page in pages if page is not None and page.ring == member.ring]
+            holders = sum(sequence >= held.statement.sequence for sequence in shown)
+        if holders < charter.blocking:
             kept.append(grant)
     return tuple(kept)
 
@@ -345,8 +353,23 @@ def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter |
         following = charter.with_voters(voters, note)
         # Those who by an operator's word never speak again cannot be asked what they know.
         former = tuple(seat for seat in charter.voters if seat not in intent.without)
-        following = replace(following, former=former)
+        following = replace(following, former=former, former_needed=min(len(former), charter.majority))
     else:
         following = charter.plain(note)
     following = replace(following.with_fence(fence), grants=tuple(grants))
-    return following if len(grants) <= GRANTS_MAX else None
+    return following if len(grants) <= GRANTS_MAX and not _is_forgotten_too_soon(member, following, intent) else None
+
+
+def _is_forgotten_too_soon(member: Member, following: Charter, intent: Intent) -> bool:
+    """Whether a host that has slots, and has only not heard of the last decisions, would seem to be retired as the
+    oldest fences are forgotten: it would drop what nobody else was given."""
+    if len(following.fences) < FENCES_MAX:
+        return False
+    assert member.charter is not None
+    oldest = following.fences[0].number
+    said = {peer: receipt.statement for peer, receipt in member.voter.receipts.items()} | dict(member.members())
+    return any(
+        peer not in (intent.retire, member.own) and not each.is_empty and each.tip < oldest
+        and not member.charter.fenced_after(peer, each.tip)
+        for peer, each in said.items()
+    )  # fmt: skip

@@ -14,7 +14,18 @@ import msgpack
 from gossip.names import PeerName
 from mesh.ipam import spans
 from mesh.ipam.spans import Spans
-from mesh.ipam.statement import GIFTS_MAX, RANGES_MAX, REASON_MAX, REFUSALS_MAX, Ask, Gift, Range, Refusal, Statement
+from mesh.ipam.statement import (
+    GIFTS_MAX,
+    NOBODY,
+    RANGES_MAX,
+    REASON_MAX,
+    REFUSALS_MAX,
+    Ask,
+    Gift,
+    Range,
+    Refusal,
+    Statement,
+)
 
 if TYPE_CHECKING:
     from mesh.ipam.charter import Charter
@@ -256,6 +267,17 @@ def _choose(member: Member, peer: PeerName, ask: Ask) -> tuple[tuple[int, int] |
 # -- keeping -------------------------------------------------------------------------------------------
 
 
+def _are_all_back(member: Member, number: int) -> bool:
+    """Whether nobody is missing whose slots were taken up to that decision."""
+    assert member.charter is not None
+    for fence in member.charter.fences:
+        said = member.statement(fence.peer)
+        is_back = fence.peer == member.own or (said is not None and said.tip >= fence.number)
+        if fence.number <= number and not fence.removed and not is_back:
+            return False
+    return True
+
+
 def _keep_for_others(member: Member) -> None:
     """Slots of ours that are in use elsewhere: all that a take-over found, until their host is back and says which of
     them it still uses; then those."""
@@ -263,7 +285,7 @@ def _keep_for_others(member: Member) -> None:
     holdings = member.holdings
     for peer, (number, slots) in list(holdings.kept.items()):
         said = member.statement(peer)
-        if member.is_removed(peer):
+        if member.is_removed(peer) or (peer == NOBODY and _are_all_back(member, number)):
             holdings.keep(peer, -1, spans.NONE)
         elif said is not None and said.tip >= number:
             holdings.keep(peer, -1, spans.both(said.guests, holdings.owned))

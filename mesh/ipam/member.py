@@ -131,6 +131,7 @@ class Member:
     def _load(self, contents: dict[bytes, bytes], now: float) -> None:
         if (body := contents.get(b"c")) is not None:
             self.charter = decode_charter_untrusted(body)
+        self.resigned = b"z" in contents
         if (body := contents.get(b"m")) is not None:
             self.has_given, left, right, self.conflict = unpack_own(body)
             self.joins = (left, right)
@@ -149,9 +150,7 @@ class Member:
 
     def _begin_to_vote(self, now: float) -> None:
         """In the ring that is ours now."""
-        if self.ring not in self._voters:
-            self._voters[self.ring] = Voter(self.changes, self.ring, self.around.boot, now)
-        self.voter = self._voters[self.ring]
+        self.voter = self._voters.setdefault(self.ring, Voter(self.changes, self.ring, self.around.boot, now))
 
     def _announce_first(self) -> None:
         if self.charter is not None and self.holdings.owned:
@@ -268,8 +267,7 @@ class Member:
                     dead, said = decode_relic_untrusted(body)
                     before = self.relics.get(dead)
                     is_new = before is None or before.sequence < said.sequence
-                    is_one = dead not in self.reachable and (before or len(self.relics) < RELICS_KNOWN_MAX)
-                    if is_new and is_one:
+                    if is_new and (before is not None or len(self.relics) < RELICS_KNOWN_MAX):
                         self.relics[dead] = said
             elif page >= RECEIPTS:
                 if body:
@@ -572,7 +570,10 @@ class Member:
         if self.charter is None:
             return self.votes_at_all
         seat = self.own_seat
-        return seat is not None and (proposal.intent.by_word or self.voter.has_inherited(self.charter))
+        # Not knowing what former voters held, one votes only on a word that leaves too few of these to tell it.
+        left = sum(each not in proposal.intent.without for each in self.charter.former)
+        is_lost = proposal.intent.by_word and left < self.charter.former_needed
+        return seat is not None and (is_lost or self.voter.has_inherited(self.charter))
 
     # -- what we say -------------------------------------------------------------------------------
 
@@ -589,12 +590,11 @@ class Member:
 
     def next_due(self, now: float) -> float:
         """When `settle` and `take` should be called again at the latest."""
-        due = [now + 1.0]
-        if self.ballots.due is not None:
-            due.append(self.ballots.due)
-        return max(now + 0.02, min(due))
+        due = self.ballots.due if self.ballots.due is not None else now + 1.0
+        return max(now + 0.02, min(due, now + 1.0))
 
     def resign(self) -> None:
         """Leave for good: the others decide at once who has what was ours."""
         self.resigned = True
+        self.changes[b"z"] = msgpack.packb(True)
         self.lease.end()

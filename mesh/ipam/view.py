@@ -10,7 +10,7 @@ from typing import Any
 from gossip.names import PeerName, format_name
 from mesh.endpoints import EndpointTable, Interface
 from mesh.ipam import spans
-from mesh.ipam.desk import Desk
+from mesh.ipam.desk import RESIGNED, Desk
 from mesh.ipam.member import Member
 from mesh.ipam.ranges import OBSERVER
 from mesh.requests import ApiError
@@ -29,6 +29,8 @@ def state_of(member: Member, now: float) -> str:
         return "off"
     if member.conflict:
         return "conflict"
+    if member.resigned:
+        return "resigned"
     if member.charter is None:
         asked = member.wants_ring or any(
             known.statement is not None and known.statement.wants_ring for known in member.known.values()
@@ -45,6 +47,8 @@ def waiting_for(member: Member, desk: Desk, now: float) -> str:
     """Why this host may not give addresses now; empty where it may."""
     if member.conflict:
         return member.conflict
+    if member.resigned:
+        return RESIGNED
     if member.charter is None:
         return desk.why_no_ring()
     return "" if now < member.lease.until else desk.why_not_confirmed()
@@ -70,6 +74,8 @@ def _advice(member: Member, desk: Desk, now: float, disk_trouble: str) -> str | 
     if member.conflict:
         return f"{member.conflict}; then run `weft ipam check --repair` on the one that stays"
     state = state_of(member, now)
+    if state == "resigned":
+        return RESIGNED
     if state == "split":
         other = next(iter(member.splits)).hex()[:8]
         return (

@@ -200,7 +200,7 @@ class Voter:
                 for page in pages.values():
                     for peer, sequence in page.held.items():
                         needed[peer] = max(needed.get(peer, 0), sequence)
-            if full < len(charter.former) // 2 + 1:
+            if full < max(1, charter.former_needed):
                 return False
         found: dict[PeerName, Statement] = {}
         for peer, sequence in needed.items():
@@ -219,7 +219,7 @@ class Voter:
             found[peer] = said
         for peer, said in sorted(found.items()):
             self.take(peer, said, now)
-        fewer = charter.majority < len(charter.former) // 2 + 1
+        fewer = charter.majority < charter.former_needed
         # Without those that a word removed, fewer former voters than a majority of all may be left to ask.
         by_word = any(fence.removed and fence.number == charter.since for fence in charter.fences)
         if own not in charter.former or fewer or by_word or self._inherited < 0:

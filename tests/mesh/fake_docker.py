@@ -185,7 +185,7 @@ class FakeDocker:
             return False
         if url.path == "/events":
             filters = json.loads(parse_qs(url.query)["filters"][0])
-            assert filters == {"type": ["container"], "event": ["start", "die", "destroy"]}
+            assert filters == {"type": ["container"], "event": ["start", "die", "destroy", "rename"]}
             with self._lock:  # whoever has read the head is sent what happens from then on
                 connection.sendall((HEAD.format(status="200 OK") + "Transfer-Encoding: chunked\r\n\r\n").encode())
                 self._streams.append(connection)
