@@ -34,7 +34,9 @@ from mesh.store import StoreError
 
 DOCUMENT = "docker"
 SPACE = "weft"
-GIVE_LIMIT_S = 0.7
+GIVE_LIMIT_S = 0.85
+JUST_STARTED_S = 15.0
+"""For so long we may not have heard yet who has which addresses."""
 KERNEL_LIMIT_S = 0.8
 NETWORKS_MAX = 256
 NEW_S = 60.0
@@ -47,6 +49,8 @@ INTERNAL = "com.docker.network.internal"
 WAY_BITS_MIN = 17
 """So one container has a way by each of 16 Weft networks."""
 ANY = {4: "0.0.0.0/0", 6: "::/0"}
+
+AT_ONCE = "no address could be given at once"
 
 log = EventLog("docker")
 Fields = dict[str, Any]
@@ -81,6 +85,7 @@ class Driver:
         self._around = around
         self.state = state_from_json(around.document, around.boot) if around.document else State()
         self._lock = asyncio.Lock()
+        self._started = time.monotonic()
         self._preparing: set[asyncio.Task[None]] = set()
         self._born: dict[str, float] = {}
         """When networks and members were made, of those made in this life of the daemon."""
@@ -270,8 +275,13 @@ class Driver:
                 (given,) = await self._around.keeper.obtain(owner, (want,))
         except TimeoutError:
             self._prepare(pool)
-            text = "no address could be given at once; `weft status ipam` says what is waited for: try again"
+            text = f"{AT_ONCE}; `weft status ipam` says what is waited for: try again"
             raise ApiError("ipam-waiting", text) from None
+        except ApiError as error:
+            if error.code == "ipam-exhausted" and time.monotonic() < self._started + JUST_STARTED_S:
+                text = f"{AT_ONCE}, as this daemon has only just started ({error}): try again"
+                raise ApiError("ipam-waiting", text) from None
+            raise
         async with self._lock:
             lent = self.state.lent | {str(given.ip): Lent(str(given), pool.id, owner)}
             self._born[str(given.ip)] = time.monotonic()
