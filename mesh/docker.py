@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TypeVar
 
 from gossip.errors import ProtocolError
@@ -67,6 +68,11 @@ class Docker:
         async with self._asked(dockerwire.start_path(container), "POST") as (response, _, _):
             if response.status not in (204, 304):
                 raise self._refused(response, None)
+
+    async def aliases(self, container: str, endpoint: str) -> tuple[str, ...]:
+        """What else it is called on the network that it is on by this endpoint. Raises `DockerError`."""
+        parse = partial(dockerwire.aliases_untrusted, endpoint=endpoint)
+        return await self._told(dockerwire.inspect_path(container), parse)
 
     async def _told(self, path: str, parse: Callable[[bytes], T]) -> T:
         async with self._asked(path) as (response, reader, body):

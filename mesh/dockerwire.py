@@ -263,6 +263,19 @@ def members_untrusted(body: bytes) -> dict[str, tuple[str, str]]:
     return found
 
 
+def aliases_untrusted(body: bytes, endpoint: str) -> tuple[str, ...]:
+    """Those of a container on one network; the beginning of its own id, which Docker adds, is none. Raises
+    `ProtocolError`."""
+    shown = _object_untrusted(body)
+    settings = shown.get("NetworkSettings")
+    networks = settings.get("Networks") if isinstance(settings, dict) else None
+    for row in networks.values() if isinstance(networks, dict) else ():
+        if isinstance(row, dict) and row.get("EndpointID") == endpoint:
+            found = [each for each in row.get("Aliases") or [] if isinstance(each, str)]
+            return tuple(each for each in found if not str(shown.get("Id")).startswith(each))
+    return ()
+
+
 def message_untrusted(body: bytes) -> str | None:
     """What Docker says is wrong; None where it is not Docker that speaks."""
     try:

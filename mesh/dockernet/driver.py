@@ -22,7 +22,6 @@ from typing import Any
 from dataplane.desired import Port
 from dataplane.kernel import Fault
 from gossip.names import PeerName
-from mesh.arguments import parse_name
 from mesh.cni.words import parse_mac
 from mesh.dockernet.state import Lent, Member, Network, Pool, State, is_within, state_from_json
 from mesh.endpoints import Address, Endpoint, EndpointTable, Interface, derive_mac
@@ -125,20 +124,28 @@ class Driver:
         return {each.ifname: self._endpoint(each) for each in self.state.members.values() if each.joined}
 
     def _endpoint(self, member: Member) -> Endpoint:
-        return member.endpoint(self._around.own, _host_name(member.name))
+        return member.endpoint(self._around.own)
 
     def _mtu(self, member: Member) -> int | None:
         network = self.state.networks.get(member.network)
         return network.mtu if network is not None else None
 
-    async def name(self, names: dict[str, tuple[str, str]]) -> None:
-        """By endpoint: the container and what it is called."""
+    def nameless(self, names: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+        """Those whose container, or what it is called, was not known like that."""
+        members = self.state.members
+        return {
+            key: told
+            for key, told in names.items()
+            if key in members and (members[key].container, members[key].name) != told
+        }
+
+    async def name(self, names: dict[str, tuple[str, str, tuple[str, ...]]]) -> None:
+        """By endpoint: the container, what it is called, and what else."""
         async with self._lock:
             found = dict(self.state.members)
-            for key, (container, called) in names.items():
-                member = found.get(key)
-                if member is not None and (member.container, member.name) != (container, called):
-                    found[key] = replace(member, container=container, name=called)
+            for key, (container, called, aliases) in names.items():
+                if key in found:
+                    found[key] = replace(found[key], container=container, name=called, aliases=aliases)
                     log.info("named", endpoint=key[:12], container=called)
             if found != self.state.members:
                 before, wanted = self.state.members, replace(self.state, members=found)
@@ -511,13 +518,6 @@ def _way(network: str, rank: int) -> Fields:
     found = ip_network(network)
     wider = ip_network(f"{found[0]}/{max(found.prefixlen - rank, WAY_BITS_MIN)}", strict=False)
     return {"Destination": str(wider), "RouteType": 1}
-
-
-def _host_name(called: str | None) -> str:
-    try:
-        return parse_name(called) if called else ""
-    except ValueError:
-        return ""
 
 
 def _bad(text: str) -> ApiError:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from mesh.requests import ApiError
 ANSWER_LIMIT_S = 1.0
 CONNECTIONS_MAX = 64
 IDLE_LIMIT_S = 120.0
+LOOK_S = 5.0
 
 Call = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 """Method and fields in, fields out. Raises `ApiError`, `KeyError` where there is no such method."""
@@ -41,18 +43,38 @@ class PluginServer:
         self._inode = 0
         self._serving: set[asyncio.Task[None]] = set()
 
-    async def open(self) -> None:
+    async def open(self, quiet: bool = False) -> None:
         """What fails is told in `trouble`: the daemon goes on without Docker."""
         try:
             listener = _listen(self.path)
         except (OSError, UserError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             self.trouble = f"the socket {self.path} for Docker cannot be made ({why})"
-            log.warning("not-served", path=self.path, error=why)
+            if not quiet:
+                log.warning("not-served", path=self.path, error=why)
             return
+        self.trouble = ""
         self._inode = os.stat(self.path).st_ino
         self._server = await asyncio.start_unix_server(self._welcome, sock=listener, limit=wire.HEAD_MAX_BYTES)
         log.info("served", path=self.path)
+
+    async def keep(self) -> None:
+        """Make the socket anew whenever somebody has removed it, or it could not be made. Until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._server is not None and not self._is_ours():
+                log.warning("socket-gone", path=self.path)
+                self._server.close()
+                self._server = None
+            if self._server is None:
+                before = self.trouble
+                await self.open(quiet=bool(before))
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.stat(self.path).st_ino == self._inode
+        except OSError:
+            return False
 
     async def close(self) -> None:
         if self._server is None:
@@ -61,8 +83,8 @@ class PluginServer:
         for task in list(self._serving):
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            if os.stat(self.path).st_ino == self._inode:  # not the socket of a successor
+        if self._is_ours():  # not the socket of a successor
+            with contextlib.suppress(OSError):
                 os.unlink(self.path)
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -117,6 +139,8 @@ def _listen(path: str) -> socket.socket:
     umask = os.umask(0o177)
     try:
         if os.path.exists(path):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise UserError("it is there and is no socket")
             with socket.socket(socket.AF_UNIX) as probe:
                 try:
                     probe.connect(path)

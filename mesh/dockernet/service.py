@@ -68,7 +68,7 @@ class DockerNetworks:
                 while self._ipam.summary()["state"] not in READY:
                     await asyncio.sleep(READY_LOOK_S)
         await self._server.open()
-        await self._watch.run()
+        await asyncio.gather(self._server.keep(), self._watch.run())
 
     def _changed(self) -> None:
         self._watch.wake()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from dataplane.desired import Port
 from gossip.names import PeerName
+from mesh.arguments import NAMES_MAX, parse_name
 from mesh.endpoints import Binding, Endpoint, Interface
 
 INNER_PREFIX = "vg"
@@ -65,6 +67,8 @@ class Member:
     container: str | None = None
     name: str | None = None
     """What Docker calls the container."""
+    aliases: tuple[str, ...] = ()
+    """What else it is called on this network."""
     sandbox: str = ""
     """What Docker calls the container's network, in which there may be others of these."""
     rank: int = 0
@@ -102,9 +106,12 @@ class Member:
         mac = bytes.fromhex(self.mac.replace(":", ""))
         return Port(self.ifname, self.inner, "", (0, 0), mac, self.interfaces(), mtu=mtu, handed_over=True)
 
-    def endpoint(self, owner: PeerName, own_name: str) -> Endpoint:
+    def endpoint(self, owner: PeerName) -> Endpoint:
         mac = bytes.fromhex(self.mac.replace(":", ""))
-        return Endpoint(owner, self.called, mac, self.bindings(), called=own_name)
+        own_names, others = host_names([self.name or ""]), host_names(self.aliases)
+        return Endpoint(
+            owner, self.called, mac, self.bindings(), others[:NAMES_MAX], called=own_names[0] if own_names else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +161,7 @@ class State:
 def state_from_json(value: dict[str, Any], boot: str) -> State:
     """The inverse of `to_json`. Its input has passed the store's checksum. No interface outlives a boot."""
     members = [
-        Member(**(each | {"addresses": tuple(each["addresses"]), "claims": tuple(each["claims"])}))
+        Member(**(each | {key: tuple(each[key]) for key in ("addresses", "claims", "aliases")}))
         for each in value["members"]
     ]
     if value["boot"] != boot:
@@ -165,6 +172,15 @@ def state_from_json(value: dict[str, Any], boot: str) -> State:
         {each["id"]: Network(**(each | {"kept_free": tuple(each["kept_free"])})) for each in value["networks"]},
         {each.id: each for each in members},
     )
+
+
+def host_names(called: Iterable[str]) -> tuple[str, ...]:
+    """Those that are names of hosts, each once."""
+    found = []
+    for text in called:
+        with contextlib.suppress(ValueError):
+            found.append(parse_name(text))
+    return tuple(dict.fromkeys(found))
 
 
 def is_within(subnet: str, outer: Iterable[Any]) -> bool:

@@ -112,5 +112,9 @@ class Watch:
             except NoSuchContainer:
                 pass  # it went this moment
         await self._driver.keep_only(set(there), set(names))
-        await self._driver.name(names)
+        told: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+        for endpoint, (container, called) in self._driver.nameless(names).items():
+            with contextlib.suppress(NoSuchContainer):
+                told[endpoint] = (container, called, await self._docker.aliases(container, endpoint))
+        await self._driver.name(told)
         return all(each.id in names for each in self._driver.state.members.values() if each.joined)

@@ -117,7 +117,7 @@ def nothing_left(pair: Pair) -> Iterator[None]:
 
 def test_containers_of_two_engines_talk_and_have_names(pair: Pair) -> None:
     pair.create("shop")
-    pair.run("h1", "web", "shop")
+    pair.run("h1", "web", "shop", "--network-alias", "www")
     args = pair.lab.weft("h2", ["dns-args"]).stdout.split()
     pair.run("h2", "db", "shop", *args)
     web, db = pair.address("h1", "web", "shop"), pair.address("h2", "db", "shop")
@@ -128,6 +128,7 @@ def test_containers_of_two_engines_talk_and_have_names(pair: Pair) -> None:
         lambda: web in pair("h2", "exec", "db", "busybox", "nslookup", "-type=a", "web.weft.local"), 10, "db finds it"
     )
     assert pair.rows("h1")["web"]["addresses"][0].startswith(web)
+    assert web in pair.lab.weft("h2", ["dns-lookup", "www"]).stdout
     pair("h1", "rename", "web", "front")
     wait_until(lambda: web in pair.lab.weft("h2", ["dns-lookup", "front"], check=False).stdout, 10, "it is renamed")
 
@@ -202,9 +203,16 @@ def test_restarts_in_either_order(pair: Pair, order: str) -> None:
 def test_docker_never_hangs_while_we_are_away(pair: Pair) -> None:
     pair.create("away", "--subnet", "10.45.0.0/24", nodes=("h1",))
     pair.lab.weft("h1", ["stop"])
-    assert not (pair.plugins["h1"] / "weft.sock").exists()
+    socket = pair.plugins["h1"] / "weft.sock"
+    assert not socket.exists()
     assert pair("h1", "ps", "-q") == ""
+    socket.write_text("what somebody left there")
     pair.launch("h1")
+    wait_until(lambda: "docker-plugin" in str(pair.lab.weft_json("h1", "status")["warnings"]), 15, "it is said")
+    socket.unlink()
+    wait_until(socket.is_socket, 15, "it is served")
+    socket.unlink()
+    wait_until(socket.is_socket, 15, "it is served again")
     pair.run("h1", "later", "away")
 
 
