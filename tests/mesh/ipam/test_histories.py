@@ -180,3 +180,84 @@ def test_a_gift_of_a_later_decision_is_not_taken_before_that_decision_is_known(s
         ring.run_for(4.0)
     ring.run_for(2 * LEASE_S)
     ring.check_whole()
+
+
+def test_of_four_voters_two_do_not_take_what_a_fourth_was_confirmed_by_the_removed_one(seed: int) -> None:
+    """Those that are left are three, and the removed one was half of who held the taker's statement."""
+    ring = started(seed, 4, lease_s=600)
+    ring.partition({2, 3})
+    ring.run_for(5.0)
+    slot = free_slot(ring.hosts[1])
+    ring.claim(4, "want", slot)
+    ring.run_for(10.0)
+    assert slot in ring.hosts[4].held
+    ring.kill(1, disk=False)
+    ring.run_for(5.0)
+    ring.remove(2, ring.gone[0].name)
+    ring.run_for(20.0)
+    assert owners(ring, slot) == [4]
+    ring.claim(3, "second", slot)
+    ring.run_for(10.0)
+    assert slot not in ring.hosts[3].held
+
+
+def test_a_word_does_not_make_voters_of_those_who_do_not_know_yet(seed: int) -> None:
+    """Four of seven voters have not heard what the three before them held, and these three are not all gone."""
+    ring = Ring(seed, 7, settings=Settings(Space(IPv4Network("10.32.0.0/24"), None), lease_s=600), expected=3)
+    for index in (1, 2, 3):
+        ring.start(index)
+    ring.run_for(3.0)
+    for index in (1, 2, 3):
+        ring.obtain(index, f"c{index}")
+    ring.run_for(20.0)
+    newcomers = (4, 5, 6, 7)
+    for index in newcomers:
+        ring.start(index)
+    ring.run_for(0.8)
+    for index in newcomers:
+        for old in (1, 2, 3):
+            for page in (STATEMENT, *range(16, 32)):
+                ring.hold_back(index, ring.hosts[old].name, page, 900.0)
+    host = ring.hosts[1]
+    assert host.member is not None
+    holdings = host.member.holdings
+    slot = next(each for each in spans.slots(holdings.owned) if each and each not in holdings.given)
+    ring.claim(2, "want", slot)
+    for _ in range(3000):
+        ring.run_for(0.01)
+        members = [ring.hosts[index].member for index in newcomers]
+        if all(member is not None and member.charter and len(member.charter.voters) == 7 for member in members):
+            break
+    ring.run_for(0.3)
+    ring.partition({*newcomers})
+    ring.run_for(1.0)
+    ring.kill(1, disk=False)
+    ring.gone[0].held.clear()
+    ring.run_for(3.0)
+    ring.remove(4, host.name)
+    ring.run_for(30.0)
+    assert owners(ring, slot) == [2]
+
+
+def test_a_reset_that_the_others_heard_of_is_not_undone_by_a_crash(seed: int) -> None:
+    """Of two hosts one resigns, the other takes everything, and the first is started again, cut off."""
+    ring = started(seed, 2, lease_s=600)
+    host = ring.hosts[2]
+    assert host.member is not None
+    for slot in sorted(host.held):
+        ring.release(2, slot)
+    host.member.resign()
+    ring.wake(host)
+    ring.run_for(0.5)
+    ring.partition({2})
+    ring.kill(2)
+    ring.run_for(4.0)
+    ring.start(2)
+    ring.run_for(20.0)
+    again = ring.hosts[2].member
+    assert again is not None and again.resigned
+    slot = next(iter(spans.slots(again.holdings.owned)))
+    assert not again.lease.may_give(slot, ring.clock(ring.hosts[2]))
+    ring.obtain(2, "c")
+    ring.run_for(5.0)
+    assert not ring.hosts[2].held

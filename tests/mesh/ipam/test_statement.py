@@ -93,8 +93,8 @@ def charter() -> Charter:
     made = first_charter(b"r" * 16, Space(SPACE.range4, AUTOMATIC6), 3600, [bytes(A), nickname_seat("h2")], "made")
     fences = (Fence(B, 3, bytes(A), True),)
     return Charter(
-        made.ring, 3, made.space, 60, (bytes(A),), 2, made.voters, (*made.grants, Grant(3, A, ((1, 9),), ((2, 3),), B)),
-        fences, "a note",
+        made.ring, 3, made.space, 60, (bytes(A),), 2, made.voters, 2,
+        (*made.grants, Grant(3, A, ((1, 9),), ((2, 3),), B)), fences, "a note",
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_the_largest_fit_a_page() -> None:
     fences = tuple(Fence(PeerName(bytes([n]) * 8), 1 << 40, bytes(A), True) for n in range(FENCES_MAX))
     voters = tuple(bytes([n]) * 8 for n in range(7))
     grant = Grant(1 << 40, bytes(A), said.used[:200], said.used[:100], bytes(B))
-    full = Charter(b"r" * 16, 1 << 40, SPACE, 3600, voters, 1 << 40, voters, (grant,), fences, "n" * 60)
+    full = Charter(b"r" * 16, 1 << 40, SPACE, 3600, voters, 1 << 40, voters, 4, (grant,), fences, "n" * 60)
     assert len(encode_charter(full)) <= CHARTER_BYTES_MAX
     vote = Vote(b"r" * 16, 1 << 40, BALLOT, Intent(B, True, voters), BALLOT, full)
     assert len(encode_vote(vote)) <= BODY_MAX_BYTES
