@@ -112,7 +112,12 @@ class Driver:
 
     async def call(self, method: str, fields: Fields) -> Fields:
         """Raises `ApiError`; then nothing has changed. Raises `KeyError` for methods that there are not."""
-        return await self._calls[method](fields)
+        perform = self._calls[method]
+        try:
+            return await perform(fields)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            log.exception("not-understood")
+            raise _bad(f"{method} was asked with fields that are not what they should be ({error})") from None
 
     # -- what the daemon asks ----------------------------------------------------------------------
 
@@ -160,13 +165,17 @@ class Driver:
         now = time.monotonic()
         new = {key for key, born in self._born.items() if now < born + NEW_S}
         async with self._lock:
-            state = self.state.without_networks(self.state.networks.keys() - networks - new)
-            kept = {key: each for key, each in state.members.items() if key in members or key in new}
+            seen = {key: replace(each, seen=each.seen or key in networks) for key, each in self.state.networks.items()}
+            state = replace(self.state, networks=seen)
+            state = state.without_networks(key for key, each in seen.items() if each.seen and key not in networks | new)
+            others = {key for key, each in state.members.items() if each.network not in networks}
+            kept = {key: each for key, each in state.members.items() if key in members | new | others}
             state = replace(state, members=kept)
             unused = state.unused() - new
             state = replace(state, lent={key: each for key, each in state.lent.items() if key not in unused})
             if state != self.state:
-                log.info("forgotten-by-docker", members=len(self.state.members) - len(state.members))
+                if lost := len(self.state.members) - len(state.members):
+                    log.info("forgotten-by-docker", members=lost)
                 await self._replace(state)
             self._born = {key: born for key, born in self._born.items() if key in new}
 
@@ -328,7 +337,7 @@ class Driver:
             if len(self.state.networks) >= NETWORKS_MAX:
                 raise ApiError("too-many", f"there are {NETWORKS_MAX} Weft networks already; remove some first")
             kept = [one for each in pools for one in (each.get("AuxAddresses") or {}).values() if isinstance(one, str)]
-            network = Network(key, internal, mtu, foreign, tuple(one.partition("/")[0] for one in kept))
+            network = Network(key, internal, mtu, foreign, kept_free=tuple(one.partition("/")[0] for one in kept))
             self._born[key] = time.monotonic()
             await self._save(replace(self.state, networks=self.state.networks | {key: network}))
         self._around.changed()

@@ -48,6 +48,8 @@ class Network:
     mtu: int | None = None
     foreign: bool = False
     """Whether addresses come from another address plugin than ours."""
+    seen: bool = False
+    """Whether the Docker that we ask has listed it: one that it never had is another Docker's."""
     kept_free: tuple[str, ...] = ()
     """Addresses of it that the user wants given to nobody, without their lengths."""
 

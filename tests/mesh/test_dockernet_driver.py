@@ -143,3 +143,68 @@ def test_what_an_earlier_version_kept_is_read(host: Host) -> None:
         del row["part"]
     state = state_from_json(document, "boot")
     assert [each.rank for each in state.members.values()] == [0]
+
+
+def forget(host: Host, networks: set[str], members: set[str]) -> None:
+    """Docker has these, a minute after all that was asked for."""
+    host.driver._born.clear()
+    run(host.driver.keep_only(networks, members))
+
+
+def test_what_docker_had_and_has_no_more_is_forgotten_with_its_addresses(host: Host) -> None:
+    pool = host.network()
+    one, two = (host.endpoint(name * 64, pool) for name in "12")
+    for each in (one, two):
+        host.call("NetworkDriver.Join", **each)
+    first, second = (host.driver.state.lent[each["Interface"]["Address"].partition("/")[0]].owner for each in (one, two))
+    forget(host, {"a" * 64}, {"1" * 64})
+    assert list(host.driver.state.members) == ["1" * 64]
+    assert host.ipam.addresses(first) and not host.ipam.addresses(second)
+    forget(host, set(), set())
+    assert not host.driver.state.networks and not host.driver.state.lent and not host.ipam.addresses(first)
+
+
+def test_what_is_only_just_being_made_is_not_forgotten(host: Host) -> None:
+    pool = host.network()
+    host.endpoint("1" * 64, pool)
+    run(host.driver.keep_only(set(), set()))
+    assert host.driver.state.members and host.driver.state.lent
+
+
+def test_the_networks_of_another_docker_than_the_one_that_is_asked_stay(host: Host) -> None:
+    """Two engines find one plugin; of one of them nothing is ever heard but its calls."""
+    pool = host.network()
+    host.endpoint("1" * 64, pool)
+    forget(host, {"b" * 64}, set())
+    assert host.driver.state.networks and host.driver.state.members
+    host.launch(host.documents[-1])
+    forget(host, set(), set())
+    assert host.driver.state.networks and host.driver.state.members
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("IpamDriver.RequestPool", {"Pool": 7}),
+        ("IpamDriver.RequestPool", {"Pool": "nonsense"}),
+        ("IpamDriver.RequestAddress", {"PoolID": "unknown"}),
+        ("NetworkDriver.CreateNetwork", {"NetworkID": "a" * 64, "Options": ["no", "object"]}),
+        ("NetworkDriver.CreateNetwork", {"NetworkID": "../x"}),
+        ("NetworkDriver.CreateNetwork", {"NetworkID": "a" * 64, "IPv4Data": 7}),
+        ("NetworkDriver.CreateEndpoint", {"NetworkID": "unknown", "EndpointID": "e" * 64}),
+        ("NetworkDriver.Join", {"NetworkID": "unknown", "EndpointID": "unknown"}),
+    ],
+)
+def test_fields_that_are_not_what_they_should_be_are_refused(host: Host, method: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError):
+        host.call(method, **fields)
+    assert host.documents == []
+
+
+def test_what_is_not_known_is_as_good_as_gone_and_unknown_fields_are_passed_over(host: Host) -> None:
+    for method in ("NetworkDriver.DeleteNetwork", "NetworkDriver.DeleteEndpoint", "NetworkDriver.Leave"):
+        assert host.call(method, NetworkID="n" * 64, EndpointID="e" * 64, Future={"what": 1}) == {}
+    for method in ("IpamDriver.ReleasePool", "IpamDriver.ReleaseAddress"):
+        assert host.call(method, PoolID="p", Address="10.32.0.9", Future=1) == {}
+    with pytest.raises(KeyError):
+        host.call("NetworkDriver.NoSuch")
