@@ -107,6 +107,7 @@ class Verbs:
                 attachment = await asyncio.shield(self._attachments.attach(accepted))
                 return status.ps([attachment])[0]
             case requests.Detach():
+                self._facts.docker.refuse_detach(request.target)
                 gone = await asyncio.shield(self._attachments.detach(request))
                 return {"addresses": [str(binding) for binding in gone]}
             case requests.Expose():

@@ -17,6 +17,7 @@ from mesh.dockernet.server import PluginServer
 from mesh.dockernet.watch import Watch
 from mesh.endpoints import Endpoint, Interface
 from mesh.ipam.keeper import Keeper
+from mesh.requests import ApiError
 
 READY_LIMIT_S = 10.0
 READY_LOOK_S = 0.1
@@ -104,6 +105,13 @@ class DockerNetworks:
             }
             for each in sorted(joined, key=lambda each: each.called)
         ]
+
+    def refuse_detach(self, target: str) -> None:
+        """Raises `ApiError` where Docker has put that container on the mesh: what Docker made, it has to take away."""
+        for each in self._driver.state.members.values():
+            if each.joined and (each.name == target or (each.container or "").startswith(target)):
+                command = f"docker network disconnect {each.network[:12]} {target}"
+                raise ApiError("docker-network", f"{target} is on a network of Docker's; take it off there: {command}")
 
     def warnings(self) -> list[dict[str, Any]]:
         """In the form of `status`."""

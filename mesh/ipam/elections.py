@@ -25,7 +25,7 @@ from mesh.ipam.charter import (
     first_charter,
 )
 from mesh.ipam.spans import Spans
-from mesh.ipam.statement import USED_MAX, Intent, Report, Statement, Vote, receipt_page
+from mesh.ipam.statement import RANGES_MAX, USED_MAX, Intent, Report, Statement, Vote, receipt_page
 from mesh.ipam.voter import are_complete
 
 if TYPE_CHECKING:
@@ -357,7 +357,11 @@ def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter |
     else:
         following = charter.plain(note)
     following = replace(following.with_fence(fence), grants=tuple(grants))
-    return following if len(grants) <= GRANTS_MAX and not _is_forgotten_too_soon(member, following, intent) else None
+    # An heir of too many pieces could not say what it owns any more: let another one, or nobody for now.
+    pieces = len(member.holdings.ranges) + sum(len(grant.slots) for grant in following.granted(bytes(member.own)))
+    if len(grants) > GRANTS_MAX or pieces > RANGES_MAX:
+        return None
+    return None if _is_forgotten_too_soon(member, following, intent) else following
 
 
 def _is_forgotten_too_soon(member: Member, following: Charter, intent: Intent) -> bool:

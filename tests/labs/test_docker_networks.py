@@ -129,6 +129,8 @@ def test_containers_of_two_engines_talk_and_have_names(pair: Pair) -> None:
     )
     assert pair.rows("h1")["web"]["addresses"][0].startswith(web)
     assert web in pair.lab.weft("h2", ["dns-lookup", "www"]).stdout
+    said = pair.lab.weft("h1", ["detach", "web"], check=False).stderr
+    assert "docker network disconnect" in said
     pair("h1", "rename", "web", "front")
     wait_until(lambda: web in pair.lab.weft("h2", ["dns-lookup", "front"], check=False).stdout, 10, "it is renamed")
 

@@ -156,7 +156,8 @@ def test_what_docker_had_and_has_no_more_is_forgotten_with_its_addresses(host: H
     one, two = (host.endpoint(name * 64, pool) for name in "12")
     for each in (one, two):
         host.call("NetworkDriver.Join", **each)
-    first, second = (host.driver.state.lent[each["Interface"]["Address"].partition("/")[0]].owner for each in (one, two))
+    lent = host.driver.state.lent
+    first, second = (lent[each["Interface"]["Address"].partition("/")[0]].owner for each in (one, two))
     forget(host, {"a" * 64}, {"1" * 64})
     assert list(host.driver.state.members) == ["1" * 64]
     assert host.ipam.addresses(first) and not host.ipam.addresses(second)
