@@ -26,7 +26,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def mending(world: World) -> Mending:
-    return Mending(world.attachments, world.exposures)
+    return Mending(world.attachments, world.exposures, dict)
 
 
 def test_at_start_owners_that_are_not_there_lose_what_they_were_given(world: World) -> None:
