@@ -25,7 +25,7 @@ from mesh.ipam.charter import (
     first_charter,
 )
 from mesh.ipam.spans import Spans
-from mesh.ipam.statement import RANGES_MAX, USED_MAX, Intent, Report, Statement, Vote, receipt_page
+from mesh.ipam.statement import RANGES_MAX, USED_MAX, Intent, Report, Statement, Vote, receipt_page, still_taken
 from mesh.ipam.voter import are_complete
 
 if TYPE_CHECKING:
@@ -327,8 +327,8 @@ def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter |
         parts += [said.owned, said.given_away]
         own_use.append(said.used)
         kept += [(bytes(other), slots) for other, slots in said.kept]
-    excluded = [report.excluded for report in reports]
-    slots = spans.minus(spans.union(*parts), spans.union(*excluded))
+    excluded = still_taken([each for report in reports for each in report.excluded], said)
+    slots = spans.minus(spans.union(*parts), excluded)
     grants = [grant for grant in _still_granted(member) if grant.heir not in seats]
     number = charter.number + 1
     rest = slots

@@ -25,6 +25,8 @@ from mesh.ipam.statement import (
     Range,
     Refusal,
     Statement,
+    Taken,
+    stamps_of,
 )
 
 if TYPE_CHECKING:
@@ -70,23 +72,20 @@ def _has_taken(member: Member, heir: PeerName | None, number: int) -> bool:
     return said is not None and said.tip >= number
 
 
-def taken(member: Member, peer: PeerName, slots: Spans) -> Spans:
-    """Which of these slots, once of `peer`, others have by now: under a stamp above those of its own statement, or of
-    its gifts, which are as good as made."""
+def taken(member: Member, peer: PeerName, slots: Spans) -> list[Taken]:
+    """Which of these slots, once of `peer`, others have by now, and under which stamp: one above those of its own
+    statement, or of its gifts, which are as good as made."""
     held = member.voter.receipts.get(peer)
     said = member.statement(peer)
     if held is not None and (said is None or held.statement.sequence > said.sequence):
         said = held.statement
-    theirs: list[tuple[tuple[int, int], Stamp]] = []
-    if said is not None:
-        theirs += [(each.span, (each.term, each.count)) for each in said.ranges]
-        theirs += [(gift.range.span, (gift.range.term, gift.range.count - 1)) for gift in said.gifts]
+    theirs = stamps_of(said)
     others = [(other, each) for other, each in member.members() if other != peer]
     others += [(other, receipt.statement) for other, receipt in member.voter.receipts.items() if other != peer]
     if member.own != peer and member.charter is not None:
         mine = Statement(ranges=tuple(member.holdings.ranges), gifts=tuple(member.holdings.gifts))
         others.append((member.own, mine))
-    gone: list[tuple[int, int]] = []
+    gone: list[Taken] = []
     for other, each in others:
         ranges = [*each.ranges, *(gift.range for gift in each.gifts if gift.to != peer)]
         if member.charter is not None and member.charter.fenced_after(other, each.tip) and other != member.own:
@@ -95,8 +94,8 @@ def taken(member: Member, peer: PeerName, slots: Spans) -> Spans:
             for span in spans.both(slots, (their.span,)):
                 below = [stamp for mine, stamp in theirs if spans.both((mine,), (span,))]
                 if (their.term, their.count) > max(below, default=(-1, -1)):
-                    gone.append(span)
-    return spans.normal(gone)
+                    gone.append((*span, their.term, their.count))
+    return gone
 
 
 def lost_with(member: Member, charter: Charter, donor: PeerName, tip: int | None = None) -> Spans | None:

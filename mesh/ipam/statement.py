@@ -13,6 +13,7 @@ signed, and replaced as a whole; what has to be seen together is on one page.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -57,7 +58,7 @@ GUEST_SPANS_MAX = 160
 KEPT_PEERS_MAX = 12
 STATEMENT_BYTES_MAX = 7000
 """A voter repeats a statement in a relic, or in a report with what it knows beside it, and each has to fit a page."""
-EXCLUDED_MAX = 120
+EXCLUDED_MAX = 40
 TURN_MAX = 1 << 40
 RECEIPTS_PER_PAGE = 400
 
@@ -201,6 +202,10 @@ class Vote:
     value: Charter | None = None
 
 
+Taken = tuple[int, int, int, int]
+"""From which slot on and up to which, and the two numbers of the stamp under which somebody has them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a voter knew of the peer to retire when it promised."""
@@ -208,7 +213,7 @@ class Report:
     number: int = -1
     ballot: Ballot = NO_BALLOT
     statement: Statement | None = None
-    excluded: Spans = ()
+    excluded: tuple[Taken, ...] = ()
     """Slots that this peer had, and that others have by now."""
 
 
@@ -342,7 +347,7 @@ def _ballot(fields: Any) -> Ballot:
 
 def encode_report(report: Report) -> bytes:
     said = encode_statement(report.statement) if report.statement is not None else b""
-    body: bytes = msgpack.packb([report.number + 1, report.ballot, said, flat(report.excluded)])
+    body: bytes = msgpack.packb([report.number + 1, report.ballot, said, report.excluded])
     return body
 
 
@@ -350,9 +355,36 @@ def decode_report_untrusted(body: bytes) -> Report:
     try:
         number, ballot, said, excluded = unpack(body)
         statement = decode_statement_untrusted(blob(said, 0, 8192)) if said else None
-        return Report(integer(number) - 1, _ballot(ballot), statement, spans_of(excluded))
+        if len(excluded) > EXCLUDED_MAX:
+            raise ValueError("more excluded than a report has")
+        return Report(integer(number) - 1, _ballot(ballot), statement, tuple(_taken(*each) for each in excluded))
     except (TypeError, ValueError) as error:
         raise ProtocolError("bad-ipam", f"report: {error}") from None
+
+
+def stamps_of(said: Statement | None) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Under which stamps an owner has, or had until its gifts, what it says."""
+    if said is None:
+        return []
+    owned = [(each.span, (each.term, each.count)) for each in said.ranges]
+    return owned + [(gift.range.span, (gift.range.term, gift.range.count - 1)) for gift in said.gifts]
+
+
+def still_taken(reported: Iterable[Taken], said: Statement | None) -> Spans:
+    """What of these reports holds against the newest statement of the peer: some of it may have come back since."""
+    theirs = stamps_of(said)
+    gone: list[Spans] = []
+    for start, end, term, count in reported:
+        back = spans.normal(span for span, stamp in theirs if stamp >= (term, count))
+        gone.append(spans.minus(((start, end),), back))
+    return spans.union(*gone)
+
+
+def _taken(start: Any, end: Any, term: Any, count: Any) -> Taken:
+    found = integer(start, SLOTS_MAX), integer(end, SLOTS_MAX)
+    if found[0] >= found[1]:
+        raise ValueError("an empty span")
+    return (*found, integer(term), integer(count, 1 << 48))
 
 
 def encode_receipts(receipts: Receipts) -> bytes:

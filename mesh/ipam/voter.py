@@ -36,6 +36,7 @@ from mesh.ipam.statement import (
     Receipts,
     Report,
     Statement,
+    Taken,
     Vote,
     decode_report_untrusted,
     decode_statement_untrusted,
@@ -45,6 +46,15 @@ from mesh.ipam.statement import (
     encode_vote,
     receipt_page,
 )
+
+
+def _tellable(taken: list[Taken], concerned: Spans) -> tuple[Taken, ...]:
+    """Too many pieces to tell are told as more than there are: what is excluded stays with whoever has it."""
+    if len(taken) <= EXCLUDED_MAX:
+        return tuple(taken)
+    merged = spans.coarse(spans.normal((start, end) for start, end, _, _ in taken), EXCLUDED_MAX, concerned)
+    newest = max((term, count) for _, _, term, count in taken)
+    return tuple((start, end, *newest) for start, end in merged)
 
 
 def rings_of(contents: Mapping[bytes, bytes]) -> set[bytes]:
@@ -238,8 +248,8 @@ class Voter:
     # -- votes -------------------------------------------------------------------------------------
 
     def consider(
-        self, proposal: Proposal, charter: Charter | None, best: Statement | None, taken: Callable[[Spans], Spans],
-        own: PeerName, now: float,
+        self, proposal: Proposal, charter: Charter | None, best: Statement | None,
+        taken: Callable[[Spans], list[Taken]], own: PeerName, now: float,
     ) -> bool:  # fmt: skip
         """Promise or accept if we may; whether we did. `best`: the newest statement that we know of the peer to retire;
         `taken`: which of some slots others have."""
@@ -265,9 +275,7 @@ class Voter:
                     best = held.statement
                 concerned = self._concerned(intent.retire, best, charter)
                 self._frozen[intent.retire] = spans.union(self._frozen.get(intent.retire, ()), concerned)
-                # Too many pieces to tell are told as more than there are: what is excluded stays with whoever has it.
-                excluded = spans.coarse(taken(concerned), EXCLUDED_MAX, concerned)
-                self.report = Report(proposal.number, proposal.ballot, best, excluded)
+                self.report = Report(proposal.number, proposal.ballot, best, _tellable(taken(concerned), concerned))
         elif (
             proposal.phase == ACCEPT
             and proposal.value is not None

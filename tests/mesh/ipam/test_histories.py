@@ -260,3 +260,30 @@ def test_a_reset_that_the_others_heard_of_is_not_undone_by_a_crash(seed: int) ->
     ring.run_for(5.0)
     assert not ring.hosts[2].held
     assert request is not None and request.refused is not None and request.refused.code == "ipam-resigned"
+
+
+def test_what_came_back_is_not_excluded_by_who_has_not_heard_of_it(seed: int) -> None:
+    """A slot went to another and back, both die, and one voter has only heard that it went."""
+    ring = started(seed, 5, lease_s=60)
+    slot = free_slot(ring.hosts[1])
+    ring.claim(2, "want", slot)
+    ring.run_for(10.0)
+    assert owners(ring, slot) == [2]
+    ring.release(2, slot)
+    ring.run_for(70.0)
+    ring.partition({5})
+    ring.claim(1, "again", slot)
+    ring.run_for(15.0)
+    assert owners(ring, slot) == [1]
+    ring.kill(1, disk=False)
+    ring.kill(2, disk=False)
+    for index in (3, 4):
+        ring.kill(index)
+        ring.start(index)
+    ring.heal()
+    ring.run_for(200.0)
+    names = [host.name for host in ring.gone]
+    for name in names:
+        ring.remove(3, name)
+    ring.run_for(60.0)
+    assert len(owners(ring, slot)) == 1

@@ -111,7 +111,7 @@ def test_pages_come_back_as_they_were() -> None:
     assert decode_vote_untrusted(encode_vote(vote)) == vote
     proposal = Proposal(b"r" * 16, 4, BALLOT, PREPARE, intent, None)
     assert decode_proposal_untrusted(encode_proposal(proposal)) == proposal
-    report = Report(4, BALLOT, said, ((1, 2),))
+    report = Report(4, BALLOT, said, ((1, 2, 3, 4),))
     assert decode_report_untrusted(encode_report(report)) == report
     receipts = Receipts(b"r" * 16, 4, 3, {A: 5, B: 6})
     assert decode_receipts_untrusted(encode_receipts(receipts)) == receipts
@@ -121,7 +121,7 @@ def test_pages_come_back_as_they_were() -> None:
 def test_the_largest_fit_a_page() -> None:
     said = large_statement()
     assert len(encode_statement(said)) <= STATEMENT_BYTES_MAX
-    report = Report(1 << 40, BALLOT, said, said.used[:EXCLUDED_MAX])
+    report = Report(1 << 40, BALLOT, said, tuple((*each, 1 << 40, 1 << 40) for each in said.used[:EXCLUDED_MAX]))
     assert len(encode_report(report)) <= BODY_MAX_BYTES
     assert len(encode_relic(A, said)) <= BODY_MAX_BYTES
     fences = tuple(Fence(PeerName(bytes([n]) * 8), 1 << 40, bytes(A), True) for n in range(FENCES_MAX))
@@ -172,7 +172,7 @@ def test_pages_with_a_byte_changed_are_read_or_refused(decode: Callable[[bytes],
         decode_statement_untrusted: encode_statement(large_statement()),
         decode_vote_untrusted: encode_vote(Vote(b"r" * 16, 4, BALLOT, Intent(), BALLOT, charter())),
         decode_proposal_untrusted: encode_proposal(Proposal(b"", 0, BALLOT, PREPARE, Intent(), charter())),
-        decode_report_untrusted: encode_report(Report(4, BALLOT, Statement(), ((1, 2),))),
+        decode_report_untrusted: encode_report(Report(4, BALLOT, Statement(), ((1, 2, 3, 4),))),
         decode_receipts_untrusted: encode_receipts(Receipts(b"r" * 16, 4, 3, {A: 5})),
         decode_relic_untrusted: encode_relic(A, Statement()),
     }[decode]
