@@ -46,6 +46,16 @@ class Pair:
                    "--docker-plugin", plugin, *(more or []), *peers]
         )  # fmt: skip
 
+    def meet(self) -> None:
+        """Wait until the hosts talk to each other again, and do not wait for a dial that comes late."""
+        self.lab.weft("h2", ["connect", self.lab.underlay(1)])
+
+        def are_in_reach() -> bool:
+            rows = [row for node in self.folders for row in self.lab.weft_json(node, "status", "peers")]
+            return len(rows) == 4 and all(row["reachable"] for row in rows)
+
+        wait_until(are_in_reach, 20, "the hosts were in reach of each other")
+
     def __call__(self, node: str, *words: str) -> str:
         return self.engines[node](*words)
 
@@ -71,6 +81,19 @@ class Pair:
             return True
 
         wait_until(runs, 20, f"{name} runs")
+
+    def connect(self, node: str, network: str, name: str) -> None:
+        """As patiently as `run`."""
+
+        def is_on() -> bool:
+            try:
+                self(node, "network", "connect", network, name)
+            except subprocess.CalledProcessError as error:
+                assert "try again" in error.stderr, error.stderr
+                return False
+            return True
+
+        wait_until(is_on, 20, f"{name} is on {network}")
 
     def inside(self, node: str, name: str, *words: str) -> str:
         done = self.engines[node].inside(name, *words)
@@ -158,7 +181,7 @@ def test_ipv6_several_networks_internal_ones_and_published_ports(pair: Pair) -> 
     pair.create("six", "--ipv6", "--subnet", "10.46.0.0/24", "--subnet", six)
     pair.create("inner", "--internal", "--subnet", "10.42.0.0/24")
     pair.run("h1", "multi", "six", "-p", "8099:80")
-    pair("h1", "network", "connect", "inner", "multi")
+    pair.connect("h1", "inner", "multi")
     pair.run("h2", "six", "six")
     pair.run("h2", "inner", "inner")
     assert pair.reaches("h1", "multi", pair.address("h2", "six", "six", "GlobalIPv6Address"))
@@ -200,6 +223,7 @@ def test_restarts_in_either_order(pair: Pair, order: str) -> None:
     wait_until(lambda: pair.reaches("h1", "kept", far), 20, "it talks again")
     assert pair.address("h1", "kept", "again") == "10.44.0.5"
     wait_until(lambda: list(pair.rows("h1")) == ["kept"], 10, "it is known, once, by its name")
+    pair.meet()
 
 
 def test_docker_never_hangs_while_we_are_away(pair: Pair) -> None:
@@ -216,6 +240,7 @@ def test_docker_never_hangs_while_we_are_away(pair: Pair) -> None:
     socket.unlink()
     wait_until(socket.is_socket, 15, "it is served again")
     pair.run("h1", "later", "away")
+    pair.meet()
 
 
 def test_bad_words_have_their_line(pair: Pair) -> None:
@@ -238,10 +263,10 @@ def test_a_container_on_two_networks_with_a_part_of_them_each(pair: Pair) -> Non
         pair.create("split", "--subnet", "10.46.0.0/24", *parts, nodes=(node,))
     pair.create("second", "--subnet", "10.47.0.0/24")
     pair.run("h1", "left", "split")
-    pair("h1", "network", "connect", "second", "left")
+    pair.connect("h1", "second", "left")
     args = pair.lab.weft("h2", ["dns-args"]).stdout.split()
     pair.run("h2", "right", "split", *args)
-    pair("h2", "network", "connect", "second", "right")
+    pair.connect("h2", "second", "right")
     assert pair.address("h2", "right", "split") >= "10.46.0.128"
     for network in ("split", "second"):
         assert pair.reaches("h2", "right", pair.address("h1", "left", network))
