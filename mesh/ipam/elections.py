@@ -225,6 +225,9 @@ def count(member: Member, now: float) -> Charter | None:
     own = bytes(member.own) if member.charter is None else member.own_seat
     if own is not None:
         votes[own] = (member.voter.vote, member.voter.report)
+    for vote, _ in votes.values():
+        if (vote.ring, vote.number) == (proposal.ring, proposal.number):
+            member.ballots.see(vote.promised)  # of an earlier life of ours too: the next ballot has to be above it
     if member.charter is None:
         electorate = Electorate(set(votes), _needed(member))
     else:
