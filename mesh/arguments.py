@@ -178,6 +178,17 @@ def parse_cidr(text: str) -> Network:
     return network
 
 
+def parse_mac(text: str) -> bytes:
+    """One that an interface can have. Raises ValueError."""
+    try:
+        mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
+    except ValueError:
+        mac = b""
+    if len(mac) != 6 or mac[0] & 1 or not any(mac):
+        raise ValueError(f"{text!r} is not the MAC of an interface, such as 02:42:ac:11:00:02")
+    return mac
+
+
 def parse_label(text: str) -> tuple[str, str]:
     """`key=value`."""
     key, equals, value = text.partition("=")

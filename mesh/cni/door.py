@@ -21,13 +21,10 @@ from mesh.attachment import Attachment, Sandbox, owner_of
 from mesh.cni.words import CniAdd, CniCheck, CniDel, CniGc, CniRequest, CniStatus
 from mesh.endpoints import Interface
 from mesh.expose import Exposures, Held
-from mesh.ipam.allocator import Allocator
+from mesh.ipam.allocator import READY, Allocator
 from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.logs import EventLog
 from mesh.requests import ApiError, Attach, Expose
-
-READY = frozenset({"ready", "idle", "split"})
-"""States of the allocator in which an ADD is served; `idle`: the first one makes the ring."""
 
 log = EventLog("cni")
 

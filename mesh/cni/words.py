@@ -115,22 +115,11 @@ def _parse_add(args: dict[str, Any], take: Take) -> CniAdd:
             mtu=mtu,
         ),
         overlay=arguments.parse_network(overlay),
-        mac=None if mac is None else parse_mac(mac),
+        mac=None if mac is None else arguments.parse_mac(mac),
         names=tuple(dict.fromkeys(names)),
         labels=tuple(sorted(arguments.check_label(str(key), str(value)) for key, value in labels.items())),
         called=_called(take(args, "called", (str, type(None)), None)),
     )
-
-
-def parse_mac(text: str) -> bytes:
-    """One that an interface can have. Raises ValueError."""
-    try:
-        mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
-    except ValueError:
-        mac = b""
-    if len(mac) != 6 or mac[0] & 1 or not any(mac):
-        raise ValueError(f"{text!r} is not the MAC of an interface, such as 02:42:ac:11:00:02")
-    return mac
 
 
 def _sandbox(args: dict[str, Any], take: Take) -> Sandbox:

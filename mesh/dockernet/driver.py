@@ -22,7 +22,7 @@ from typing import Any
 from dataplane.desired import Port
 from dataplane.kernel import Fault
 from gossip.names import PeerName
-from mesh.cni.words import parse_mac
+from mesh.arguments import parse_mac
 from mesh.dockernet.state import Lent, Member, Network, Pool, State, is_within, state_from_json
 from mesh.endpoints import Address, Endpoint, EndpointTable, Interface, derive_mac
 from mesh.ipam.keeper import Keeper
@@ -162,8 +162,7 @@ class Driver:
     async def keep_only(self, networks: set[str], members: set[str]) -> None:
         """Docker has forgotten all others: so do we, as if it had said so. What it is only just making it does not list
         yet. Raises `ApiError`."""
-        now = time.monotonic()
-        new = {key for key, born in self._born.items() if now < born + NEW_S}
+        new = set(filter(self._is_new, self._born))
         async with self._lock:
             seen = {key: replace(each, seen=each.seen or key in networks) for key, each in self.state.networks.items()}
             state = replace(self.state, networks=seen)
@@ -222,15 +221,14 @@ class Driver:
         pool = Pool(secrets.token_hex(8), subnet, version, part)
         async with self._lock:
             await self._save(replace(self.state, pools=self.state.pools | {pool.id: pool}))
-        self._prepare(pool)
+        self._prepare(self._any_of(pool))
         # One without a subnet is everything there is: a narrower answer is compared with the routes of this host, and
         # would be refused where the host is on the mesh itself.
         gateway = {GATEWAY_TYPE: ANY[version]}
         return {"PoolID": pool.id, "Pool": subnet or ANY[version], "Data": gateway}
 
-    def _prepare(self, pool: Pool) -> None:
-        """Have some of these addresses here: others may have to be asked for them, and Docker should not wait."""
-        want = self._any_of(pool)
+    def _prepare(self, want: Claim | FromSubnet) -> None:
+        """Have such an address here: others may have to be asked for it, and Docker should not wait."""
 
         async def prepare() -> None:
             owner = f"docker-address:{secrets.token_hex(8)}"
@@ -281,6 +279,7 @@ class Driver:
             want = self._any_of(pool)
         owner = f"docker-address:{secrets.token_hex(8)}"
         if isinstance(want, Claim) and (before := self.state.lent.get(str(want.interface.ip))) is not None:
+            self._refuse_promised(str(want.interface.ip))
             await self._forget_ended([want.interface])
             return {"Address": before.address, "Data": {}}  # Docker gave it back while we did not listen
         if isinstance(want, Claim):
@@ -290,7 +289,7 @@ class Driver:
                 await self._around.wait_settled()
                 (given,) = await self._around.keeper.obtain(owner, (want,))
         except TimeoutError:
-            self._prepare(pool)
+            self._prepare(want)
             text = f"{AT_ONCE}; `weft status ipam` says what is waited for: try again"
             raise ApiError("ipam-waiting", text) from None
         except ApiError as error:
@@ -387,13 +386,25 @@ class Driver:
         where somebody runs."""
         holders = {each.id: each for interface in interfaces for each in self.state.holders(str(interface.ip))}
         for each in holders.values():
-            if self._is_inside(each):
+            if self._is_inside(each) or (not each.joined and self._is_new(each.id)):
                 text = f"{each.addresses[0]} is that of {each.called} on this host; take another"
                 raise ApiError("address-taken", text)
         if holders:
             async with self._lock:
                 members = {key: each for key, each in self.state.members.items() if key not in holders}
                 await self._replace(replace(self.state, members=members))
+
+    def _refuse_promised(self, address: str) -> None:
+        """Raises `ApiError` for one that is to be free, or that Docker asked for a moment ago, for a container that has
+        not got as far yet."""
+        if any(address in network.kept_free for network in self.state.networks.values()):
+            raise ApiError("address-taken", f"{address} is kept free by --aux-address; take another")
+        if not self.state.holders(address) and self._is_new(address):
+            raise ApiError("address-taken", f"{address} is being given to another container; take another")
+
+    def _is_new(self, key: str) -> bool:
+        """Whether Docker asked for it so lately that it may not be done with it."""
+        return time.monotonic() < self._born.get(key, -NEW_S) + NEW_S
 
     def _is_inside(self, member: Member) -> bool:
         """Whether a container has its inner end: Docker has taken it from beside the other one."""

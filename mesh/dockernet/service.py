@@ -9,13 +9,13 @@ from typing import Any
 
 from dataplane.desired import Port
 from mesh.attach import Surroundings, boot_id
-from mesh.cni.door import READY
 from mesh.dns.resolver import OWN_V4
 from mesh.docker import Docker
 from mesh.dockernet.driver import Around, Driver
 from mesh.dockernet.server import PluginServer
 from mesh.dockernet.watch import Watch
 from mesh.endpoints import Endpoint, Interface
+from mesh.ipam.allocator import READY
 from mesh.ipam.keeper import Keeper
 from mesh.requests import ApiError
 

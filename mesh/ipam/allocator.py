@@ -14,6 +14,9 @@ from gossip.names import PeerName
 from mesh.endpoints import Address, EndpointTable, Interface
 from mesh.ipam.wants import Want
 
+READY = frozenset({"ready", "idle", "split"})
+"""States in which an address is given when one is asked for; `idle`: the first request makes the ring."""
+
 
 class Allocator(Protocol):
     """Gives addresses. Whatever is refused raises `ApiError`, and has changed nothing then."""

@@ -209,3 +209,30 @@ def test_what_is_not_known_is_as_good_as_gone_and_unknown_fields_are_passed_over
         assert host.call(method, PoolID="p", Address="10.32.0.9", Future=1) == {}
     with pytest.raises(KeyError):
         host.call("NetworkDriver.NoSuch")
+
+
+def test_an_address_that_a_container_is_only_just_getting_is_not_given_to_another(host: Host) -> None:
+    """Two containers started at once with one --ip: the second is refused, however far the first has got."""
+    pool = host.network()
+    for step in ("asked for", "given"):
+        address = "10.32.7.20" if step == "asked for" else "10.32.7.21"
+        fields = {"PoolID": pool, "Address": address}
+        given = host.call("IpamDriver.RequestAddress", **fields)["Address"]
+        if step == "given":
+            host.call("NetworkDriver.CreateEndpoint", NetworkID="a" * 64, EndpointID="e" * 64,
+                      Interface={"Address": given})  # fmt: skip
+        with pytest.raises(ApiError, match=address):
+            host.call("IpamDriver.RequestAddress", **fields)
+    host.launch(host.documents[-1])  # Docker gave them back while nobody listened
+    assert host.call("IpamDriver.RequestAddress", PoolID=pool, Address="10.32.7.21")["Address"] == "10.32.7.21/24"
+    assert not host.driver.state.members
+
+
+def test_an_address_that_is_to_be_kept_free_is_given_to_nobody(host: Host) -> None:
+    pool = host.call("IpamDriver.RequestPool", Pool=SUBNET)["PoolID"]
+    aux = host.call("IpamDriver.RequestAddress", PoolID=pool, Address="10.32.7.9")["Address"]
+    rows = [{"AddressSpace": SPACE, "Pool": SUBNET, "AuxAddresses": {"router": aux}}]
+    host.call("NetworkDriver.CreateNetwork", NetworkID="a" * 64, IPv4Data=rows)
+    host.launch(host.documents[-1])
+    with pytest.raises(ApiError, match="aux-address"):
+        host.call("IpamDriver.RequestAddress", PoolID=pool, Address="10.32.7.9")
