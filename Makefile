@@ -57,6 +57,7 @@ soak: .tools-check $(VENV)/.ready-test ## simulated networks under a virtual clo
 	@$(PY) -m gossip.sim --seed $(SEED) --seeds $(SEEDS)
 	@$(PY) -m tests.dataplane.sleeve.soak --seed $(SEED) --seeds $(SEEDS)
 	@$(PY) -m mesh.ipam.soak --seed $(SEED) --seeds $(SEEDS)
+	@$(PY) -m mesh.ipam.soak --seed $(SEED) --seeds $(SEEDS) --apart
 
 # The wheels are made as the user, whose pip configuration counts; root installs them without any network.
 install: .tools-install $(PY) ## Weft for this machine: PREFIX=/opt/weft and the command /usr/local/bin/weft

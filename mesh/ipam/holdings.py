@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgpack
@@ -77,9 +77,7 @@ class Holdings:
     def load(self, contents: dict[bytes, bytes], now: float) -> None:
         """What the journal had. Slots that rested begin to rest anew."""
         if (own := contents.get(b"o")) is not None:
-            ranges, gifts = unpack_own(own)
-            self.ranges = [Range(*each) for each in ranges]
-            self.gifts = [Gift(PeerName(to), nonce, Range(*each), made_at) for to, nonce, each, made_at in gifts]
+            self.ranges, self.gifts = unpack_ranges(own)
         self._settle_owned()
         for key, value in contents.items():
             if key[:1] == b"g":
@@ -100,12 +98,7 @@ class Holdings:
 
     def _note_own(self) -> None:
         self.version += 1
-        ranges = [(r.start, r.end, r.term, r.count, r.donor, r.donor_sequence) for r in self.ranges]
-        gifts = [
-            (gift.to, gift.nonce, (*gift.range.span, gift.range.term, gift.range.count), gift.made_at)
-            for gift in self.gifts
-        ]
-        self.changes[b"o"] = msgpack.packb([ranges, gifts])
+        self.changes[b"o"] = pack_ranges(self.ranges, self.gifts)
 
     # -- ranges ------------------------------------------------------------------------------------
 
@@ -121,11 +114,7 @@ class Holdings:
 
     def remove(self, gone: Spans) -> None:
         """These slots are not ours any more. What was given of them becomes a guest."""
-        kept: list[Range] = []
-        for each in self.ranges:
-            for start, end in spans.minus((each.span,), gone):
-                kept.append(Range(start, end, each.term, each.count, each.donor, each.donor_sequence))
-        self.ranges = kept
+        self.ranges = cut(self.ranges, gone)
         self._settle_owned()
         self._note_own()
         lost = spans.both(self.announced, gone)
@@ -153,7 +142,10 @@ class Holdings:
 
     def give_away(self, gift: Gift) -> None:
         self.remove((gift.range.span,))
-        self.gifts.append(gift)
+        self.add_gifts([gift])
+
+    def add_gifts(self, gifts: Iterable[Gift]) -> None:
+        self.gifts += gifts
         self._note_own()
 
     def drop_gifts(self, done: list[Gift]) -> None:
@@ -381,3 +373,25 @@ class Holdings:
             if new is not None:
                 for want, addresses in given.wants:
                     self.give(new, given.owner, want, addresses)
+
+
+def cut(ranges: Iterable[Range], gone: Spans) -> list[Range]:
+    """What remains of them."""
+    return [
+        Range(start, end, each.term, each.count, each.donor, each.donor_sequence)
+        for each in ranges
+        for start, end in spans.minus((each.span,), gone)
+    ]
+
+
+def pack_ranges(ranges: Iterable[Range], gifts: Iterable[Gift]) -> bytes:
+    """For our own disk."""
+    rows = [(r.start, r.end, r.term, r.count, r.donor, r.donor_sequence) for r in ranges]
+    given = [(g.to, g.nonce, (*g.range.span, g.range.term, g.range.count), g.made_at) for g in gifts]
+    return bytes(msgpack.packb([rows, given]))
+
+
+def unpack_ranges(packed: bytes) -> tuple[list[Range], list[Gift]]:
+    rows, given = unpack_own(packed)
+    gifts = [Gift(PeerName(to), nonce, Range(*each), made_at) for to, nonce, each, made_at in given]
+    return [Range(*each) for each in rows], gifts

@@ -5,21 +5,21 @@ once those are on disk. In between this host believes in what is not on disk yet
 `settle` looks at all of it: which ring, which decision, what to vote, what was given to us, what is asked of us. Each
 step is a rule over what is known now; none remembers which page led to it.
 
-`mesh.ipam.desk` gives addresses, `mesh.ipam.elections` says which votes to hold; what both look at is here.
+`mesh.ipam.desk` gives addresses, `mesh.ipam.rings` moves between rings, `mesh.ipam.elections` says which votes to hold;
+what they look at is here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from ipaddress import ip_interface
 from random import Random
 
 import msgpack
 
 from gossip.errors import ProtocolError
 from gossip.names import PeerName
-from mesh.ipam import elections, exchange, spans
+from mesh.ipam import elections, exchange, rings, spans
 from mesh.ipam.ballots import Ballots
 from mesh.ipam.charter import (
     Charter,
@@ -33,6 +33,7 @@ from mesh.ipam.charter import (
 )
 from mesh.ipam.holdings import Changes, Holdings
 from mesh.ipam.lease import Lease
+from mesh.ipam.left import Left, unpack_left
 from mesh.ipam.owners import Owners
 from mesh.ipam.ranges import OBSERVER, SEED
 from mesh.ipam.space import Space
@@ -112,6 +113,8 @@ class Member:
         self.lease = Lease()
         self._voters: dict[bytes, Voter] = {}
         """By ring."""
+        self.left: dict[bytes, Left] = {}
+        """Rings that were ours, and what we had of them."""
         self.ballots = Ballots(around.own, around.epoch, rng)
         self.taken_gifts: dict[PeerName, tuple[int, frozenset[int]]] = {}
         """By donor: gifts of its that we took and its newest statement still shows, by nonce; and the sequence of that
@@ -139,6 +142,8 @@ class Member:
             if key[:1] == b"t":
                 sequence, nonces = unpack_own(value)
                 self.taken_gifts[PeerName(key[1:])] = (sequence, frozenset(nonces))
+            elif key[:1] == b"l":
+                self.left[key[1:]] = unpack_left(value)
         self.holdings.load(contents, now)
         for ring in rings_of(contents):
             self._voters[ring] = Voter(self.changes, ring, self.around.boot, now)
@@ -302,7 +307,7 @@ class Member:
         """Draw every conclusion from what is known."""
         for _ in range(SETTLE_TURNS_MAX):
             before = (self.ring, self.tip, self.holdings.version, self.voter.vote, self.ballots.proposal)
-            self._choose_ring(now)
+            rings.choose(self, now)
             self._learn(now)
             if self.charter is not None:
                 self._serve_as_voter(now)
@@ -315,47 +320,6 @@ class Member:
                 break
         self.holdings.wake(now)
         self.holdings.trim()
-
-    def _choose_ring(self, now: float) -> None:
-        """Which ring we belong to. One that was never used yields to one that was, and of two the greater id."""
-        if self.resigned:
-            return
-        rings: dict[bytes, list[PeerName]] = {}
-        for peer, known in sorted(self.known.items()):
-            said = known.statement
-            if said is None or peer not in self.reachable:
-                continue
-            if said.ring and said.ring != self.ring:
-                rings.setdefault(said.ring, []).append(peer)
-        self.splits = {}
-        for ring, peers in sorted(rings.items()):
-            if self.charter is None:
-                self._move_to(ring, peers, now)
-            elif self._has_been_joined(ring):
-                self.joins = (self.ring, ring)
-                self._move_to(ring, peers, now)
-            elif not self._is_used(self.ring):
-                if self._is_used(ring) or ring < self.ring:
-                    self._move_to(ring, peers, now)
-            elif self._is_used(ring):
-                self.splits[ring] = peers
-
-    def _has_been_joined(self, ring: bytes) -> bool:
-        """Whether an operator's word moved our ring into that one."""
-        said = [self.joins, *(known.statement.joins for known in self.known.values() if known.statement is not None)]
-        return (self.ring, ring) in said
-
-    def _is_used(self, ring: bytes) -> bool:
-        if ring == self.ring and self.has_given:
-            return True
-        said = (known.statement for known in self.known.values() if known.statement is not None)
-        return any(each.ring == ring and each.has_given for each in said)
-
-    def _move_to(self, ring: bytes, peers: list[PeerName], now: float) -> None:
-        charters = [self.known[peer].charter for peer in peers]
-        found = [charter for charter in charters if charter is not None and charter.ring == ring]
-        if found:
-            self._adopt(max(found, key=lambda charter: charter.number), now)
 
     def _learn(self, now: float) -> None:
         """The newest decision that anybody of our ring knows."""
@@ -374,8 +338,8 @@ class Member:
                 self.adopt(charter, now)
 
     def adopt(self, charter: Charter, now: float) -> None:
-        """A decision of our ring, or the one that makes it."""
-        if self.charter is None or charter.number > self.tip:
+        """A decision of our ring, the one that makes it, or one of a ring that we move to."""
+        if charter.ring != self.ring or charter.number > self.tip:
             self._adopt(charter, now)
 
     def _may_adopt(self, charter: Charter, now: float) -> bool:
@@ -389,15 +353,8 @@ class Member:
         return now >= self._postponed + ADOPT_PATIENCE_S
 
     def _adopt(self, charter: Charter, now: float) -> None:
-        before, tip = self.charter, self.tip
-        if before is not None and before.ring != charter.ring:
-            self._leave()
-            tip = -1
-        if before is None or before.space != charter.space:
-            self._renumber(self.settings.space if before is None else before.space, charter.space)
-        self.charter = charter
-        self.changes[b"c"] = encode_charter(charter)
-        self._begin_to_vote(now)
+        tip = self.tip if self.ring == charter.ring else -1
+        self.follow(charter, now)
         if tip >= 0 and charter.fenced_after(self.own, tip):
             # All of it: what voters confirmed is the heir's, and gifts that they did not are their donors' again.
             self.lost = self.holdings.owned
@@ -417,54 +374,43 @@ class Member:
                     self.holdings.add_range(Range(start, end, grant.number, 0))
                 if grant.reserved:
                     self.holdings.keep_also(PeerName(grant.source), grant.number, grant.reserved)
-        self._announce_first()
         self.voter.forget_retired(charter)
+        self.begin_anew()
+        self.events.append(f"decision {charter.number}: {charter.note}")
+
+    def follow(self, charter: Charter, now: float) -> None:
+        """From now on this is what we know to be decided."""
+        before = self.space
+        self.charter = charter
+        self.changes[b"c"] = encode_charter(charter)
+        if before != charter.space:
+            rings.renumber(self, before, charter.space)
+        self._begin_to_vote(now)
+
+    def begin_anew(self) -> None:
+        """All that we say follows from what is decided."""
+        self._announce_first()
         self.voter.say_all_again()
         self._unheld.update(self.known)
         self.ballots.drop()
-        self._note_mind()
-        self.events.append(f"decision {charter.number}: {charter.note}")
+        self.note_mind()
 
     def _own_seats(self) -> set[bytes]:
         return {bytes(self.own), *([self.seat] if self.settings.init == SEED else [])}
 
-    def _leave(self) -> None:
-        """Our ring is not ours any more: what we had of it is left to its others, what is in use goes on."""
-        self.holdings.leave()
-        self.lease.end()
-        self.asks.clear()
-        self.refusals.clear()
-        self.has_given = False
-
-    def _renumber(self, before: Space, after: Space) -> None:
-        """The same addresses under the numbers of another range."""
-        if (before.range4, before.range6) == (after.range4, after.range6) or not self.holdings.given:
-            return
-        numbers: dict[int, int | None] = {}
-        for slot, given in self.holdings.given.items():
-            found = (after.slot(ip_interface(text).ip) for text in given.addresses)
-            numbers[slot] = next((number for number in found if number is not None), None)
-        self.holdings.renumber(numbers)
-
-    def _note_mind(self) -> None:
+    def note_mind(self) -> None:
         self.changes[b"m"] = msgpack.packb([self.has_given, *self.joins, self.conflict])
 
     def note_given(self) -> None:
         """An address of this ring is in use."""
         if not self.has_given:
             self.has_given = True
-            self._note_mind()
+            self.note_mind()
 
     def note_conflict(self, text: str) -> None:
         """Stop giving, now and after a restart; an empty text ends that."""
         self.conflict = text
-        self._note_mind()
-
-    def join(self, ring: bytes, now: float) -> None:
-        """By an operator's word, our ring joins another one in reach."""
-        assert self.charter is not None and ring in self.splits
-        self.joins = (self.ring, ring)
-        self._note_mind()
+        self.note_mind()
 
     # -- as a voter --------------------------------------------------------------------------------
 

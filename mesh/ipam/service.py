@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 
 from gossip.names import PeerName, format_name
 from mesh.endpoints import Address, EndpointTable, Interface
-from mesh.ipam import spans, view
+from mesh.ipam import rings, spans, view
 from mesh.ipam.desk import Desk, Request
 from mesh.ipam.errors import Refused
 from mesh.ipam.member import Member
@@ -405,7 +405,7 @@ class Ipam:
                 f"{len(conflicts)} addresses are in use in both rings ({lines}): detach one of each, or join with "
                 "--force, which leaves each to whoever attached it last",
             )
-        self.member.join(found[0], self._clock())
+        rings.join(self.member, found[0])
         self._turn()
         deadline = time.monotonic() + WAIT_S
         while self.member.ring != found[0]:

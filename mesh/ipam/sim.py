@@ -20,7 +20,7 @@ from random import Random
 import msgpack
 
 from gossip.names import PeerName
-from mesh.ipam import spans
+from mesh.ipam import rings, spans
 from mesh.ipam.desk import Desk, Request
 from mesh.ipam.lease import DRIFT
 from mesh.ipam.member import Member
@@ -58,6 +58,8 @@ class Host:
     store: dict[Key, tuple[Version, bytes]] = field(default_factory=dict)
     held: dict[int, str] = field(default_factory=dict)
     """Slots in use on this host, with their owners: what its containers really have."""
+    given_in: dict[int, bytes] = field(default_factory=dict)
+    """By slot, the ring that it was given in: rings that are apart give the same ones."""
     paused: bool = False
     backlog: list[Callable[[], None]] = field(default_factory=list)
     writing: bool = False
@@ -74,6 +76,7 @@ class Ring:
         self, seed: int, hosts: int, range4: str = "10.32.0.0/24", settings: Settings | None = None, expected: int = 0
     ) -> None:
         self.seed = seed
+        self.replay = f"--seed {seed}"
         self.rng = Random(seed)
         self.now = 0.0
         self.settings = settings or Settings(Space(IPv4Network(range4), None), lease_s=LEASE_S)
@@ -368,10 +371,11 @@ class Ring:
             return
         for slot in request.slots:
             for other in (*self.hosts.values(), *self.gone):
-                if slot in other.held:
+                if slot in other.held and other.given_in[slot] == host.member.ring:
                     self.fail(f"slot {slot} is given to {request.owner} on h{host.index} and held on h{other.index} by "
                               f"{other.held[slot]}")  # fmt: skip
             host.held[slot] = request.owner
+            host.given_in[slot] = host.member.ring
             self.given += 1
         if request.slots:
             self.log(f"h{host.index} gives {request.slots} to {request.owner}")
@@ -422,6 +426,15 @@ class Ring:
         if self.hosts[index] is host:
             host.held.clear()
             self.kill(index, disk=False)
+
+    def join(self, index: int, ring: bytes) -> None:
+        """By an operator's word, this host's ring joins that one."""
+        host = self.hosts[index]
+        if host.member is None or host.paused or ring not in host.member.splits:
+            return
+        self.log(f"h{index} joins {host.member.ring.hex()[:6]} to {ring.hex()[:6]}")
+        rings.join(host.member, ring)
+        self.wake(host)
 
     def remove(self, index: int, peer: PeerName) -> None:
         """By an operator's word: that peer, and what it had, is gone for good."""
@@ -477,7 +490,7 @@ class Ring:
     def fail(self, what: str) -> None:
         tail = "\n".join(f"    {line}" for line in self._tail)
         raise RingFailed(f"seed {self.seed}, at {self.now:.3f} s: {what}\n  last steps:\n{tail}\n"
-                         f"  replay: python -m mesh.ipam.soak --seed {self.seed}")  # fmt: skip
+                         f"  replay: python -m mesh.ipam.soak {self.replay}")  # fmt: skip
 
     def log(self, line: str) -> None:
         self._tail.append(f"{self.now:10.3f} {line}")

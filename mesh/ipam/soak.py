@@ -24,17 +24,38 @@ def run_scenario(seed: int) -> Ring:
     for index in ring.hosts:
         ring.start(index)
         ring.run_for(choose.choice([0.0, 0.3, 4.0]))
+    _run(ring, choose, FAULTS)
+    return ring
+
+
+def run_apart(seed: int) -> Ring:
+    """Hosts that make rings of their own before they meet; raises `RingFailed` if anything is not as it has to be."""
+    choose = Random(seed)
+    ring = Ring(seed, choose.choice([2, 3, 4, 5]), choose.choice(["10.32.0.0/27", "10.32.0.0/25"]), expected=1)
+    ring.replay += " --apart"
+    for index in ring.hosts:
+        ring.partition(set(choose.sample(sorted(ring.hosts), choose.randint(1, len(ring.hosts) - 1))))
+        ring.start(index)
+        if choose.random() < 0.6:
+            member = ring.hosts[index].member
+            assert member is not None
+            member.wants_ring = True
+        ring.run_for(choose.choice([0.0, 0.3, 4.0]))
+    _run(ring, choose, FAULTS_APART)
+    return ring
+
+
+def _run(ring: Ring, choose: Random, faults: tuple[str, ...]) -> None:
     losses = (len(ring.hosts) - 1) // 2
     serial = 0
     for _ in range(choose.randint(10, 24)):
-        losses -= _one_fault(ring, choose, losses)
+        losses -= _one_fault(ring, choose, losses, faults)
         for _ in range(choose.randint(0, 8)):
             serial += 1
             _one_change(ring, choose, serial)
             ring.run_for(choose.choice([0.0, 0.01, 0.3, 3.0]))
         ring.run_for(choose.choice([0.5, 5.0, 30.0, 90.0]))
     settle(ring)
-    return ring
 
 
 def _one_change(ring: Ring, choose: Random, serial: int) -> None:
@@ -58,15 +79,16 @@ FAULTS = (
     "partition", "heal", "heal", "kill", "kill", "start", "start", "start", "pause", "long pause", "lost", "restart",
     "restart all", "removed", "resign", "none",
 )  # fmt: skip
+FAULTS_APART = ("partition", "partition", "heal", "heal", "kill", "start", "pause", "long pause", "restart", "join")
 
 
-def _one_fault(ring: Ring, choose: Random, losses: int) -> int:
+def _one_fault(ring: Ring, choose: Random, losses: int, faults: tuple[str, ...]) -> int:
     indexes = sorted(ring.hosts)
     index = choose.choice(indexes)
     host = ring.hosts[index]
     # Before all know of the ring, those who do not may make another when too many who do are gone.
     may_lose = losses > 0 and all(b"c" in each.disk for each in ring.hosts.values())
-    fault = choose.choice(FAULTS)
+    fault = choose.choice(faults)
     if fault == "partition":
         ring.partition(set(choose.sample(indexes, choose.randint(1, len(indexes) - 1))))
     elif fault == "heal":
@@ -98,6 +120,8 @@ def _one_fault(ring: Ring, choose: Random, losses: int) -> int:
         ring.remove(index, gone.name)
         ring.run_for(choose.choice([0.1, 3.0, 15.0]))
         gone.held.clear()
+    elif fault == "join" and host.member is not None and host.member.splits:
+        ring.join(index, choose.choice(sorted(host.member.splits)))
     elif fault == "resign" and may_lose and host.member is not None:
         ring.resign(index)
         return 1
@@ -119,6 +143,7 @@ def settle(ring: Ring) -> None:
             ring.start(index)
     ring.heal()
     ring.run_for(10.0)
+    _join_all(ring)
     while ring.gone:
         lost = ring.gone.pop()
         ring.remove(min(ring.hosts), lost.name)
@@ -142,15 +167,28 @@ def settle(ring: Ring) -> None:
     ring.check_whole()
 
 
+def _join_all(ring: Ring) -> None:
+    """Whatever is still apart when everybody sees everybody."""
+    for _ in range(len(ring.hosts)):
+        apart = {other: index for index, host in ring.hosts.items() if host.member for other in host.member.splits}
+        if not apart:
+            break
+        other = min(apart)
+        ring.join(apart[other], other)
+        ring.run_for(15.0)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mesh.ipam.soak", description="Rings with faults, by seed.")
     parser.add_argument("--seed", type=int, default=1, help="the first seed (default 1)")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, one after the other (default 1)")
+    parser.add_argument("--apart", action="store_true", help="with hosts that make rings of their own before they meet")
     options = parser.parse_args()
+    scenario = run_apart if options.apart else run_scenario
     failed = given = 0
     for seed in range(options.seed, options.seed + options.seeds):
         try:
-            given += run_scenario(seed).given
+            given += scenario(seed).given
         except RingFailed as failure:
             failed += 1
             print(failure, file=sys.stderr, flush=True)

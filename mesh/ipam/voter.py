@@ -220,8 +220,6 @@ class Voter:
             said = known(peer)
             if said is not None and (charter.fenced_after(peer, said.tip) or self.refuses(peer, said, charter)):
                 continue  # it has lost what it had: a receipt from us must not seem to confirm it
-            if said is not None and said.ring != charter.ring:
-                continue  # it has left the ring by its own word
             if said is None and charter.fence_of(peer) is not None:
                 continue
             if said is None or said.sequence < sequence:

@@ -287,3 +287,45 @@ def test_what_came_back_is_not_excluded_by_who_has_not_heard_of_it(seed: int) ->
         ring.remove(3, name)
     ring.run_for(60.0)
     assert len(owners(ring, slot)) == 1
+
+
+def test_who_comes_back_to_a_ring_has_what_it_had_of_it(seed: int) -> None:
+    """One of three leaves a ring that nobody uses for another, which later joins the first; decisions in between."""
+    ring = Ring(seed, 5, settings=Settings(Space(IPv4Network("10.32.0.0/26"), None), lease_s=600), expected=1)
+    ring.partition({5})
+    ring.start(5)
+    ring.obtain(5, "z")
+    ring.run_for(10.0)
+    ring.release(5, min(ring.hosts[5].held))
+    ring.expected = 3
+    for index in (1, 2, 3):
+        ring.start(index)
+    ring.run_for(4.0)
+    one, three = (ring.hosts[index].member for index in (1, 3))
+    assert one is not None and three is not None
+    one.wants_ring = True
+    ring.wake(ring.hosts[1])
+    ring.run_for(10.0)
+    ring.expected = 1
+    ring.start(4)
+    ring.run_for(20.0)
+    had = three.holdings.owned
+    assert three.ring == one.ring and one.tip > 0 and had
+    ring.blocked.clear()
+    ring.partition({3, 5})
+    ring.kill(3)
+    ring.start(3)
+    ring.run_for(10.0)
+    three = ring.hosts[3].member
+    assert three is not None and three.ring != one.ring and not three.holdings.owned
+    ring.kill(3)  # what it had is on its disk
+    ring.start(3)
+    ring.obtain(1, "one")
+    ring.run_for(10.0)
+    ring.heal()
+    ring.run_for(15.0)
+    ring.join(5, one.ring)
+    ring.run_for(60.0)
+    again = ring.hosts[3].member
+    assert again is not None and again.ring == one.ring and again.holdings.owned == had
+    ring.check_whole()

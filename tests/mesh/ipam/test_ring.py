@@ -7,10 +7,10 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from gossip.names import format_name
-from mesh.ipam import spans
+from mesh.ipam import rings, spans
 from mesh.ipam.ranges import OBSERVER, SEED
 from mesh.ipam.sim import LEASE_S, Ring
-from mesh.ipam.soak import run_scenario
+from mesh.ipam.soak import run_apart, run_scenario
 from mesh.ipam.space import AUTOMATIC6, Space
 from mesh.ipam.surroundings import Settings
 from mesh.ipam.voter import Voter, rings_of
@@ -24,6 +24,11 @@ def test_no_address_is_given_twice_or_lost_for_ever(seed: int) -> None:
     """Partitions, crashes with and without a disk, pauses longer than the lease, clocks that drift. The last seeds once
     broke it."""
     run_scenario(seed)
+
+
+@pytest.mark.parametrize("seed", [*range(12), 84])
+def test_nor_where_hosts_make_rings_of_their_own_before_they_meet(seed: int) -> None:
+    run_apart(seed)
 
 
 def started(hosts: int, settings: Settings | None = None, expected: int = 0) -> Ring:
@@ -94,7 +99,7 @@ def test_two_used_rings_go_on_apart_until_an_operator_joins_them() -> None:
     assert one is not None and two is not None
     assert one.ring != two.ring and two.ring in one.splits and one.ring in two.splits
     left, receipts = one.ring, dict(one.voter.receipts)
-    one.join(two.ring, ring.clock(ring.hosts[1]))
+    rings.join(one, two.ring)
     ring.wake(ring.hosts[1])
     ring.run_for(5.0)
     assert one.ring == two.ring and not one.splits

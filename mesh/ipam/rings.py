@@ -1,0 +1,116 @@
+"""Which ring we belong to, and moving from one to another.
+
+There are several where hosts made one each before they met. A ring that was never used yields to one that was, and of
+two unused ones the greater id to the lesser; used ones stay apart until an operator's word joins them.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING
+
+from gossip.names import PeerName
+from mesh.ipam import left, spans
+from mesh.ipam.left import Left
+from mesh.ipam.space import Space
+
+if TYPE_CHECKING:
+    from mesh.ipam.member import Member
+
+
+def choose(member: Member, now: float) -> None:
+    """Move, if we should; and see which other rings are in reach."""
+    if member.resigned:
+        return
+    found: dict[bytes, list[PeerName]] = {}
+    for peer, known in sorted(member.known.items()):
+        said = known.statement
+        if said is not None and peer in member.reachable and said.ring and said.ring != member.ring:
+            found.setdefault(said.ring, []).append(peer)
+    member.splits = {}
+    for ring, peers in sorted(found.items()):
+        if member.charter is None:
+            _move_to(member, ring, peers, now)
+        elif _has_been_joined(member, ring):
+            member.joins = (member.ring, ring)
+            _move_to(member, ring, peers, now)
+        elif not _is_used(member, member.ring):
+            if _is_used(member, ring) or ring < member.ring:
+                _move_to(member, ring, peers, now)
+        elif _is_used(member, ring):
+            member.splits[ring] = peers
+
+
+def join(member: Member, ring: bytes) -> None:
+    """By an operator's word, our ring joins another one in reach."""
+    assert member.charter is not None and ring in member.splits
+    member.joins = (member.ring, ring)
+    member.note_mind()
+
+
+def _has_been_joined(member: Member, ring: bytes) -> bool:
+    """Whether an operator's word moved our ring into that one."""
+    others = (known.statement.joins for known in member.known.values() if known.statement is not None)
+    return (member.ring, ring) in (member.joins, *others)
+
+
+def _is_used(member: Member, ring: bytes) -> bool:
+    if ring == member.ring and member.has_given:
+        return True
+    said = (known.statement for known in member.known.values() if known.statement is not None)
+    return any(each.ring == ring and each.has_given for each in said)
+
+
+def _move_to(member: Member, ring: bytes, peers: list[PeerName], now: float) -> None:
+    if ring in member.left:
+        _come_back(member, ring, now)
+        return
+    charters = [member.known[peer].charter for peer in peers]
+    found = [charter for charter in charters if charter is not None and charter.ring == ring]
+    if found:
+        _leave(member)
+        member.adopt(max(found, key=lambda charter: charter.number), now)
+
+
+def _leave(member: Member) -> None:
+    """To those who stay we are a host that is off; what is in use goes on."""
+    if member.charter is not None:
+        _note_left(member, member.ring, left.what_is_left(member.charter, member.holdings, member.has_given))
+    member.holdings.leave()
+    member.lease.end()
+    member.asks.clear()
+    member.refusals.clear()
+    member.has_given = False
+
+
+def _come_back(member: Member, ring: bytes, now: float) -> None:
+    """To a ring that was ours, knowing what we knew then: what it decided since is learned like after any absence."""
+    _leave(member)
+    member.follow(member.left[ring].charter, now)
+    what = member.left.pop(ring)
+    member.changes[b"l" + ring] = None
+    left.come_back(member.holdings, what)
+    member.has_given = what.has_given
+    member.begin_anew()
+    member.events.append(f"back in a ring that was left, as of decision {member.tip}")
+
+
+def renumber(member: Member, before: Space, after: Space) -> None:
+    """The same addresses under the numbers of another range, or under none."""
+    if (before.range4, before.range6) == (after.range4, after.range6) or not member.holdings.given:
+        return
+    numbers: dict[int, int | None] = {}
+    for slot, given in member.holdings.given.items():
+        found = (after.slot(ip_interface(text).ip) for text in given.addresses)
+        numbers[slot] = next((number for number in found if number is not None), None)
+    member.holdings.renumber(numbers)
+    # What has no number is not ours to manage any more. Nor to give, should we come back: it may be in use still.
+    dropped = spans.of_slots(slot for slot, number in numbers.items() if number is None)
+    for ring, what in list(member.left.items()) if dropped else ():
+        if what.charter.space == before:
+            _note_left(member, ring, what.without(dropped))
+
+
+def _note_left(member: Member, ring: bytes, what: Left) -> None:
+    member.left[ring] = what
+    member.changes[b"l" + ring] = left.pack_left(what)
