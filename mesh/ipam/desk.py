@@ -17,7 +17,7 @@ from mesh.endpoints import Interface
 from mesh.ipam import elections, spans
 from mesh.ipam.errors import Refused
 from mesh.ipam.member import Member
-from mesh.ipam.space import AUTOMATIC6, Network
+from mesh.ipam.space import AUTOMATIC6, Network, Space
 from mesh.ipam.statement import ASKS_MAX, Ask
 from mesh.ipam.wants import Claim, FromSubnet, Want
 
@@ -50,6 +50,10 @@ class Request:
     refused: Refused | None = None
     slots: tuple[int, ...] = ()
     """Newly given for it."""
+    space: Space | None = None
+    """By which they are numbered."""
+    ring: bytes = b""
+    """That they were given in; empty before there was one."""
 
     @property
     def is_done(self) -> bool:
@@ -111,6 +115,9 @@ class Desk:
     def still_holds(self, request: Request, now: float) -> bool:
         """Whether this host may still give what it gave: to be asked after the disk has it. Else it is taken back."""
         member = self.member
+        if request.slots and request.ring not in (b"", member.ring):
+            self.take_back(request, now)  # we have moved to another ring since, where somebody else may give them
+            return False
         for slot in request.slots:
             if slot not in member.holdings.guests and not member.lease.may_give(slot, now):
                 self.take_back(request, now)
@@ -119,10 +126,12 @@ class Desk:
 
     def take_back(self, request: Request, now: float) -> None:
         """The answer never reaches anybody."""
-        for slot in request.slots:
-            given = self.member.holdings.given.get(slot)
-            if given is not None and given.owner == request.owner:
-                self.member.holdings.release(slot, now, rests=False)
+        if request.space is not None:
+            texts = {str(request.space.address(slot, version)) for slot in request.slots for version in (4, 6)}
+            for slot in self.member.holdings.slots_of(request.owner):
+                given = self.member.holdings.given[slot]
+                if any(text.partition("/")[0] in texts for text in given.addresses):
+                    self.member.holdings.release(slot, now, rests=False)
         request.slots = ()
 
     def release(self, owner: str, addresses: set[str] | None, now: float) -> bool:
@@ -160,7 +169,7 @@ class Desk:
             if member.charter is not None:
                 member.note_given()
             member.holdings.refill(member.space.whole())
-        request.slots = tuple(new)
+        request.slots, request.space, request.ring = tuple(new), member.space, member.ring
         request.answer = tuple(ip_interface(text) for _, _, addresses, _ in found for text in addresses)
 
     def _find_all(self, request: Request, now: float) -> list[_Found]:

@@ -21,12 +21,11 @@ from mesh.ipam.charter import (
     Charter,
     Fence,
     Grant,
-    blocking_of,
     encode_charter,
     first_charter,
 )
 from mesh.ipam.spans import Spans
-from mesh.ipam.statement import RANGES_MAX, USED_MAX, Intent, Report, Statement, Vote, receipt_page, still_taken
+from mesh.ipam.statement import RANGES_MAX, USED_MAX, Intent, Report, Statement, Vote, still_taken
 from mesh.ipam.voter import are_complete
 
 if TYPE_CHECKING:
@@ -282,21 +281,14 @@ def _named(member: Member, seat: bytes) -> bytes:
 
 
 def _still_granted(member: Member) -> tuple[Grant, ...]:
-    """Grants of which not enough voters beside the heir hold yet that it took them: what only gossip tells, or only the
-    heir's own disk, may be lost with the heir."""
-    charter = member.charter
-    assert charter is not None
+    """Grants of which not enough voters beside the heir hold yet that it took them."""
+    assert member.charter is not None
     kept = []
-    for grant in charter.grants:
+    for grant in member.charter.grants:
         peer = member.peer_at(grant.heir)
         held = member.voter.receipts.get(peer) if peer is not None else None
-        beside = tuple(seat for seat in charter.voters if member.peer_at(seat) != peer)
-        holders = 0
-        if peer is not None and held is not None and held.statement.tip >= grant.number:
-            pages = (member.receipts_at(seat).get(receipt_page(peer)) for seat in beside)
-            shown = [page.held.get(peer, 0) for page in pages if page is not None and page.ring == member.ring]
-            holders = sum(sequence >= held.statement.sequence for sequence in shown)
-        if holders < (blocking_of(beside) if beside else 0):
+        has_taken = held is not None and held.statement.tip >= grant.number
+        if peer is None or held is None or not has_taken or not member.is_held_beside(peer, held.statement.sequence):
             kept.append(grant)
     return tuple(kept)
 

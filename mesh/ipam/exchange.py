@@ -165,15 +165,17 @@ def _take_gifts(member: Member) -> None:
 
 
 def _finish_gifts(member: Member) -> None:
-    """Gifts of ours that have arrived: voters have confirmed them to the taker, or somebody has the slots under a later
-    stamp. And those whose taker was retired before that, which are ours again unless they went to its heir."""
+    """Gifts of ours that have arrived: voters hold that the taker has them, confirmed, or that somebody has the slots
+    under a later stamp. And those whose taker was retired before that: ours again unless they went to its heir."""
     assert member.charter is not None
     done: list[Gift] = []
     back: list[Range] = []
+    others = member.members() if member.holdings.gifts else ()
+    told = [said for peer, said in others if member.is_held_beside(peer, said.sequence)]
     for gift in member.holdings.gifts:
         stamp = (gift.range.term, gift.range.count)
         newer = [
-            each.span for peer, said in member.members() for each in (*said.ranges, *(g.range for g in said.gifts))
+            each.span for said in told for each in (*said.ranges, *(g.range for g in said.gifts))
             if (each.term, each.count) > stamp or ((each.term, each.count) == stamp and not each.donor)
         ]  # fmt: skip
         granted = [pair for grant in member.charter.grants if grant.number > gift.range.term for pair in grant.slots]

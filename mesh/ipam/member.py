@@ -24,6 +24,7 @@ from mesh.ipam.ballots import Ballots
 from mesh.ipam.charter import (
     Charter,
     Seat,
+    blocking_of,
     charter_of_seeds,
     decode_charter_untrusted,
     encode_charter,
@@ -486,13 +487,24 @@ class Member:
 
     def held_by(self, seat: Seat) -> int:
         """Which of our statements a voter holds."""
+        return self._held(seat, self.own)
+
+    def _held(self, seat: Seat, of: PeerName) -> int:
+        """The sequence of the statement that a voter holds of a peer; 0 for none."""
         peer = self.peer_at(seat)
         if peer == self.own:
-            held = self.voter.receipts.get(self.own)
+            held = self.voter.receipts.get(of)
             return held.statement.sequence if held is not None else 0
         known = self.known.get(peer) if peer is not None else None
-        page = known.receipts.get(receipt_page(self.own)) if known is not None else None
-        return page.held.get(self.own, 0) if page is not None and page.ring == self.ring else 0
+        page = known.receipts.get(receipt_page(of)) if known is not None else None
+        return page.held.get(of, 0) if page is not None and page.ring == self.ring else 0
+
+    def is_held_beside(self, peer: PeerName, sequence: int) -> bool:
+        """Whether enough voters beside that peer hold so new a statement of it: what only gossip tells, or only its own
+        disk, may be lost with it."""
+        assert self.charter is not None
+        beside = tuple(seat for seat in self.charter.voters if self.peer_at(seat) != peer)
+        return not beside or sum(self._held(seat, peer) >= sequence for seat in beside) >= blocking_of(beside)
 
     # -- votes -------------------------------------------------------------------------------------
 

@@ -268,6 +268,8 @@ class Ring:
                 target.backlog.append(arrive)
                 return
             held = target.store.get(key)
+            if key[0] == target.name and held is None and version[0] < target.epoch:
+                self.publish(target, {key[1]: b""})  # as gossip does: no page of an earlier life without a successor
             if key[0] == target.name or (held is not None and held[0] >= version):
                 return
             target.store[key] = (version, body)

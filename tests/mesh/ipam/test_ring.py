@@ -19,14 +19,14 @@ from mesh.ipam.wants import FromSubnet
 SPACE = Space(IPv4Network("10.32.0.0/24"), None)
 
 
-@pytest.mark.parametrize("seed", [*range(60), 9132, 50123, 100009, 400188])
+@pytest.mark.parametrize("seed", [*range(60), 9132, 50123, 100009, 400188, 600575])
 def test_no_address_is_given_twice_or_lost_for_ever(seed: int) -> None:
     """Partitions, crashes with and without a disk, pauses longer than the lease, clocks that drift. The last seeds once
     broke it."""
     run_scenario(seed)
 
 
-@pytest.mark.parametrize("seed", [*range(12), 84])
+@pytest.mark.parametrize("seed", [*range(12), 84, 700146, 700389])
 def test_nor_where_hosts_make_rings_of_their_own_before_they_meet(seed: int) -> None:
     run_apart(seed)
 
