@@ -16,7 +16,7 @@ from typing import Final
 
 from dataplane.desired import Port
 from dataplane.kernel import ADD, DELETE, KernelError, Operation
-from dataplane.linux import features, links, tap
+from dataplane.linux import features, links, removal, tap
 from dataplane.linux.guests import Changes, Guests
 from dataplane.linux.links import Link
 from dataplane.linux.netlink import CREATE, EXCLUSIVE, NetlinkError, NetlinkSocket
@@ -180,7 +180,8 @@ class Devices:
         """One operation on a LINK, PORT, OFFLOADS or UP. Raises OSError or KernelError."""
         key = operation.key
         if key.kind == LINK and operation.verb == DELETE:
-            self._commands.change(links.RTM_DELLINK, 0, links.one(self.ifindex(key.device)))
+            ifindex = self.ifindex(key.device)
+            removal.delete(links.one(ifindex), [ifindex])
         elif key.kind == LINK and operation.verb == ADD:
             self._create(operation)
         elif key.kind == LINK:
@@ -195,7 +196,7 @@ class Devices:
             self._commands.change(links.RTM_NEWLINK, 0, links.set_up(self.ifindex(key.device), True))
 
     def delete_together(self, operations: Sequence[Operation]) -> list[KernelError]:
-        """Many links. The kernel waits for whoever may still look at one, some 20 ms; for many at once as long."""
+        """Many links. The kernel waits for whoever may still look at one; for many at once as long."""
         group = _GROUPS | secrets.randbits(24)
         there = [each for each in operations if self.find(each.key.device) is not None]
         marks = [(links.RTM_NEWLINK, 0, links.set_group(self.ifindex(each.key.device), group)) for each in there]
@@ -204,8 +205,9 @@ class Devices:
             KernelError(error.errno or errno.EIO, there[index], error.strerror or str(error))
             for index, error in refused.items()
         ]
-        if len(refused) < len(there):
-            self._commands.change(links.RTM_DELLINK, 0, links.all_of_group(group))
+        marked = [self.ifindex(each.key.device) for index, each in enumerate(there) if index not in refused]
+        if marked:
+            removal.delete(links.all_of_group(group), marked)
         return errors
 
     def _create(self, operation: Operation) -> None:
