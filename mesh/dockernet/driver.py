@@ -162,8 +162,8 @@ class Driver:
     async def keep_only(self, networks: set[str], members: set[str]) -> None:
         """Docker has forgotten all others: so do we, as if it had said so. What it is only just making it does not list
         yet. Raises `ApiError`."""
-        new = set(filter(self._is_new, self._born))
         async with self._lock:
+            new = set(filter(self._is_new, self._born))  # what was made while we waited for the lock is the newest
             seen = {key: replace(each, seen=each.seen or key in networks) for key, each in self.state.networks.items()}
             state = replace(self.state, networks=seen)
             state = state.without_networks(key for key, each in seen.items() if each.seen and key not in networks | new)

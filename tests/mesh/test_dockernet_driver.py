@@ -172,6 +172,25 @@ def test_what_is_only_just_being_made_is_not_forgotten(host: Host) -> None:
     assert host.driver.state.members and host.driver.state.lent
 
 
+def test_what_was_made_while_we_waited_to_forget_is_not_forgotten(host: Host) -> None:
+    """Docker was asked before there was such a container, and what it said is looked at when its interface is made."""
+    pool = host.network()
+
+    async def scene() -> None:
+        driver = host.driver
+        given = await driver.call("IpamDriver.RequestAddress", {"PoolID": pool})
+        asked = {"NetworkID": "a" * 64, "EndpointID": "1" * 64, "Interface": {"Address": given["Address"]}}
+        async with driver._lock:
+            making = asyncio.ensure_future(driver.call("NetworkDriver.CreateEndpoint", asked))
+            await asyncio.sleep(0)
+            forgetting = asyncio.ensure_future(driver.keep_only({"a" * 64}, set()))
+            await asyncio.sleep(0)
+        await asyncio.gather(making, forgetting)
+
+    run(scene())
+    assert list(host.driver.state.members) == ["1" * 64] and host.driver.state.lent
+
+
 def test_the_networks_of_another_docker_than_the_one_that_is_asked_stay(host: Host) -> None:
     """Two engines find one plugin; of one of them nothing is ever heard but its calls."""
     pool = host.network()
