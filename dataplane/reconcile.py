@@ -203,6 +203,8 @@ class Reconciler:
         self._bridge_is_up = ((Key(UP, self._bridge), True),)
         wanted = self._wanted
         changed = [key for key in expansion.gone if wanted.pop(key, None) is not None]
+        for key in changed:
+            self._repairs.pop(key, None)  # nobody fights for what has gone; what comes in its place starts anew
         for key, value in expansion.objects.items():
             if wanted.get(key) != value:
                 wanted[key] = value

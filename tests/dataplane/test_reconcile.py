@@ -459,6 +459,19 @@ def test_one_who_keeps_undoing_is_held_off_after_a_burst() -> None:
     assert dict(world.reconciler.failures) == {}
 
 
+def test_what_was_taken_away_and_is_wanted_again_was_not_fought_for() -> None:
+    """A container that is started over and over has an interface of the same name each time."""
+    world = World()
+    world.reach(DESIRED)
+    key = Key(PORT, "vw1")
+    for _ in range(REPAIR_BURST + 5):
+        world.kernel.meddle(key, None)
+        assert world.settle()
+        world.reach(replace(DESIRED, ports=()))
+        world.reach(DESIRED)
+    assert dict(world.reconciler.failures) == {}
+
+
 def test_what_is_fought_for_is_listed_anew_at_a_pace() -> None:
     """The kernel may be as wanted again, and have said nothing of it."""
     world = World()
