@@ -410,7 +410,9 @@ def result_of(answer: Json, who: Json, config: Json, version: str, before: Json,
 
 
 def _collect(network: str, delegate: str | None, environment: Mapping[str, str], config: Json) -> None:
-    valid = config.get("cni.dev/valid-attachments")
+    valid = config.get("cni.dev/valid-attachments", False)
+    if valid is None:  # how a runtime in Go writes a list of none
+        valid = []
     if not isinstance(valid, list):
         raise Refused(INVALID, "GC needs the list cni.dev/valid-attachments, and it is not in the configuration")
     pairs = []

@@ -271,6 +271,8 @@ def test_gc_removes_exactly_what_is_not_valid(here: Runtime) -> None:
     left = {row["cni"]["container"] for row in here.lab.weft_json("h1", "ps") if row.get("cni")}
     assert left == {pods[0], other}
     assert refused(lambda: here.ask("GC", config)).code == 7
+    assert here.ask("GC", config | {"cni.dev/valid-attachments": None}) == {}
+    assert {row["cni"]["container"] for row in here.lab.weft_json("h1", "ps") if row.get("cni")} == {other}
     here.lab.weft("h1", ["detach", here.lab.namespace("c1.4")])
     here.delete(other)
     here.name = "weft"
