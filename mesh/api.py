@@ -25,7 +25,8 @@ from mesh import client, directories, logs, requests
 from mesh.errors import UserError
 from mesh.requests import ApiError, Request
 
-REQUEST_BYTES_MAX = 64 * 1024
+REQUEST_BYTES_MAX = 1024 * 1024
+"""A GC names all containers that this host has."""
 CONNECTIONS_MAX = 64
 REQUEST_TIMEOUT_S = 10.0
 """For a client to send its one line."""

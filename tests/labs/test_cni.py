@@ -267,6 +267,7 @@ def test_gc_removes_exactly_what_is_not_valid(here: Runtime) -> None:
     here.lab.weft("h1", ["attach", "10.37.1.1/24", here.lab.namespace("c1.4")])
     config = {"cniVersion": "1.1.0", "name": "weft", "type": "weft"}
     valid = [{"containerID": pods[0], "ifname": "eth0"}, {"containerID": pods[1], "ifname": "eth1"}]
+    valid += [{"containerID": f"{number:064x}", "ifname": "eth0"} for number in range(5000)]
     assert here.ask("GC", config | {"cni.dev/valid-attachments": valid}) == {}
     left = {row["cni"]["container"] for row in here.lab.weft_json("h1", "ps") if row.get("cni")}
     assert left == {pods[0], other}
