@@ -18,7 +18,8 @@ NAMES_MAX = 8
 """With these an endpoint stays well within one 8 KB page of its owner's document."""
 PEERS_MAX = 256
 LABEL_KEY_MAX = 128
-LABEL_VALUE_MAX = 128
+LABEL_VALUE_MAX = 253
+"""The longest name of a pod, which is a label of it."""
 HOST_NAME_MAX = 253
 HOST_LABEL_MAX = 63
 NICKNAME_MAX = 64

@@ -10,7 +10,7 @@ from typing import Any
 from dataplane.desired import Route
 from mesh import arguments
 from mesh.attachment import Inside, Sandbox
-from mesh.endpoints import Address
+from mesh.endpoints import TEXT_MAX_BYTES, Address
 from mesh.ipam.wants import Claim, FromSubnet, Want
 
 MTU_MIN, MTU_MAX = 68, 65535
@@ -127,13 +127,14 @@ def _sandbox(args: dict[str, Any], take: Take) -> Sandbox:
 
 
 def _short(text: str) -> str:
-    if not text or len(text.encode()) > arguments.LABEL_VALUE_MAX or not text.isprintable():
-        raise ValueError(f"{text[:40]!r} is not a name of at most {arguments.LABEL_VALUE_MAX} bytes")
+    if not text or len(text.encode()) > TEXT_MAX_BYTES or not text.isprintable():
+        raise ValueError(f"{text[:40]!r} is not a name of at most {TEXT_MAX_BYTES} bytes")
     return text
 
 
 def _called(text: str | None) -> str | None:
-    return None if text is None else _short(text[: arguments.LABEL_VALUE_MAX])
+    """Cut only where it is too long for the name of a host, so that no other name comes of it."""
+    return None if text is None else _short(text.encode(errors="replace")[:TEXT_MAX_BYTES].decode(errors="ignore"))
 
 
 def _pair(value: Any) -> tuple[str, str]:

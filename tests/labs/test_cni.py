@@ -137,6 +137,13 @@ def test_containers_of_two_hosts_talk_as_soon_as_add_returns(here: Runtime, ther
     assert "default" not in here.lab.run("c1.1", ["ip", "route"]).stdout  # nobody asked for it
 
 
+def test_a_pod_may_have_the_longest_name_that_there_is(here: Runtime) -> None:
+    name, space = ".".join(["n" * 62] * 4), "s" * 63
+    here.add(new_id(), "c1.1", args=f"K8S_POD_NAMESPACE={space};K8S_POD_NAME={name}")
+    (row,) = [row for row in here.lab.weft_json("h1", "ps") if row["labels"]]
+    assert row["labels"]["io.kubernetes.pod.name"] == name and row["id"] == f"{name}.{space}"
+
+
 def test_what_the_runtime_chooses_it_gets(here: Runtime) -> None:
     """Addresses, a MAC, an MTU, routes, names; each capability only where it is declared."""
     runtime = {
