@@ -266,7 +266,7 @@ def _add(who: Json, delegate: str | None, environment: Mapping[str, str], config
         given = run_delegate(delegate, environment, config)
         answer = ask("cni-add", request | given_by_delegate(given, config))
         return result_of(answer, who, config, version, before, given)
-    except Refused:
+    except Exception:
         undo = dict(environment) | {"CNI_COMMAND": "DEL"}
         try:
             run_delegate(delegate, undo, config)
@@ -464,14 +464,14 @@ def run_delegate(kind: str, environment: Mapping[str, str], config: Json) -> Jso
         raise Refused(DELEGATE, f"{path} cannot be run: {error.strerror}") from None
     try:
         answer = loads(done.stdout) if done.stdout.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise Refused(DELEGATE, f"{path} answers what is not JSON", done.stderr.decode(errors="replace")[:400])
     if done.returncode != 0:
         code = answer.get("code")
         said = answer.get("msg") or done.stderr.decode(errors="replace").strip()[:400] or f"exit {done.returncode}"
-        raise Refused(code if isinstance(code, int) else DELEGATE, f"{kind}: {said}", str(answer.get("details", "")))
+        raise Refused(code if type(code) is int else DELEGATE, f"{kind}: {said}", str(answer.get("details", "")))
     return answer
 
 

@@ -50,7 +50,7 @@ def test_it_imports_next_to_nothing() -> None:
     assert "mesh" not in loaded
 
 
-@pytest.mark.parametrize("verb_that_fails", ["ADD", "none"])
+@pytest.mark.parametrize("verb_that_fails", ["ADD", "none", "reading"])
 def test_a_plugin_that_gives_addresses_has_them_back_when_an_add_fails(tmp_path: Path, verb_that_fails: str) -> None:
     """Its own failure included: nobody knows how far it came. Here there is no daemon."""
     said = tmp_path / "said"
@@ -58,6 +58,7 @@ def test_a_plugin_that_gives_addresses_has_them_back_when_an_add_fails(tmp_path:
     answer = '{"cniVersion": "1.0.0", "ips": [{"address": "10.22.0.2/24"}]}'
     giver.write_text(
         f"#!/bin/sh\necho $CNI_COMMAND >> {said}\n"
+        f"[ \"$CNI_COMMAND {verb_that_fails}\" = 'ADD reading' ] && head -c 100000 /dev/zero | tr '\\0' '[' && exit 0\n"
         f'[ $CNI_COMMAND = {verb_that_fails} ] && echo \'{{"code": 7, "msg": "no"}}\' && exit 1\necho \'{answer}\'\n'
     )
     giver.chmod(0o755)
@@ -69,5 +70,6 @@ def test_a_plugin_that_gives_addresses_has_them_back_when_an_add_fails(tmp_path:
         env={f"CNI_{key}": value for key, value in words.items()},
     )  # fmt: skip
     error = json.loads(done.stdout)
-    assert (done.returncode, error["code"]) == (1, 7 if verb_that_fails == "ADD" else plugin.TRY_LATER)
+    code = {"ADD": 7, "none": plugin.TRY_LATER, "reading": plugin.DELEGATE}[verb_that_fails]
+    assert (done.returncode, error["code"]) == (1, code)
     assert said.read_text().split() == ["ADD", "DEL"]
