@@ -366,14 +366,15 @@ def _own_addresses(result: Json, ifname: str) -> list[str]:
 
 
 def _result_before(config: Json) -> Json:
-    """What plugins before us said. Looked at before anything is done, since a failed ADD must leave nothing."""
+    """What plugins before us said. Looked at before anything is done, since a failed ADD must leave nothing; and so is
+    the `dns` of the configuration, which goes into the result as it is."""
     before: Json = _of(config, "prevResult", dict, {})
-    return {
-        "interfaces": _of(before, "interfaces", list, [], "prevResult."),
-        "ips": _of(before, "ips", list, [], "prevResult."),
-        "routes": _of(before, "routes", list, [], "prevResult."),
-        "dns": _of(before, "dns", dict, None, "prevResult."),
-    }
+    _of(config, "dns", dict, None)
+    lists = {key: _of(before, key, list, [], "prevResult.") for key in ("interfaces", "ips", "routes")}
+    for key, each in [(key, each) for key, found in lists.items() for each in found]:
+        if not isinstance(each, dict):
+            raise Refused(INVALID, f"prevResult.{key}: {dumps(each)[:80]} is not an object")
+    return lists | {"dns": _of(before, "dns", dict, None, "prevResult.")}
 
 
 def result_of(answer: Json, who: Json, config: Json, version: str, before: Json, given: Json | None = None) -> Json:
@@ -483,6 +484,7 @@ def given_by_delegate(given: Json, config: Json) -> Json:
         raise Refused(DELEGATE, f"{config['ipam']['type']} gave no address")
     with_gateway = [each for each in ips if isinstance(each.get("gateway"), str) and each.get("address") in addresses]
     gateways = [each["gateway"] for each in with_gateway]
+    _of(given, "dns", dict, None)
     routes = [_route(each) for each in [*_of(config, "routes", list, []), *_of(given, "routes", list, [])]]
     out = [(dst, via) for dst, via in routes if dst in DEFAULT_ROUTES]
     is_default = config.get("isDefaultGateway") is True

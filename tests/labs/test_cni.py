@@ -441,6 +441,8 @@ WORDS = {"CONTAINERID": "good", "IFNAME": "eth0"}
         (GOOD | {"mtu": 10}, {}, "", 7, "mtu"),
         (GOOD | {"isDefaultGateway": "yes"}, {}, "", 7, "isDefaultGateway"),
         (GOOD | {"vlan": 7}, {}, "", 2, "vlan: 7"),
+        (GOOD | {"dns": "10.1.1.1"}, {}, "", 7, "dns"),
+        (GOOD | {"prevResult": {"ips": ["10.1.1.1/8"]}}, {}, "", 7, "prevResult.ips"),
         (GOOD | {"network": "no such"}, {}, "", 7, "network"),
         (GOOD | {"routes": [{"gw": "10.0.0.1"}]}, {}, "", 7, "dst"),
         (GOOD | {"routes": [{"dst": "10.0.0.1/8"}]}, {}, "", 7, "10.0.0.1/8"),
