@@ -232,7 +232,8 @@ def _name(value: object, what: str, code: int) -> str:
 def _ifname(value: str | None) -> str:
     if not value:
         raise Refused(ENVIRONMENT, "CNI_IFNAME is missing")
-    is_plain = value.isprintable() and not any(char in "/:" or char.isspace() for char in value)
+    # At a % the kernel would put a number of its own.
+    is_plain = value.isprintable() and not any(char in "/:%" or char.isspace() for char in value)
     if not is_plain or value in (".", "..") or len(value.encode()) > IFNAME_MAX:
         raise Refused(ENVIRONMENT, f"CNI_IFNAME {value!r} is not the name of an interface")
     return value

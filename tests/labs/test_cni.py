@@ -436,6 +436,7 @@ WORDS = {"CONTAINERID": "good", "IFNAME": "eth0"}
         (GOOD, {"IFNAME": "a/b"}, "", 4, "CNI_IFNAME"),
         (GOOD, {"IFNAME": "sixteencharacter"}, "", 4, "CNI_IFNAME"),
         (GOOD, {"IFNAME": ".."}, "", 4, "CNI_IFNAME"),
+        (GOOD, {"IFNAME": "eth%d"}, "", 4, "CNI_IFNAME"),
         (GOOD, {"NETNS": "/etc/hostname"}, "", 4, "/etc/hostname"),
         (GOOD | {"mtu": "large"}, {}, "", 7, "mtu"),
         (GOOD | {"mtu": 10}, {}, "", 7, "mtu"),
