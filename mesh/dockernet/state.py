@@ -12,7 +12,7 @@ from typing import Any
 from dataplane.desired import Port
 from gossip.names import PeerName
 from mesh.arguments import NAMES_MAX, parse_name
-from mesh.endpoints import Binding, Endpoint, Interface
+from mesh.endpoints import TEXT_MAX_BYTES, Binding, Endpoint, Interface
 
 INNER_PREFIX = "vg"
 """Of the inner end's name, until Docker takes it into the container and calls it otherwise."""
@@ -95,7 +95,8 @@ class Member:
 
     @property
     def called(self) -> str:
-        return self.name or self.id[:12]
+        """As much of it as others take."""
+        return (self.name or self.id[:12])[:TEXT_MAX_BYTES]
 
     def interfaces(self) -> tuple[Interface, ...]:
         return tuple(map(ip_interface, self.addresses))

@@ -12,7 +12,7 @@ from dataplane.kernel import Fault
 from gossip.names import PeerName
 from mesh.dockernet.driver import SPACE, Around, Driver
 from mesh.dockernet.state import state_from_json
-from mesh.endpoints import Endpoint, EndpointTable
+from mesh.endpoints import Endpoint, EndpointTable, decode_row_untrusted, encode_row
 from mesh.ipam.keeper import Keeper
 from mesh.requests import ApiError
 from tests.mesh.made_up_ipam import RANGES, MadeUpIpam
@@ -132,6 +132,14 @@ def test_an_endpoint_that_is_asked_for_once_more_is_the_one_that_is_there(host: 
     host.launch(host.documents[-1])
     assert host.call("NetworkDriver.CreateEndpoint", **fields) == {"Interface": {"MacAddress": mac}}
     assert len(host.driver.state.members) == 1
+
+
+def test_however_long_a_container_is_called_others_are_told_of_it(host: Host) -> None:
+    fields = host.endpoint("1" * 64, host.network())
+    host.call("NetworkDriver.Join", **fields)
+    run(host.driver.name({"1" * 64: ("c" * 64, "n" * 600, ())}))
+    (told,) = host.told.values()
+    assert told is not None and decode_row_untrusted(told.owner, encode_row(told)).id == "n" * 512
 
 
 def test_what_an_earlier_version_kept_is_read(host: Host) -> None:
