@@ -438,9 +438,9 @@ class Driver:
             raise ApiError("mac-taken", f"the MAC {mac} is that of {users[0]} already; take another")
 
     async def _join(self, fields: Fields) -> Fields:
-        member, network = self._member_of(fields), self._network_of(fields)
         sandbox = _text(fields, "SandboxKey")
         async with self._lock:
+            member, network = self._member_of(fields), self._network_of(fields)
             beside = {each.rank for each in self.state.members.values() if each.joined and each.sandbox == sandbox}
             rank = next(rank for rank in count() if rank not in beside) if not member.joined else member.rank
             wanted = replace(member, joined=True, sandbox=sandbox, rank=rank)
@@ -465,9 +465,9 @@ class Driver:
         return faults[member.ifname].text if member.ifname in faults else ""
 
     async def _leave(self, fields: Fields) -> Fields:
-        member = self.state.members.get(_text(fields, "EndpointID"))
-        if member is not None and member.joined:
-            async with self._lock:
+        async with self._lock:
+            member = self.state.members.get(_text(fields, "EndpointID"))
+            if member is not None and member.joined:
                 left = replace(member, joined=False)
                 await self._replace(replace(self.state, members=self.state.members | {member.id: left}))
         return {}

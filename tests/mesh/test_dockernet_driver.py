@@ -199,6 +199,23 @@ def test_what_was_made_while_we_waited_to_forget_is_not_forgotten(host: Host) ->
     assert list(host.driver.state.members) == ["1" * 64] and host.driver.state.lent
 
 
+@pytest.mark.parametrize("method", ["Join", "Leave"])
+def test_what_is_deleted_while_others_wait_for_it_stays_so(host: Host, method: str) -> None:
+    fields = host.endpoint("1" * 64, host.network())
+    host.call("NetworkDriver.Join", **fields)
+
+    async def scene() -> None:
+        driver = host.driver
+        async with driver._lock:
+            calls = [driver.call(f"NetworkDriver.{each}", fields) for each in ("DeleteEndpoint", method)]
+            tasks = [asyncio.ensure_future(each) for each in calls]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(scene())
+    assert not host.driver.state.members
+
+
 def test_the_networks_of_another_docker_than_the_one_that_is_asked_stay(host: Host) -> None:
     """Two engines find one plugin; of one of them nothing is ever heard but its calls."""
     pool = host.network()
