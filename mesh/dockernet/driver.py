@@ -83,6 +83,9 @@ class Driver:
     def __init__(self, around: Around) -> None:
         self._around = around
         self.state = state_from_json(around.document, around.boot) if around.document else State()
+        is_same_boot = around.document is not None and around.document["boot"] == around.boot
+        self._underway = self.state.underway() if is_same_boot else frozenset()
+        """What an earlier life did not get done with: Docker may be about to go on with it."""
         self._lock = asyncio.Lock()
         self._started = time.monotonic()
         self._preparing: set[asyncio.Task[None]] = set()
@@ -164,6 +167,8 @@ class Driver:
         yet. Raises `ApiError`."""
         async with self._lock:
             new = set(filter(self._is_new, self._born))  # what was made while we waited for the lock is the newest
+            if time.monotonic() < self._started + NEW_S:
+                new |= self._underway
             seen = {key: replace(each, seen=each.seen or key in networks) for key, each in self.state.networks.items()}
             state = replace(self.state, networks=seen)
             state = state.without_networks(key for key, each in seen.items() if each.seen and key not in networks | new)

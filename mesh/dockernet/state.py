@@ -152,6 +152,10 @@ class State:
         kept = {address for each in self.networks.values() for address in each.kept_free}
         return self.lent.keys() - used - kept
 
+    def underway(self) -> frozenset[str]:
+        """What Docker has begun with and may go on with: addresses, and members without an interface."""
+        return frozenset(self.unused()) | {key for key, each in self.members.items() if not each.joined}
+
     def without_networks(self, gone: Iterable[str]) -> State:
         ids = set(gone)
         return replace(

@@ -216,6 +216,20 @@ def test_what_is_deleted_while_others_wait_for_it_stays_so(host: Host, method: s
     assert not host.driver.state.members
 
 
+def test_what_an_earlier_life_had_begun_with_docker_may_go_on_with(host: Host) -> None:
+    """It asks the next daemon for the rest, and that may have looked at what Docker lists first."""
+    pool = host.network()
+    fields = host.endpoint("1" * 64, pool)
+    address = host.call("IpamDriver.RequestAddress", PoolID=pool)["Address"]
+    host.launch(host.documents[-1])
+    run(host.driver.keep_only({"a" * 64}, set()))
+    host.call("NetworkDriver.Join", **fields)
+    assert address.partition("/")[0] in host.driver.state.lent
+    host.driver._started -= 60.0
+    run(host.driver.keep_only({"a" * 64}, {"1" * 64}))
+    assert address.partition("/")[0] not in host.driver.state.lent and host.driver.state.members
+
+
 def test_the_networks_of_another_docker_than_the_one_that_is_asked_stay(host: Host) -> None:
     """Two engines find one plugin; of one of them nothing is ever heard but its calls."""
     pool = host.network()
