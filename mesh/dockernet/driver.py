@@ -49,6 +49,16 @@ WAY_BITS_MIN = 17
 """So one container has a way by each of 16 Weft networks."""
 ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
+FIELDLESS = frozenset(
+    {
+        "Plugin.Activate",
+        "NetworkDriver.GetCapabilities",
+        "IpamDriver.GetCapabilities",
+        "IpamDriver.GetDefaultAddressSpaces",
+    }
+)
+"""Methods that are asked for as they are."""
+
 AT_ONCE = "no address could be given at once"
 
 log = EventLog("docker")
@@ -116,6 +126,11 @@ class Driver:
     async def call(self, method: str, fields: Fields) -> Fields:
         """Raises `ApiError`; then nothing has changed. Raises `KeyError` for methods that there are not."""
         perform = self._calls[method]
+        if not fields and method not in FIELDLESS:
+            # Where a connection breaks off, Docker sends the same once more, but without its body. What is lost of a
+            # leave shows when Docker is asked who is there.
+            self._around.changed()
+            raise _bad(f"{method} came without what it is about, as when this daemon has just started: try again")
         try:
             return await perform(fields)
         except (KeyError, TypeError, AttributeError, ValueError) as error:

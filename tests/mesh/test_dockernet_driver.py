@@ -269,6 +269,14 @@ def test_what_is_not_known_is_as_good_as_gone_and_unknown_fields_are_passed_over
         host.call("NetworkDriver.NoSuch")
 
 
+@pytest.mark.parametrize("method", ["RequestPool", "ReleaseAddress"])
+def test_what_docker_sends_once_more_without_its_body_is_refused(host: Host, method: str) -> None:
+    """Else a subnet that a user named would become the whole range, and what is given back would stay given."""
+    with pytest.raises(ApiError, match="try again"):
+        host.call(f"IpamDriver.{method}")
+    assert host.documents == [] and host.call("Plugin.Activate") and host.call("IpamDriver.GetCapabilities")
+
+
 def test_an_address_that_a_container_is_only_just_getting_is_not_given_to_another(host: Host) -> None:
     """Two containers started at once with one --ip: the second is refused, however far the first has got."""
     pool = host.network()
