@@ -22,6 +22,7 @@ from mesh.cni.words import CniAdd, CniCheck, CniDel, CniGc, CniRequest, CniStatu
 from mesh.endpoints import Interface
 from mesh.expose import Exposures, Held
 from mesh.ipam.allocator import READY, Allocator
+from mesh.ipam.space import Network
 from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.logs import EventLog
 from mesh.requests import ApiError, Attach, Expose
@@ -111,9 +112,9 @@ class CniDoor:
         wants: list[Want] = [Claim(each) for each in request.bridge]
         for binding in attachment.bindings if not wants else ():
             if _host_in(binding.interface, self._exposures.all()) is None:
-                asked = next((want for want in request.wants if _is_of(want, binding.interface)), None)
-                subnet = asked.network if isinstance(asked, FromSubnet) else None
-                wants.append(FromSubnet(subnet if asked is not None else None))
+                choices = [each for want in request.wants if isinstance(want, FromSubnet) for each in want.choices]
+                networks = (each.network for each in choices)
+                wants.append(FromSubnet(next((each for each in networks if _is_in(binding.interface, each)), None)))
         held = {each.binding.interface for each in self._exposures.all()}
         missing = [want for want in dict.fromkeys(wants) if not (isinstance(want, Claim) and want.interface in held)]
         if missing:
@@ -191,7 +192,5 @@ def _host_in(interface: Interface, held: Held) -> Address | None:
     return next((each.ip for each in own if each.ip in interface.network and interface.ip in each.network), None)
 
 
-def _is_of(want: Want, interface: Interface) -> bool:
-    if isinstance(want, Claim):
-        return want.interface == interface
-    return want.network is not None and interface.ip in want.network
+def _is_in(interface: Interface, network: Network | None) -> bool:
+    return network is not None and interface.ip in network

@@ -337,20 +337,27 @@ def _route(value: object) -> tuple[str, str | None]:
 
 
 def _ranges(from_runtime: list[Any] | None, ipam: Json) -> list[Json]:
-    """One for each address wanted: the first range of each set, as all of a set are as good."""
+    """One for each address wanted: the first range of each set, and those that are as good."""
     sets = from_runtime or _of(ipam, "ranges", list, [], "ipam.")
     if not sets and ipam.get("subnet"):
         sets = [[ipam]]
     ranges = []
     for one in sets:
-        if not isinstance(one, list) or not one or not isinstance(one[0], dict) or not one[0].get("subnet"):
-            raise Refused(INVALID, f'ranges: {dumps(one)[:80]} is not a list of objects with a "subnet"')
-        if one[0].get("gateway"):
-            why = "on a network of many hosts each has a gateway of its own; leave it out"
-            raise Refused(UNSUPPORTED, f"gateway: {dumps(one[0]['gateway'])} is not supported by weft: {why}")
-        keys = (("subnet", "subnet"), ("rangeStart", "first"), ("rangeEnd", "last"))
-        ranges.append({ours: _of(one[0], theirs, str, None, "ranges.") for theirs, ours in keys})
+        if not isinstance(one, list) or not one:
+            raise Refused(INVALID, f"ranges: {dumps(one)[:80]} is not a list of ranges")
+        first, *others = map(_range, one)
+        ranges.append(first | {"others": others})
     return ranges
+
+
+def _range(one: object) -> Json:
+    if not isinstance(one, dict) or not one.get("subnet"):
+        raise Refused(INVALID, f'ranges: {dumps(one)[:80]} is not an object with a "subnet"')
+    if one.get("gateway"):
+        why = "on a network of many hosts each has a gateway of its own; leave it out"
+        raise Refused(UNSUPPORTED, f"gateway: {dumps(one['gateway'])} is not supported by weft: {why}")
+    keys = (("subnet", "subnet"), ("rangeStart", "first"), ("rangeEnd", "last"))
+    return {ours: _of(one, theirs, str, None, "ranges.") for theirs, ours in keys}
 
 
 def _own_addresses(result: Json, ifname: str) -> list[str]:

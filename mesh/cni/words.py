@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from typing import Any
 
@@ -14,6 +14,8 @@ from mesh.endpoints import TEXT_MAX_BYTES, Address
 from mesh.ipam.wants import Claim, FromSubnet, Want
 
 MTU_MIN, MTU_MAX = 68, 65535
+RANGES_MAX = 16
+"""Of one address, beside the first."""
 ROUTES_MAX = 64
 
 
@@ -90,7 +92,7 @@ def _parse_add(args: dict[str, Any], take: Take) -> CniAdd:
     texts = _texts(args, "addresses", arguments.ADDRESSES_MAX, take)
     whole = [text for text in texts if "/" in text]
     wants: list[Want] = [Claim(each) for each in arguments.parse_addresses(whole)]
-    wants += [_range(each) for each in take(args, "ranges", list)[: arguments.ADDRESSES_MAX]]
+    wants += [_set(each) for each in take(args, "ranges", list)[: arguments.ADDRESSES_MAX]]
     mtu = take(args, "mtu", (int, type(None)), None)
     if mtu is not None and not MTU_MIN <= mtu <= MTU_MAX:
         raise ValueError(f"mtu {mtu} is not from {MTU_MIN} to {MTU_MAX}")
@@ -148,6 +150,15 @@ def _texts(args: dict[str, Any], key: str, most: int, take: Take) -> list[str]:
     if len(values) > most or not all(isinstance(value, str) for value in values):
         raise ValueError(f"{key} are not texts, or more than {most}")
     return list(values)
+
+
+def _set(value: Any) -> FromSubnet:
+    """A range, with those that are as good."""
+    first = _range(value)
+    others = value.get("others") or []
+    if not isinstance(others, list) or len(others) > RANGES_MAX:
+        raise ValueError(f"a range has more than {RANGES_MAX} others in its place")
+    return replace(first, others=tuple(map(_range, others)))
 
 
 def _range(value: Any) -> FromSubnet:

@@ -191,17 +191,32 @@ class Desk:
     def _from_subnet(self, owner: str, want: FromSubnet, taken: set[int | None], now: float) -> _Found:
         member, text = self.member, str(want)
         for slot in member.holdings.slots_of(owner):
-            if any(before == text for before, _ in member.holdings.given[slot].wants):
-                return text, slot, self._addresses(slot, want), False
+            for before, addresses in member.holdings.given[slot].wants:
+                if before == text:
+                    return text, slot, addresses, False
         if member.charter is None:
             member.wants_ring = True
             raise _Waiting(self.why_no_ring())
+        used_up: Refused | None = None
+        for choice in want.choices:
+            try:
+                slot = self._free_slot(owner, choice, taken, now)
+                return text, slot, self._addresses(slot, choice), True
+            except Refused as refused:
+                if refused.code != "ipam-exhausted":
+                    raise
+                used_up = used_up or refused
+        assert used_up is not None
+        raise used_up
+
+    def _free_slot(self, owner: str, want: FromSubnet, taken: set[int | None], now: float) -> int:
+        member = self.member
         interval, _ = self._interval(want.network)
         usable = (interval[0] + 1, interval[1] - 1) if interval[1] - interval[0] >= LEAST_SUBNET else interval
         usable = self._limited(usable, want)
         for slot in self._free(owner, usable):
             if slot not in taken and member.lease.may_give(slot, now) and not member.around.used_elsewhere(slot):
-                return text, slot, self._addresses(slot, want), True
+                return slot
         raise self._wait_for_more(usable, want, now)
 
     def _addresses(self, slot: int, want: FromSubnet) -> tuple[str, ...]:

@@ -15,11 +15,17 @@ class FromSubnet:
     first: IPv4Address | IPv6Address | None = None
     last: IPv4Address | IPv6Address | None = None
     """Where only some of it will do: from which one on, and up to which."""
+    others: tuple[FromSubnet, ...] = ()
+    """As good, where this one has none left, in this order."""
+
+    @property
+    def choices(self) -> tuple[FromSubnet, ...]:
+        return (self, *self.others)
 
     def __str__(self) -> str:
         network = str(self.network) if self.network is not None else "default"
         limits = f":{self.first or ''}-{self.last or ''}" if self.first or self.last else ""
-        return f"net:{network}{limits}"
+        return "|".join([f"net:{network}{limits}", *map(str, self.others)])
 
 
 @dataclass(frozen=True, slots=True)

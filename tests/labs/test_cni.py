@@ -144,6 +144,13 @@ def test_a_pod_may_have_the_longest_name_that_there_is(here: Runtime) -> None:
     assert row["labels"]["io.kubernetes.pod.name"] == name and row["id"] == f"{name}.{space}"
 
 
+def test_of_several_ranges_the_next_one_serves_when_one_is_used_up(here: Runtime) -> None:
+    one = {"subnet": "10.34.0.0/24", "rangeStart": "10.34.0.9", "rangeEnd": "10.34.0.9"}
+    here.plugins = [{"type": "weft", "ipam": {"ranges": [[one, {"subnet": "10.34.1.0/24"}]]}}]
+    first, second = (addresses_of(here.add(new_id(), pod)) for pod in ("c1.1", "c1.2"))
+    assert first == ["10.34.0.9"] and second[0].startswith("10.34.1.")
+
+
 def test_what_the_runtime_chooses_it_gets(here: Runtime) -> None:
     """Addresses, a MAC, an MTU, routes, names; each capability only where it is declared."""
     runtime = {

@@ -247,6 +247,19 @@ def test_a_subnet_is_given_from_whoever_owns_it() -> None:
         assert request.answer[0].network == IPv4Network(f"10.32.0.{64 * number}/26")
 
 
+def test_where_one_range_is_used_up_the_next_one_serves() -> None:
+    ring = started(1, expected=1)
+    low, high = IPv4Network("10.32.0.0/26"), IPv4Network("10.32.0.64/26")
+    want = FromSubnet(low, low[9], low[9], (FromSubnet(high, high[7], high[7]),))
+    found = []
+    for owner in ("a", "b", "a", "b", "c"):
+        request = ring.obtain(1, owner, want)
+        ring.run_for(3.0)
+        assert request is not None and request.is_done
+        found.append(str(request.refused.code if request.refused else request.answer and request.answer[0]))
+    assert found == ["10.32.0.9/26", "10.32.0.71/26", "10.32.0.9/26", "10.32.0.71/26", "ipam-exhausted"]
+
+
 def test_space_that_is_used_up_says_where_it_is() -> None:
     ring = Ring(4, 1, "10.32.0.0/29", expected=1)
     ring.start(1)
