@@ -191,9 +191,8 @@ class Desk:
     def _from_subnet(self, owner: str, want: FromSubnet, taken: set[int | None], now: float) -> _Found:
         member, text = self.member, str(want)
         for slot in member.holdings.slots_of(owner):
-            for before, addresses in member.holdings.given[slot].wants:
-                if before == text:
-                    return text, slot, addresses, False
+            if any(before == text for before, _ in member.holdings.given[slot].wants):
+                return text, slot, self._addresses(slot, self._choice_of(slot, want)), False
         if member.charter is None:
             member.wants_ring = True
             raise _Waiting(self.why_no_ring())
@@ -218,6 +217,13 @@ class Desk:
             if slot not in taken and member.lease.may_give(slot, now) and not member.around.used_elsewhere(slot):
                 return slot
         raise self._wait_for_more(usable, want, now)
+
+    def _choice_of(self, slot: int, want: FromSubnet) -> FromSubnet:
+        for choice in want.choices:
+            interval, _ = self._interval(choice.network)
+            if interval[0] <= slot < interval[1]:
+                return choice
+        return want
 
     def _addresses(self, slot: int, want: FromSubnet) -> tuple[str, ...]:
         interval, versions = self._interval(want.network)
