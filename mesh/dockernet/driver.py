@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_interface, ip_network
 from itertools import count
 from typing import Any
 
@@ -23,8 +23,17 @@ from dataplane.desired import Port
 from dataplane.kernel import Fault
 from gossip.names import PeerName
 from mesh.arguments import parse_mac
+from mesh.dockernet.fields import (
+    Fields,
+    address_of,
+    bad_request,
+    check_network,
+    id_of,
+    interface_of,
+    text_of,
+)
 from mesh.dockernet.state import Lent, Member, Network, Pool, State, is_within, state_from_json
-from mesh.endpoints import Address, Endpoint, EndpointTable, Interface, derive_mac
+from mesh.endpoints import Endpoint, EndpointTable, Interface, derive_mac
 from mesh.ipam.keeper import Keeper
 from mesh.ipam.wants import Claim, FromSubnet
 from mesh.logs import EventLog
@@ -62,7 +71,6 @@ FIELDLESS = frozenset(
 AT_ONCE = "no address could be given at once"
 
 log = EventLog("docker")
-Fields = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +138,14 @@ class Driver:
             # Where a connection breaks off, Docker sends the same once more, but without its body. What is lost of a
             # leave shows when Docker is asked who is there.
             self._around.changed()
-            raise _bad(f"{method} came without what it is about, as when this daemon has just started: try again")
+            raise bad_request(
+                f"{method} came without what it is about, as when this daemon has just started: try again"
+            )
         try:
             return await perform(fields)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             log.exception("not-understood")
-            raise _bad(f"{method} was asked with fields that are not what they should be ({error})") from None
+            raise bad_request(f"{method} was asked with fields that are not what they should be ({error})") from None
 
     # -- what the daemon asks ----------------------------------------------------------------------
 
@@ -198,6 +208,13 @@ class Driver:
                 await self._replace(state)
             self._born = {key: born for key, born in self._born.items() if key in new}
 
+    def doubtful_for_s(self) -> float | None:
+        """How long until all may be forgotten that Docker has begun with and not gone on with; None for nothing."""
+        now, doubtful = time.monotonic(), self.state.underway()
+        ends = [born + NEW_S for key, born in self._born.items() if key in doubtful]
+        ends += [self._started + NEW_S] if doubtful & self._underway else []
+        return max((end - now for end in ends if end > now), default=None)
+
     # -- the plugin --------------------------------------------------------------------------------
 
     async def _activate(self, _: Fields) -> Fields:
@@ -221,20 +238,20 @@ class Driver:
     # -- addresses ---------------------------------------------------------------------------------
 
     async def _request_pool(self, fields: Fields) -> Fields:
-        subnet, part = _text(fields, "Pool"), _text(fields, "SubPool")
+        subnet, part = text_of(fields, "Pool"), text_of(fields, "SubPool")
         version = 6 if fields.get("V6") else 4
         if options := fields.get("Options"):
-            raise _bad(f"--ipam-opt {min(options)} is not supported")
+            raise bad_request(f"--ipam-opt {min(options)} is not supported")
         ranges = self._around.keeper.ipam.subnets()
         if subnet:
-            _network(subnet)
+            check_network(subnet)
             if not is_within(subnet, ranges):
                 have = " and ".join(map(str, ranges)) or "none yet; `weft prime` makes it"
                 raise ApiError("outside-range", f"subnet {subnet} is not inside the range of addresses ({have})")
             if part:
-                _network(part)
+                check_network(part)
                 if not is_within(part, [ip_network(subnet)]):
-                    raise _bad(f"--ip-range {part} is not a part of subnet {subnet}")
+                    raise bad_request(f"--ip-range {part} is not a part of subnet {subnet}")
         elif not any(each.version == version for each in ranges):
             cure = "name a --subnet, or run `weft prime` first"
             raise ApiError("outside-range", f"there is no IPv{version} range to take addresses from yet; {cure}")
@@ -273,7 +290,7 @@ class Driver:
         await asyncio.gather(*self._preparing, return_exceptions=True)
 
     async def _release_pool(self, fields: Fields) -> Fields:
-        key = _text(fields, "PoolID")
+        key = text_of(fields, "PoolID")
         async with self._lock:
             if key in self.state.pools:
                 pools = {each: pool for each, pool in self.state.pools.items() if each != key}
@@ -282,17 +299,17 @@ class Driver:
         return {}
 
     async def _request_address(self, fields: Fields) -> Fields:
-        pool = self.state.pools.get(_text(fields, "PoolID"))
+        pool = self.state.pools.get(text_of(fields, "PoolID"))
         if pool is None:
             raise ApiError("unknown-pool", "this pool of addresses is not known; remove the network and create it anew")
         ipam = self._around.keeper.ipam
-        asked = _text(fields, "Address")
+        asked = text_of(fields, "Address")
         if (fields.get("Options") or {}).get("RequestAddressType") == GATEWAY_TYPE:
             # Nobody is this gateway: Docker leads containers out by a bridge of its own.
             return {"Address": f"{asked.partition('/')[0]}/{pool.subnet.rpartition('/')[2]}", "Data": {}}
         want: Claim | FromSubnet
         if asked:
-            address = _address(asked)
+            address = address_of(asked)
             length = ip_network(pool.subnet).prefixlen if pool.subnet else None
             want = Claim(ip_interface(f"{address}/{length}") if length is not None else ipam.interface_of(address))
         else:
@@ -328,7 +345,7 @@ class Driver:
         return {"Address": str(given), "Data": {}}
 
     async def _release_address(self, fields: Fields) -> Fields:
-        address = _text(fields, "Address").partition("/")[0]
+        address = text_of(fields, "Address").partition("/")[0]
         async with self._lock:
             if address in self.state.lent:
                 lent = {key: each for key, each in self.state.lent.items() if key != address}
@@ -338,17 +355,17 @@ class Driver:
     # -- networks ----------------------------------------------------------------------------------
 
     async def _create_network(self, fields: Fields) -> Fields:
-        key = _id(fields, "NetworkID")
+        key = id_of(fields, "NetworkID")
         options = fields.get("Options") or {}
         generic = options.get(GENERIC) or {}
         if unknown := sorted(set(generic) - set(OPTIONS)):
-            raise _bad(f"--opt {unknown[0]} is not supported (there is {', '.join(OPTIONS)})")
+            raise bad_request(f"--opt {unknown[0]} is not supported (there is {', '.join(OPTIONS)})")
         try:
             mtu = int(generic["mtu"]) if "mtu" in generic else None
-        except ValueError:
+        except (ValueError, OverflowError):
             mtu = -1
         if mtu is not None and not 1280 <= mtu <= 65535:
-            raise _bad(f"--opt mtu={generic['mtu']} is not a number from 1280 to 65535")
+            raise bad_request(f"--opt mtu={generic['mtu']} is not a number from 1280 to 65535")
         pools = [*(fields.get("IPv4Data") or []), *(fields.get("IPv6Data") or [])]
         foreign = any(each.get("AddressSpace") != SPACE for each in pools)
         internal = options.get(INTERNAL) in (True, "true")
@@ -367,18 +384,18 @@ class Driver:
     async def _delete_network(self, fields: Fields) -> Fields:
         """Unknown ones are fine, or they could never be removed."""
         async with self._lock:
-            await self._replace(self.state.without_networks([_text(fields, "NetworkID")]))
+            await self._replace(self.state.without_networks([text_of(fields, "NetworkID")]))
         return {}
 
     # -- a container's interface -------------------------------------------------------------------
 
     async def _create_endpoint(self, fields: Fields) -> Fields:
-        key, network = _id(fields, "EndpointID"), self._network_of(fields)
+        key, network = id_of(fields, "EndpointID"), self._network_of(fields)
         asked = fields.get("Interface") or {}
         texts = [asked[name] for name in ("Address", "AddressIPv6") if asked.get(name)]
-        interfaces = [_interface(text) for text in texts]
+        interfaces = [interface_of(text) for text in texts]
         if not interfaces:
-            raise _bad("a container's interface needs an address")
+            raise bad_request("a container's interface needs an address")
         before = self.state.members.get(key)
         if before is not None and before.addresses == tuple(map(str, interfaces)):
             # Once more: Docker asks again where the answer was lost, as by an end of this daemon.
@@ -390,7 +407,7 @@ class Driver:
         try:
             parse_mac(mac)
         except ValueError as error:
-            raise _bad(str(error)) from None
+            raise bad_request(str(error)) from None
         self._refuse_taken_mac(mac)
         claims = tuple(self._around.table.next_claim(interface.ip) for interface in interfaces)
         member = Member(key, network.id, mac, tuple(map(str, interfaces)), claims)
@@ -458,7 +475,7 @@ class Driver:
             raise ApiError("mac-taken", f"the MAC {mac} is that of {users[0]} already; take another")
 
     async def _join(self, fields: Fields) -> Fields:
-        sandbox = _text(fields, "SandboxKey")
+        sandbox = text_of(fields, "SandboxKey")
         async with self._lock:
             member, network = self._member_of(fields), self._network_of(fields)
             beside = {each.rank for each in self.state.members.values() if each.joined and each.sandbox == sandbox}
@@ -486,14 +503,18 @@ class Driver:
 
     async def _leave(self, fields: Fields) -> Fields:
         async with self._lock:
-            member = self.state.members.get(_text(fields, "EndpointID"))
-            if member is not None and member.joined:
-                left = replace(member, joined=False)
-                await self._replace(replace(self.state, members=self.state.members | {member.id: left}))
+            member = self.state.members.get(text_of(fields, "EndpointID"))
+            if member is None or not member.joined:
+                return {}
+            left = replace(member, joined=False)
+            await self._save(replace(self.state, members=self.state.members | {member.id: left}))
+            self._tell(member.ifname, None)
+        await self._settle()  # not under the lock: for many that leave at once the kernel takes as long as for one
+        self._around.changed()
         return {}
 
     async def _delete_endpoint(self, fields: Fields) -> Fields:
-        key = _text(fields, "EndpointID")
+        key = text_of(fields, "EndpointID")
         async with self._lock:
             if key in self.state.members:
                 members = {each: member for each, member in self.state.members.items() if each != key}
@@ -540,13 +561,13 @@ class Driver:
         self.state = state
 
     def _network_of(self, fields: Fields) -> Network:
-        network = self.state.networks.get(_text(fields, "NetworkID"))
+        network = self.state.networks.get(text_of(fields, "NetworkID"))
         if network is None:
             raise ApiError("unknown-network", "this network is not known to Weft here; remove it and create it anew")
         return network
 
     def _member_of(self, fields: Fields) -> Member:
-        member = self.state.members.get(_text(fields, "EndpointID"))
+        member = self.state.members.get(text_of(fields, "EndpointID"))
         if member is None:
             raise ApiError("unknown-endpoint", "this interface is not known to Weft; start the container anew")
         return member
@@ -558,42 +579,3 @@ def _way(network: str, rank: int) -> Fields:
     found = ip_network(network)
     wider = ip_network(f"{found[0]}/{max(found.prefixlen - rank, WAY_BITS_MIN)}", strict=False)
     return {"Destination": str(wider), "RouteType": 1}
-
-
-def _bad(text: str) -> ApiError:
-    return ApiError("bad-request", text)
-
-
-def _text(fields: Fields, key: str) -> str:
-    value = fields.get(key) or ""
-    if not isinstance(value, str) or len(value) > 256:
-        raise _bad(f"{key} is not a text of at most 256 characters")
-    return value
-
-
-def _id(fields: Fields, key: str) -> str:
-    value = _text(fields, key)
-    if not value or not value.isalnum():
-        raise _bad(f"{key} is not an id")
-    return value
-
-
-def _network(text: str) -> None:
-    try:
-        ip_network(text)
-    except ValueError:
-        raise _bad(f"{text!r} is not a subnet") from None
-
-
-def _address(text: str) -> Address:
-    try:
-        return ip_address(text.partition("/")[0])
-    except ValueError:
-        raise _bad(f"{text!r} is not an address") from None
-
-
-def _interface(text: Any) -> Interface:
-    try:
-        return ip_interface(text)
-    except ValueError:
-        raise _bad(f"{text!r} is not an address with its length") from None

@@ -72,10 +72,14 @@ class Watch:
             await asyncio.gather(looking, return_exceptions=True)
 
     async def _look_when_due(self) -> None:
+        doubtful_s: float | None = None
         while True:
-            await self._due.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(doubtful_s):
+                    await self._due.wait()
             self._due.clear()
             await asyncio.sleep(GATHER_S)
+            doubtful_s = self._driver.doubtful_for_s()  # of what it gave back and we never heard no event tells
             for again_s in (*AGAIN_S, None):
                 is_whole = False
                 try:

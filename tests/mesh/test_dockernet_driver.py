@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 import pytest
 
 from dataplane.kernel import Fault
 from gossip.names import PeerName
-from mesh.dockernet.driver import SPACE, Around, Driver
+from mesh.dockernet.driver import GENERIC, SPACE, Around, Driver
 from mesh.dockernet.state import state_from_json
+from mesh.dockernet.watch import Watch
 from mesh.endpoints import Endpoint, EndpointTable, decode_row_untrusted, encode_row
 from mesh.ipam.keeper import Keeper
 from mesh.requests import ApiError
@@ -249,6 +252,10 @@ def test_the_networks_of_another_docker_than_the_one_that_is_asked_stay(host: Ho
         ("IpamDriver.RequestAddress", {"PoolID": "unknown"}),
         ("NetworkDriver.CreateNetwork", {"NetworkID": "a" * 64, "Options": ["no", "object"]}),
         ("NetworkDriver.CreateNetwork", {"NetworkID": "../x"}),
+        (
+            "NetworkDriver.CreateNetwork",
+            {"NetworkID": "a" * 64, "Options": {GENERIC: {"mtu": float("inf")}}},
+        ),
         ("NetworkDriver.CreateNetwork", {"NetworkID": "a" * 64, "IPv4Data": 7}),
         ("NetworkDriver.CreateEndpoint", {"NetworkID": "unknown", "EndpointID": "e" * 64}),
         ("NetworkDriver.Join", {"NetworkID": "unknown", "EndpointID": "unknown"}),
@@ -302,3 +309,73 @@ def test_an_address_that_is_to_be_kept_free_is_given_to_nobody(host: Host) -> No
     host.launch(host.documents[-1])
     with pytest.raises(ApiError, match="aux-address"):
         host.call("IpamDriver.RequestAddress", PoolID=pool, Address="10.32.7.9")
+
+
+class SilentDocker:
+    """It answers, has one network with nobody on it, and nothing ever happens there."""
+
+    @contextlib.asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[None]]:
+        async def none() -> AsyncIterator[None]:
+            await asyncio.sleep(60)
+            yield None
+
+        yield none()
+
+    async def networks(self) -> set[str]:
+        return {"a" * 64}
+
+    async def members(self, _: str) -> dict[str, tuple[str, str]]:
+        return {}
+
+    async def stranded(self) -> list[str]:
+        return []
+
+
+def test_an_address_whose_giving_back_was_never_heard_is_free_without_any_event(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.dockernet.driver.NEW_S", 0.5)
+    pool = host.network()
+    host.call("IpamDriver.RequestAddress", PoolID=pool)
+
+    async def scene() -> None:
+        watching = asyncio.ensure_future(Watch(cast(Any, SilentDocker()), host.driver).run())
+        await asyncio.sleep(0.3)
+        assert host.driver.state.lent  # Docker may be about to use it
+        async with asyncio.timeout(5):
+            while host.driver.state.lent:
+                await asyncio.sleep(0.02)
+        watching.cancel()
+
+    run(scene())
+    assert host.driver.doubtful_for_s() is None
+
+
+def test_many_that_leave_at_once_wait_for_the_kernel_together(host: Host) -> None:
+    pool = host.network()
+    everybody = [host.endpoint(f"{number:064}", pool) for number in range(8)]
+    for each in everybody:
+        host.call("NetworkDriver.Join", **each)
+    inside = 0
+
+    async def scene() -> None:
+        gate = asyncio.Event()
+
+        async def publish() -> dict[str, Fault]:
+            nonlocal inside
+            inside += 1
+            await gate.wait()
+            return {}
+
+        driver = host.driver
+        driver._around = replace(driver._around, publish=publish)
+        leaving = [asyncio.ensure_future(driver.call("NetworkDriver.Leave", each)) for each in everybody]
+        async with asyncio.timeout(5):
+            while inside < len(everybody):
+                await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(*leaving)
+
+    run(scene())
+    assert not any(each.joined for each in host.driver.state.members.values())
