@@ -141,6 +141,7 @@ class Daemon:
         self._cni = CniDoor(
             self._attachments, self._exposures, self._ipam, self._dns.accept, self._publish_ports,
             self._dns.for_runtimes, lambda: {"bridge": BRIDGE, "bridge_mac": own_mac.hex(":"), "mtu": self._router.mtu},
+            store.check_room,
         )  # fmt: skip
         self._pinger = Pinger(BRIDGE, own_mac, lambda mac: mac in self._router.peer_macs)
         self._probes = Probes(

@@ -24,6 +24,9 @@ FORMAT = 1
 DOCUMENT_BYTES_MAX = 16 * 1024 * 1024
 
 
+ROOM_MIN_BYTES = 32 * 1024
+
+
 class StoreError(UserError):
     """State that cannot be read or written: the file, the cause, what to do."""
 
@@ -48,6 +51,16 @@ class Store:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def check_room(self) -> None:
+        """Raises `StoreError` where the next document may not fit, before there is one to write."""
+        try:
+            found = os.statvfs(self.directory)
+        except OSError as error:
+            raise StoreError(f"cannot look at {self.directory} ({error.strerror})") from None
+        room = found.f_bfree * found.f_frsize
+        if found.f_blocks and room < ROOM_MIN_BYTES:  # without blocks it has no limit
+            raise StoreError(f"the disk of {self.directory} is full ({room} bytes are free): free some space")
 
     def path(self, name: str) -> str:
         assert name.replace("-", "").isalnum(), name

@@ -26,6 +26,7 @@ from mesh.ipam.space import Network
 from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.logs import EventLog
 from mesh.requests import ApiError, Attach, Expose
+from mesh.store import StoreError
 
 log = EventLog("cni")
 
@@ -48,9 +49,11 @@ class CniDoor:
         publish: Callable[[], Any],
         dns: Callable[[], dict[str, Any] | None],
         bridge: Callable[[], dict[str, Any]],
+        check_room: Callable[[], None],
     ) -> None:
         """`accept` makes names relative to the mesh's domain; `publish` brings the kernel up to date and returns the
-        faults of ports, by ifname; `dns` and `bridge` are what results say of these."""
+        faults of ports, by ifname; `dns` and `bridge` are what results say of these; `check_room` raises `StoreError`
+        where the disk is full."""
         self._attachments = attachments
         self._exposures = exposures
         self._ipam = ipam
@@ -58,6 +61,7 @@ class CniDoor:
         self._publish = publish
         self._dns = dns
         self._bridge = bridge
+        self._check_room = check_room
         self._busy: dict[str, _Turns] = {}
         """By container, while somebody is busy with it or waits to be."""
 
@@ -180,7 +184,14 @@ class CniDoor:
 
     def _refuse_unready(self, gives: bool) -> None:
         self._attachments.refuse_closed()
-        state = str(self._ipam.summary()["state"])
+        told = self._ipam.summary()
+        try:
+            self._check_room()
+        except StoreError as error:
+            raise ApiError("ipam-unavailable", str(error)) from None
+        if told["disk"]:
+            raise ApiError("ipam-unavailable", told["disk"])
+        state = str(told["state"])
         if gives and state not in READY:
             text = f"no addresses can be given now ({state}); `weft status ipam` says what is missing"
             raise ApiError("ipam-unavailable", text)

@@ -56,7 +56,8 @@ class Allocator(Protocol):
         """Everything, for `weft status ipam`."""
 
     def summary(self) -> dict[str, Any]:
-        """In which `state` it is, and how many are `given` here: for whoever asks often."""
+        """In which `state` it is, how many are `given` here, and why the `disk` takes nothing, where it does not: for
+        whoever asks often."""
 
     def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """Where addresses come from unless a subnet is named, then all that they may come from."""

@@ -477,7 +477,8 @@ class Ipam:
         return ip_interface(f"{address}/{network.prefixlen}")
 
     def summary(self) -> dict[str, Any]:
-        return {"state": view.state_of(self.member, self._clock()), "given": len(self.member.holdings.given)}
+        state, given = view.state_of(self.member, self._clock()), len(self.member.holdings.given)
+        return {"state": state, "given": given, "disk": self.disk_trouble}
 
 
 def slots_of(member: Member, table: EndpointTable, peer: PeerName) -> Spans:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -344,6 +347,55 @@ def _is_refused(call: Callable[[], object]) -> bool:
 
 
 # -- chains --------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_refuses_and_loses_nothing(here: Runtime, tmp_path: Path) -> None:
+    config = {"cniVersion": "1.1.0", "name": "weft", "type": "weft"}
+    with small_disk(here.lab, tmp_path) as state:
+        kept = new_id()
+        result = here.add(kept, "c1.1")
+        with (state / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(b"x" * 4096)
+        for number in range(3):
+            with contextlib.suppress(CniError):  # what fits into the last block is served
+                here.add(new_id(), f"c1.{2 + number % 3}")
+        failure = refused(lambda: here.add(new_id(), "c1.4", ifname="eth7"))
+        assert failure.code == 5 and "space" in failure.text
+        assert refused(lambda: here.ask("STATUS", config)).code == 50
+        assert "eth7" not in here.lab.run("c1.4", ["ip", "-br", "link"]).stdout
+        assert addresses_of(result)[0] in here.lab.run("c1.1", ["ip", "-o", "addr"]).stdout
+        (state / "filler").unlink()
+        wait_until(lambda: not _is_refused(lambda: here.ask("STATUS", config)), 15, "an ADD would be served")
+        here.check(kept, "c1.1")
+        for container, ifname in list(here.results):
+            here.delete(container, ifname=ifname)
+        here.add(again := new_id(), "c1.4")
+        here.delete(again)
+
+
+@contextlib.contextmanager
+def small_disk(lab: Lab, aside: Path) -> Iterator[Path]:
+    """The first host's state on a disk of 600 KB, for as long as the block lasts."""
+    state = lab.state_dir("h1")
+    lab.weft("h1", ["stop"])
+    shutil.copytree(state, aside / "before")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k,mode=700", "tmpfs", str(state)], check=True)
+    try:
+        copy_state(aside / "before", state)
+        lab.launch("h1")
+        yield state
+    finally:
+        lab.weft("h1", ["stop"])
+        shutil.copytree(state, aside / "after")
+        subprocess.run(["umount", str(state)], check=True)
+        copy_state(aside / "after", state)
+        lab.launch("h1")
+
+
+def copy_state(source: Path, target: Path) -> None:
+    """All but the logs."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.log"), dirs_exist_ok=True)
 
 
 def test_in_a_chain_with_the_reference_plugins(here: Runtime, there: Runtime) -> None:

@@ -40,7 +40,7 @@ class MadeUpIpam:
         return sorted(str(each) for (who, _), given in self.given.items() if who == owner for each in given)
 
     def summary(self) -> dict[str, Any]:
-        return {"state": self.said.get("state", "ready"), "given": len(self.given)}
+        return {"state": self.said.get("state", "ready"), "given": len(self.given), "disk": ""}
 
     def subnets(self) -> tuple[IPv4Network | IPv6Network, ...]:
         return self.ranges
