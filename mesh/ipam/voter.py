@@ -199,32 +199,18 @@ class Voter:
     ) -> bool:
         """Take over what a majority of the former voters hold, as far as they have said all of it since that decision.
         Whether that could be done."""
-        needed: dict[PeerName, int] = {}
+        found: dict[PeerName, Statement] = {}
         if charter.since > 0:
             full = 0
             for seat in charter.former:
                 pages = receipts_of(seat)
-                if not are_complete(pages, charter.ring, charter.since):
-                    continue
-                full += 1
-                for page in pages.values():
-                    for peer, sequence in page.held.items():
-                        needed[peer] = max(needed.get(peer, 0), sequence)
+                is_complete = are_complete(pages, charter.ring, charter.since)
+                theirs = self._held_by(pages, charter, known) if is_complete else None
+                if theirs is not None:
+                    full += 1
+                    found |= theirs
             if full < max(1, charter.former_needed):
                 return False
-        found: dict[PeerName, Statement] = {}
-        for peer, sequence in needed.items():
-            held = self.receipts.get(peer)
-            if held is not None and held.statement.sequence >= sequence:
-                continue
-            said = known(peer)
-            if said is not None and (charter.fenced_after(peer, said.tip) or self.refuses(peer, said, charter)):
-                continue  # it has lost what it had: a receipt from us must not seem to confirm it
-            if said is None and charter.fence_of(peer) is not None:
-                continue
-            if said is None or said.sequence < sequence:
-                return False
-            found[peer] = said
         for peer, said in sorted(found.items()):
             self.take(peer, said, now)
         fewer = charter.majority < charter.former_needed
@@ -236,6 +222,26 @@ class Voter:
         self.changes[b"i" + self._ring] = msgpack.packb([self._inherited, self._boot, self._heard_of_all])
         self.say_all_again()
         return True
+
+    def _held_by(
+        self, pages: Mapping[int, Receipts], charter: Charter, known: Callable[[PeerName], Statement | None]
+    ) -> dict[PeerName, Statement] | None:
+        """What a former voter held and we do not; None while some of that is not known. It may never be, where nobody
+        else holds the statement of one that is gone: then there have to be enough others."""
+        found: dict[PeerName, Statement] = {}
+        for peer, sequence in [pair for page in pages.values() for pair in page.held.items()]:
+            held = self.receipts.get(peer)
+            if held is not None and held.statement.sequence >= sequence:
+                continue
+            said = known(peer)
+            if said is not None and (charter.fenced_after(peer, said.tip) or self.refuses(peer, said, charter)):
+                continue  # it has lost what it had: a receipt from us must not seem to confirm it
+            if said is None and charter.fence_of(peer) is not None:
+                continue
+            if said is None or said.sequence < sequence:
+                return None
+            found[peer] = said
+        return found
 
     def lease_is_over(self, peer: PeerName, lease_s: float, now: float) -> bool:
         """Whether nothing that we, or those before us, confirmed entitles `peer` to anything any more."""
