@@ -114,9 +114,9 @@ class CniDoor:
     async def _lead_out(self, request: CniAdd, attachment: Attachment) -> None:
         """Expose this host in every network of the container in which it is not yet."""
         wants: list[Want] = [Claim(each) for each in request.bridge]
+        choices = [each for want in request.wants if isinstance(want, FromSubnet) for each in want.choices]
         for binding in attachment.bindings if not wants else ():
             if _host_in(binding.interface, self._exposures.all()) is None:
-                choices = [each for want in request.wants if isinstance(want, FromSubnet) for each in want.choices]
                 networks = (each.network for each in choices)
                 wants.append(FromSubnet(next((each for each in networks if _is_in(binding.interface, each)), None)))
         held = {each.binding.interface for each in self._exposures.all()}
