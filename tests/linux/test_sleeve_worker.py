@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -29,6 +29,8 @@ pytestmark = pytest.mark.root
 ROOT = Path(__file__).resolve().parents[2]
 SECRET, OTHER = b"s" * 32, b"o" * 32
 PORT = 6783
+SAYS_WITHIN_S = 10.0
+"""Of itself; where nothing happens it speaks every 5 s."""
 BACK_S = 1.0
 """From the moment a new worker knows its peers."""
 NOTICED_S = 10.0
@@ -118,7 +120,7 @@ class Worker:
         if self.connection is not None:
             self.connection.close()
         made = socket.socket(socket.AF_UNIX)
-        made.settimeout(5)
+        made.settimeout(SAYS_WITHIN_S)
 
         def try_to() -> bool:
             try:
@@ -140,18 +142,27 @@ class Worker:
         self.connection.sendall(b"".join(map(control.encode, messages)))
 
     def next(self) -> control.Message:
-        """What it says next. Raises EOFError when it has hung up."""
-        assert self.connection is not None
+        """What it said and nobody has read yet, or says next. Raises EOFError when it has hung up."""
         while not self.heard:
-            data = self.connection.recv(1 << 20)
-            if not data:
-                raise EOFError
-            self.heard += self.decoder.feed(data)
+            self._hear()
         return self.heard.pop(0)
 
+    def _hear(self) -> None:
+        assert self.connection is not None
+        data = self.connection.recv(1 << 20)
+        if not data:
+            raise EOFError
+        self.heard += self.decoder.feed(data)
+
     def status(self) -> control.Status:
-        """One that it says after now."""
-        self.next()
+        """One that it says after now. It speaks every half second, and what it said meanwhile waits here to be read."""
+        assert self.connection is not None
+        self.connection.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                self._hear()
+        self.connection.settimeout(SAYS_WITHIN_S)
+        self.heard.clear()
         said = self.next()
         assert isinstance(said, control.Status)
         return said
