@@ -164,24 +164,6 @@ class WeftSleeve(Weft):
         return ["--password-file", str(path)]
 
 
-def every() -> list[Contestant]:
-    """All of them, in the order of the tables."""
-    from bench.peers import Fastd, Nebula, Openvpn, Tinc, WireguardGo
-
-    return [
-        Raw(),
-        HandVxlan(),
-        WeftVxlan(),
-        WeftSleeveClear(),
-        WeftSleeve(),
-        WireguardGo(),
-        Nebula(),
-        Tinc(),
-        Fastd(),
-        Openvpn(),
-    ]
-
-
 def need_tools() -> None:
     """Raises `LabError` for what a comparison needs beside namespaces."""
     for tool in ("ethtool", "iperf3", "ping", "stdbuf"):

@@ -1,14 +1,13 @@
 """Every way from container to container side by side: the sleeve, the kernel, and the other overlays.
 
 All contestants of one underlay stand at the same time, each in a world of its own, and take turns measure by measure.
-Knows the order of things; what is measured is in `bench/measures.py`, who in `bench/contestants.py` and
-`bench/peers.py`, what it is measured against in `bench/goals.py`. The one idea needed to read it: a figure belongs to a
-round, and two figures are compared only within their round.
+Knows the order of things. What is asked for is in `bench/plan.py`, what is measured in `bench/measures.py`, who in
+`bench/contestants.py` and `bench/peers.py`, what it is measured against in `bench/goals.py`. The one idea needed to
+read it: a figure belongs to a round, and two figures are compared only within their round.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import time
@@ -18,75 +17,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import tables
-from bench.contestants import Contestant, every, need_tools
+from bench.contestants import Contestant, HandVxlan, Raw, WeftSleeve, WeftSleeveClear, WeftVxlan, need_tools
 from bench.goals import US, judge
 from bench.harness import Result, say
 from bench.measures import MEASURES, Measure, Sample, Setting, memory
+from bench.peers import Fastd, Nebula, Openvpn, Tinc, WireguardGo
+from bench.plan import LOSS, REKEY, Plan
 from bench.rekey import RekeyWatch
-from bench.underlay import CLIENT, PASS_THROUGH, SERVER, UNDERLAYS, WIRE, World, sweep
+from bench.underlay import CLIENT, PASS_THROUGH, SERVER, WIRE, World, sweep
 from mesh.namespaces import LabError, need_root_and_tools
 
-LOSSES_PERCENT = (0.01, 0.1, 1.0, 5.0)
-"""Without loss it is `tcp1` on the wire."""
-LOSS = "loss"
-REKEY = "rekey"
 LOSS_SECONDS_MIN = 2
 """A stream that loses needs a while to show at which speed it goes on."""
-LONG_ROUNDS = 6
-"""From here on nothing is left out to save time."""
 CHECK_SECONDS = 1
 FOREIGN_MAX = 0.08
 """Where strangers took a larger share of the machine than this, the run is done once more and the calmer one counts."""
 REPEATED_MAX = 0.25
 """But no more than this share of all runs: on a machine that is never calm a bench has to end too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do, and for how long."""
-
-    only: Sequence[str] = ()
-    underlays: Sequence[str] = UNDERLAYS
-    measures: Sequence[str] = (*MEASURES, LOSS, REKEY)
-    rounds: int = 3
-    seconds: int = 1
-    losses: Sequence[float] = LOSSES_PERCENT
-
-    def __post_init__(self) -> None:
-        for given, allowed in ((self.underlays, UNDERLAYS), (self.measures, (*MEASURES, LOSS, REKEY))):
-            for word in given:
-                if word not in allowed:
-                    raise LabError(f"{word!r} is none of {', '.join(allowed)}")
-        if self.rounds < 1 or self.seconds <= 0 or not all(0 < percent < 100 for percent in self.losses):
-            raise LabError("rounds, seconds and losses are to be above 0, and losses below 100 percent")
-
-    @classmethod
-    def asked(cls, args: argparse.Namespace) -> Plan:
-        """From the command line, where what was not given is as usual."""
-        try:
-            losses = [float(percent) for percent in args.losses]
-        except ValueError:
-            raise LabError(f"--losses {','.join(args.losses)}: numbers in percent, such as 0.1,1") from None
-        given = {
-            "only": args.only,
-            "underlays": args.underlay,
-            "measures": args.measures,
-            "rounds": args.rounds,
-            "seconds": args.seconds,
-            "losses": losses,
-        }
-        return cls(**{key: value for key, value in given.items() if value})
-
-    def rounds_of(self, measure: str) -> int:
-        """All rounds for one stream, on which most goals stand; fewer of what takes long, or varies little."""
-        share = {"tcp1": 1.0, "tcp4": 2 / 3, "ping": 2 / 3}.get(measure, 1 / 3)
-        return max(1, round(self.rounds * share))
-
-    def takes(self, measure: str, underlay: str) -> bool:
-        """A short run of everything searches for packet rates once: small packets are no different when cut."""
-        if measure == "udp" and underlay == WIRE and self.rounds < LONG_ROUNDS and len(self.underlays) > 1:
-            return False
-        return measure in self.measures
 
 
 @dataclass(slots=True)
@@ -103,6 +50,22 @@ class Field:
     failures: list[str] = field(default_factory=list)
     runs: int = 0
     repeated: int = 0
+
+
+def every() -> list[Contestant]:
+    """All of them, in the order of the tables."""
+    return [
+        Raw(),
+        HandVxlan(),
+        WeftVxlan(),
+        WeftSleeveClear(),
+        WeftSleeve(),
+        WireguardGo(),
+        Nebula(),
+        Tinc(),
+        Fastd(),
+        Openvpn(),
+    ]
 
 
 def run(plan: Plan | None = None) -> Result:

@@ -6,14 +6,12 @@ Knows the shape of the JSON and writes Markdown cells; takes and judges nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.figures import Figures, known, median, ratio, values
 from bench.harness import Result, Table
+from bench.plan import Plan
 from bench.underlay import PASS_THROUGH, WIRE
-
-if TYPE_CHECKING:
-    from bench.sleeve import Plan
 
 HAND = "vxlan"
 NOTHING = "-"

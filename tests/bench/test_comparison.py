@@ -17,7 +17,8 @@ from bench.figures import best_peer, ratio
 from bench.goals import judge
 from bench.measures import highest_rate
 from bench.peers import Nebula, Tinc
-from bench.sleeve import LOSS, Plan, _order
+from bench.plan import LOSS, Plan
+from bench.sleeve import _order
 from bench.traffic import Datagrams, parse_ping
 from mesh.namespaces import LabError
 
