@@ -98,6 +98,15 @@ def _electors(member: Member) -> list[PeerName]:
     return sorted([member.own, *others])
 
 
+def _founders(member: Member) -> list[PeerName]:
+    """Who could make the first ring, and who has promised to and is out of reach since. Without these, who is left
+    might be the only voter of a ring that others are in, and take all of it along."""
+    proposal = member.ballots.proposal
+    assert proposal is not None
+    promised = (peer for peer, known in member.known.items() if known.vote.promised == proposal.ballot)
+    return sorted({*_electors(member), *promised})
+
+
 def _needed(member: Member) -> int:
     """A majority of those that are expected; who is there without having been expected counts too."""
     return expected(member) // 2 + 1
@@ -261,7 +270,7 @@ def _value(member: Member, intent: Intent, reports: list[Report]) -> Charter | N
 
 def _following(member: Member, intent: Intent, reports: list[Report]) -> Charter | None:
     if member.charter is None:
-        seats = [bytes(peer) for peer in _electors(member)][:FIRST_SHARES_MAX]
+        seats = [bytes(peer) for peer in _founders(member)][:FIRST_SHARES_MAX]
         settings = member.settings
         ring = member.rng.randbytes(16)
         return first_charter(ring, settings.space, settings.lease_s, seats, "a ring of its own")

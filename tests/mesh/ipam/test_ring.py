@@ -19,7 +19,7 @@ from mesh.ipam.wants import FromSubnet
 SPACE = Space(IPv4Network("10.32.0.0/24"), None)
 
 
-@pytest.mark.parametrize("seed", [*range(60), 9132, 50123, 100009, 400188, 600575, 1000929])
+@pytest.mark.parametrize("seed", [*range(60), 9132, 50123, 100009, 400188, 600575, 1000929, 2000729])
 def test_no_address_is_given_twice_or_lost_for_ever(seed: int) -> None:
     """Partitions, crashes with and without a disk, pauses longer than the lease, clocks that drift. The last seeds once
     broke it."""
@@ -54,6 +54,25 @@ def test_three_launched_at_once_make_one_ring_and_share_it() -> None:
     assert all(request is not None and request.answer for request in requests)
     assert len({host.member.ring for host in ring.hosts.values() if host.member}) == 1
     ring.check_whole()
+
+
+def test_who_promised_the_first_ring_and_is_cut_off_since_is_one_of_its_voters() -> None:
+    ring = Ring(7, 3)
+    ring.start(1)
+    ring.start(2)
+    ring.run_for(8.0)
+    first, second = ring.hosts[1].member, ring.hosts[2].member
+    assert first is not None and second is not None and not first.charter
+    ring.obtain(1, "first")
+    for _ in range(8000):
+        proposal = first.ballots.proposal
+        known = first.known[second.own].vote
+        if proposal is not None and known.promised == proposal.ballot:
+            break
+        ring.run_for(0.001)
+    first.reach(frozenset(), ring.clock(ring.hosts[1]))
+    ring.run_for(0.5)
+    assert first.charter is not None and set(first.charter.voters) == {bytes(first.own), bytes(second.own)}
 
 
 def test_two_launched_alone_and_then_connected_are_one_ring() -> None:
