@@ -29,6 +29,8 @@ from mesh.ipam.spans import Spans
 
 RING_BYTES = 16
 VOTERS_MAX = 7
+FIRST_SHARES_MAX = 32
+"""Of a ring that is made: who is there beyond these asks for slots like anybody who comes later."""
 FENCES_MAX = 96
 GRANTS_MAX = 64
 CHARTER_BYTES_MAX = 7000

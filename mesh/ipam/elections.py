@@ -2,7 +2,8 @@
 
 A vote is held for the ring itself when somebody wants an address; for more voters while there are fewer than seven; to
 retire peers that are dead, have resigned, or are removed by an operator's word; and to end a vote that somebody left
-open. Voters in reach take turns by rank, so that usually only one proposes. What is decided is chosen by `_value`.
+open. Where such a word leaves nobody who votes none can be held: the ring is made anew. Voters in reach take turns by
+rank, so that usually only one proposes. What is decided is chosen by `_value`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gossip.names import PeerName
-from mesh.ipam import spans
+from mesh.ipam import rings, spans
 from mesh.ipam.ballots import Electorate
 from mesh.ipam.charter import (
     CHARTER_BYTES_MAX,
     FENCES_MAX,
+    FIRST_SHARES_MAX,
     GRANTS_MAX,
     VOTERS_MAX,
     Charter,
@@ -38,11 +40,12 @@ SETTLED_S = 2.0
 ABSENT_S = 5.0
 """Nobody is retired who was in reach a moment ago."""
 OPEN_S = 4.0
-FIRST_SHARES_MAX = 32
 
 
 def settle(member: Member, now: float) -> None:
     """Hold the vote that is due, if one is."""
+    if rings.is_to_be_made_anew(member):
+        rings.make_anew(member, now)
     intent = _intent(member, now)
     if intent is not None:
         member.ballots.begin(member.ring, member.tip + 1, intent, now)

@@ -6,11 +6,14 @@ two unused ones the greater id to the lesser; used ones stay apart until an oper
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
 from gossip.names import PeerName
 from mesh.ipam import left, spans
+from mesh.ipam.charter import FENCES_MAX, FIRST_SHARES_MAX, RING_BYTES, Fence, first_charter
 from mesh.ipam.left import Left
 from mesh.ipam.space import Space
 
@@ -93,6 +96,45 @@ def _come_back(member: Member, ring: bytes, now: float) -> None:
     member.has_given = what.has_given
     member.begin_anew()
     member.events.append(f"back in a ring that was left, as of decision {member.tip}")
+
+
+def has_voters_beside(member: Member, gone: Collection[PeerName]) -> bool:
+    """Whether these, once they are removed, leave anybody who votes."""
+    assert member.charter is not None
+    return any(member.peer_at(seat) not in gone for seat in member.charter.voters)
+
+
+def out_of_reach(member: Member, gone: Collection[PeerName]) -> list[PeerName]:
+    """Who else may be giving addresses of our ring, and would not hear that there is another one."""
+    assert member.charter is not None
+    return [
+        peer for peer, said in member.members()
+        if peer not in gone and peer not in member.reachable and not member.charter.fenced_after(peer, said.tip)
+    ]  # fmt: skip
+
+
+def is_to_be_made_anew(member: Member) -> bool:
+    gone = member.removals
+    if not gone or member.charter is None:
+        return False
+    return not has_voters_beside(member, gone) and not out_of_reach(member, gone)
+
+
+def make_anew(member: Member, now: float) -> None:
+    """Nobody is left who votes: a ring of this host and those in reach, which have equal shares of it. The one before
+    is joined to it, so what is in use goes on, but not what the removed ones had."""
+    before = member.charter
+    assert before is not None
+    there = [peer for peer, said in member.members() if peer in member.reachable and said.expects and not said.resigned]
+    seats = [bytes(member.own), *map(bytes, there)][:FIRST_SHARES_MAX]
+    removed = dict.fromkeys([*(fence.peer for fence in before.fences if fence.removed), *member.removals])
+    fences = tuple(Fence(peer, 0, bytes(member.own), True) for peer in removed)[-FENCES_MAX:]
+    ring = member.rng.randbytes(RING_BYTES)
+    charter = first_charter(ring, before.space, before.lease_s, seats, "a ring made anew: no voter was left")
+    _leave(member)
+    member.joins = (before.ring, ring)
+    member.adopt(replace(charter, fences=fences), now)
+    member.note_given()
 
 
 def renumber(member: Member, before: Space, after: Space) -> None:

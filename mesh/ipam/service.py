@@ -369,6 +369,10 @@ class Ipam:
             raise ApiError("bad-request", "this is the host itself: to remove it, run `weft reset` on it")
         if member.charter is None:
             raise ApiError("no-ring", "there is no ring yet, so that peer owns no addresses: nothing is to be done")
+        missed = [] if rings.has_voters_beside(member, names) else rings.out_of_reach(member, names)
+        if missed:
+            who = " ".join(map(format_name, missed))
+            raise ApiError("no-majority", self._named(view.why_not_anew(who)))
         before = spans.size(member.holdings.owned)
         for name in names:
             member.removals[name] = None

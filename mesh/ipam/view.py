@@ -68,6 +68,13 @@ def why_no_majority(member: Member) -> str:
     )
 
 
+def why_not_anew(missed: str) -> str:
+    return (
+        f"no voter is left beside these, so the ring has to be made anew, and {missed} would not hear of it and may go "
+        "on giving the same addresses: bring them back into reach first, or name them too where they are gone for good"
+    )
+
+
 def _advice(member: Member, desk: Desk, now: float, disk_trouble: str) -> str | None:
     if disk_trouble:
         return disk_trouble

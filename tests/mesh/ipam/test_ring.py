@@ -204,6 +204,91 @@ def test_with_two_voters_nothing_is_taken_back_by_itself_but_by_an_operators_wor
     assert spans.size(ring.owners()[1]) == 256
 
 
+def voters_there(ring: Ring) -> list[int]:
+    charters = [host.member.charter for host in ring.hosts.values() if host.member is not None]
+    return [index for index, host in ring.hosts.items() if charters[0] and bytes(host.name) in charters[0].voters]
+
+
+def nine_without(voters: int) -> Ring:
+    """Of nine hosts with an address each, so many are gone that vote, with their disks."""
+    ring = started(9)
+    for index in ring.hosts:
+        given(ring, index, f"c{index}")
+    ring.run_for(20.0)
+    for index in voters_there(ring)[:voters]:
+        ring.kill(index)
+        ring.gone.append(ring.hosts.pop(index))
+    ring.run_for(5.0)
+    return ring
+
+
+def all_are_different(ring: Ring, more: int) -> None:
+    """What is in use on any host, also when so many more have been given on each."""
+    for number in range(more):
+        for index in ring.hosts:
+            given(ring, index, f"d{number} {index}", 2.0)
+    held = [slot for host in ring.hosts.values() for slot in host.held]
+    assert len(held) == len(set(held)) >= more * len(ring.hosts)
+
+
+def test_where_an_operators_word_leaves_no_voter_the_ring_is_made_anew() -> None:
+    """As where a cluster loses the rack with all that vote."""
+    ring = nine_without(voters=7)
+    ring.run_for(2 * LEASE_S)
+    left = sorted(ring.hosts)
+    before = {index: set(ring.hosts[index].held) for index in left}
+    refused = ring.obtain(left[0], "too early")
+    ring.run_for(11.0)
+    assert refused is not None and refused.refused is not None  # nobody confirms it
+    for host in ring.gone:
+        ring.remove(left[0], host.name)
+    ring.run_for(10.0)
+    ring.gone.clear()  # what they had may be given again
+    ring.check_whole()
+    all_are_different(ring, 60)
+    assert {index: set(ring.hosts[index].held) & before[index] for index in left} == before
+    ring.run_for(5.0)
+    ring.check_whole()
+
+
+def test_but_not_while_somebody_is_out_of_reach_who_would_go_on_in_the_old_one() -> None:
+    ring = nine_without(voters=7)
+    here, cut_off = sorted(ring.hosts)
+    ring.partition({cut_off})
+    ring.run_for(5.0)
+    member = ring.hosts[here].member
+    assert member is not None
+    old, names = member.ring, [host.name for host in ring.gone]
+    assert rings.out_of_reach(member, names) == [ring.hosts[cut_off].name]
+    for name in names:
+        ring.remove(here, name)
+    ring.run_for(20.0)
+    assert member.ring == old
+    ring.heal()
+    ring.run_for(10.0)
+    assert member.ring != old
+    ring.gone.clear()
+    ring.check_whole()
+
+
+def test_who_is_back_after_the_ring_was_made_anew_is_in_the_new_one_with_what_it_has() -> None:
+    ring = nine_without(voters=6)
+    [back] = voters_there(ring)
+    held = dict(ring.hosts[back].held)
+    ring.kill(back)
+    ring.run_for(5.0)
+    for name in [*(host.name for host in ring.gone), ring.hosts[back].name]:
+        ring.remove(min(set(ring.hosts) - {back}), name)
+    ring.run_for(10.0)
+    ring.start(back)
+    ring.run_for(10.0)
+    assert ring.hosts[back].held == held
+    ring.gone.clear()
+    ring.check_whole()
+    all_are_different(ring, 30)
+    ring.check_whole()
+
+
 def test_who_leaves_for_good_leaves_its_addresses_at_once() -> None:
     ring = started(3)
     for index in ring.hosts:

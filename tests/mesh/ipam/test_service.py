@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Network, ip_interface
 from pathlib import Path
 
 import pytest
 
-from gossip.names import PeerName
+from gossip.names import PeerName, format_name
 from mesh import journalfile
 from mesh.endpoints import EndpointTable, Interface
 from mesh.ipam import service as service_module
 from mesh.ipam.build import build
+from mesh.ipam.charter import encode_charter, first_charter
 from mesh.ipam.ranges import Allocation
 from mesh.ipam.service import Ipam, Mesh
+from mesh.ipam.space import Space
+from mesh.ipam.statement import CHARTER, STATEMENT, Statement, encode_statement
 from mesh.ipam.wants import Claim, FromSubnet
 from mesh.requests import ApiError
+from tests.mesh.daemons import until
 from tests.mesh.failing_disk import failing
 
 ME = PeerName(b"me......")
+VOTER, CUT_OFF = PeerName(b"voter..."), PeerName(b"cut off.")
+NICKNAMES = {CUT_OFF: "cut-off"}
 DEFAULT = (FromSubnet(None),)
 ALONE = Allocation(range4=IPv4Network("10.32.0.0/24"), is_named=True, makes_range6=False, hosts=1)
 
 
 @asynccontextmanager
-async def running(path: Path, told: Allocation = ALONE, epoch: int = 1) -> AsyncIterator[Ipam]:
+async def running(
+    path: Path, told: Allocation = ALONE, epoch: int = 1, reachable: Callable[[], frozenset[PeerName]] = frozenset
+) -> AsyncIterator[Ipam]:
     path.mkdir(exist_ok=True)
-    mesh = Mesh(lambda page, body: None, frozenset, lambda peer: "h1", lambda: 1)
+    mesh = Mesh(lambda page, body: None, reachable, lambda peer: NICKNAMES.get(peer, "h1"), lambda: 1)
     ipam = build(told, str(path), ME, "h1", epoch, "boot", EndpointTable(), mesh)
     ipam.start()
     try:
@@ -182,6 +190,32 @@ def test_who_leaves_for_good_says_so_once_and_ends(tmp_path: Path) -> None:
             assert ipam.member.resigned
             with pytest.raises(ApiError, match="stopping"):
                 await ipam.obtain("d", DEFAULT)
+
+    asyncio.run(scenario())
+
+
+def test_who_removes_the_last_voter_is_told_who_would_not_hear_of_it(tmp_path: Path) -> None:
+    charter = first_charter(b"r" * 16, Space(ALONE.range4, None), 3600, [bytes(VOTER)], "made elsewhere")
+    there = {VOTER}
+
+    async def scenario() -> None:
+        async with running(tmp_path, reachable=lambda: frozenset(there)) as ipam:
+            ipam.hear_untrusted(VOTER, CHARTER, encode_charter(charter))
+            for peer in (VOTER, CUT_OFF):
+                said = Statement(ring=charter.ring, tip=0, sequence=1, seat=b"", expects=2, has_given=True)
+                ipam.hear_untrusted(peer, STATEMENT, encode_statement(said))
+            ipam.look_around()
+            await until(lambda: ipam.member.ring == charter.ring, "the ring is known")
+            there.clear()
+            ipam.look_around()
+            with pytest.raises(ApiError, match=r"no voter is left .*, and cut-off would not hear") as refused:
+                await ipam.remove_peers([VOTER])
+            assert refused.value.code == "no-majority" and ipam.member.ring == charter.ring
+            assert await ipam.remove_peers([VOTER, CUT_OFF]) == {
+                "removed": [format_name(VOTER), format_name(CUT_OFF)], "addresses": 256,
+            }  # fmt: skip
+            assert ipam.member.ring != charter.ring
+            assert texts(await ipam.obtain("c", DEFAULT)) == ["10.32.0.1/24"]
 
     asyncio.run(scenario())
 
