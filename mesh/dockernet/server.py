@@ -42,6 +42,8 @@ class PluginServer:
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._serving: set[asyncio.Task[None]] = set()
+        self._waiting: dict[asyncio.Task[None], None] = {}
+        """Those who have no whole request yet, whoever has been waited for the longest first."""
 
     async def open(self, quiet: bool = False) -> None:
         """What fails is told in `trouble`: the daemon goes on without Docker."""
@@ -92,16 +94,25 @@ class PluginServer:
         assert task is not None
         self._serving.add(task)
         try:
-            if len(self._serving) <= CONNECTIONS_MAX:
-                await self._serve(reader, writer)
+            if len(self._serving) > CONNECTIONS_MAX:
+                if not self._waiting:
+                    return  # all of them are being answered
+                longest = next(iter(self._waiting))
+                del self._waiting[longest]
+                longest.cancel()
+            await self._serve(task, reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, asyncio.CancelledError):
             pass  # it went, or we do
         finally:
             self._serving.discard(task)
+            self._waiting.pop(task, None)
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         while True:
+            self._waiting[task] = None
             async with asyncio.timeout(IDLE_LIMIT_S):
                 head = await reader.readuntil(wire.END_OF_HEAD)
                 try:
@@ -111,6 +122,8 @@ class PluginServer:
                     writer.write(wire.answer(400, wire.refusal(f"weft: {error}"), ends=True))
                     await writer.drain()
                     return
+            if self._waiting.pop(task, ...) is ...:
+                return  # it had to make room
             writer.write(await self._answer(method, fields))
             await writer.drain()
 

@@ -157,3 +157,21 @@ def test_who_never_ends_a_request_keeps_nobody_else_waiting(tmp_path: Path) -> N
                 writer.close()
 
     run(work())
+
+
+def test_of_too_many_who_ask_nothing_the_oldest_makes_room(tmp_path: Path) -> None:
+    path = tmp_path / "weft.sock"
+
+    async def work() -> None:
+        async with serving(path):
+            idle = [await asyncio.open_unix_connection(path) for _ in range(server.CONNECTIONS_MAX)]
+            async with asyncio.timeout(5):
+                assert (await say(path, post("Echo")))[0] == 200
+                assert await idle[0][0].read() == b""
+                for reader, writer in idle[1:]:
+                    writer.write(post("Echo"))
+                    assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
+            for _, writer in idle:
+                writer.close()
+
+    run(work())
