@@ -9,7 +9,6 @@ rank, so that usually only one proposes. What is decided is chosen by `_value`.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gossip.names import PeerName
 from mesh.ipam import rings, spans
@@ -27,11 +26,9 @@ from mesh.ipam.charter import (
     first_charter,
 )
 from mesh.ipam.spans import Spans
+from mesh.ipam.state import State
 from mesh.ipam.statement import RANGES_MAX, USED_MAX, Intent, Report, Statement, Vote, still_taken
 from mesh.ipam.voter import are_complete
-
-if TYPE_CHECKING:
-    from mesh.ipam.member import Member
 
 TURN_S = 2.0
 """A voter of the next rank waits so much longer before it proposes the same."""
@@ -42,7 +39,7 @@ ABSENT_S = 5.0
 OPEN_S = 4.0
 
 
-def settle(member: Member, now: float) -> None:
+def settle(member: State, now: float) -> None:
     """Hold the vote that is due, if one is."""
     if rings.is_to_be_made_anew(member):
         rings.make_anew(member, now)
@@ -51,7 +48,7 @@ def settle(member: Member, now: float) -> None:
         member.ballots.begin(member.ring, member.tip + 1, intent, now)
 
 
-def _intent(member: Member, now: float) -> Intent | None:
+def _intent(member: State, now: float) -> Intent | None:
     if member.charter is None:
         return _first(member, now)
     if member.removals:
@@ -79,7 +76,7 @@ def _intent(member: Member, now: float) -> Intent | None:
     return None
 
 
-def _first(member: Member, now: float) -> Intent | None:
+def _first(member: State, now: float) -> Intent | None:
     """The ring is made when somebody wants an address, by whoever wants it and may vote."""
     asking = member.wants_ring or any(
         known.statement is not None and known.statement.wants_ring and peer in member.reachable
@@ -91,7 +88,7 @@ def _first(member: Member, now: float) -> Intent | None:
     return Intent() if member.wants_ring or now >= onset + TURN_S else None
 
 
-def _electors(member: Member) -> list[PeerName]:
+def _electors(member: State) -> list[PeerName]:
     """Who could make the first ring, as far as is known."""
     others = [
         peer for peer, known in sorted(member.known.items())
@@ -101,7 +98,7 @@ def _electors(member: Member) -> list[PeerName]:
     return sorted([member.own, *others])
 
 
-def _founders(member: Member) -> list[PeerName]:
+def _founders(member: State) -> list[PeerName]:
     """Who could make the first ring, and who has promised to and is out of reach since. Without these, who is left
     might be the only voter of a ring that others are in, and take all of it along."""
     proposal = member.ballots.proposal
@@ -110,22 +107,22 @@ def _founders(member: Member) -> list[PeerName]:
     return sorted({*_electors(member), *promised})
 
 
-def _needed(member: Member) -> int:
+def _needed(member: State) -> int:
     """A majority of those that are expected; who is there without having been expected counts too."""
     return expected(member) // 2 + 1
 
 
-def expected(member: Member) -> int:
+def expected(member: State) -> int:
     """How many peers the first vote counts on: as many as the user said, or as are named or known."""
     return member.settings.expected or max(member.expected, len(_electors(member)))
 
 
-def missing_for_first(member: Member) -> int:
+def missing_for_first(member: State) -> int:
     """How many more peers have to come into reach before there can be a ring."""
     return max(0, _needed(member) - len(_electors(member)))
 
 
-def _has_majority(member: Member) -> bool:
+def _has_majority(member: State) -> bool:
     """Whether enough voters are in reach for a vote to come to anything."""
     assert member.charter is not None
     peers = (member.peer_at(seat) for seat in member.charter.voters)
@@ -133,7 +130,7 @@ def _has_majority(member: Member) -> bool:
     return there >= member.charter.majority
 
 
-def _rank(member: Member) -> int | None:
+def _rank(member: State) -> int | None:
     """How many voters in reach stand before us; None where we are none."""
     assert member.charter is not None
     if member.own_seat is None or not member.voter.has_inherited(member.charter):
@@ -142,7 +139,7 @@ def _rank(member: Member) -> int | None:
     return sum(peer is not None and peer in member.reachable and peer < member.own for peer in peers)
 
 
-def _due(member: Member, now: float) -> list[tuple[Intent, float]]:
+def _due(member: State, now: float) -> list[tuple[Intent, float]]:
     """Votes that should be held, each with how long that must have been so."""
     assert member.charter is not None
     due: list[tuple[Intent, float]] = []
@@ -155,11 +152,11 @@ def _due(member: Member, now: float) -> list[tuple[Intent, float]]:
     return due
 
 
-def _resigned(member: Member) -> list[PeerName]:
+def _resigned(member: State) -> list[PeerName]:
     return [peer for peer, said in member.members() if said.resigned and _has_part(member, peer)]
 
 
-def _dead(member: Member, now: float) -> list[PeerName]:
+def _dead(member: State, now: float) -> list[PeerName]:
     """Peers whose slots may be taken over, or that should vote no more."""
     charter = member.charter
     assert charter is not None
@@ -175,7 +172,7 @@ def _dead(member: Member, now: float) -> list[PeerName]:
     return found
 
 
-def _best(member: Member, peer: PeerName) -> Statement | None:
+def _best(member: State, peer: PeerName) -> Statement | None:
     """The newest statement of our ring that we know of a peer."""
     said = member.statement(peer)
     held = member.voter.receipts.get(peer)
@@ -184,7 +181,7 @@ def _best(member: Member, peer: PeerName) -> Statement | None:
     return said
 
 
-def _has_part(member: Member, peer: PeerName) -> bool:
+def _has_part(member: State, peer: PeerName) -> bool:
     """Whether there is anything to take from a peer: slots, gifts, a vote."""
     assert member.charter is not None
     said = _best(member, peer)
@@ -197,14 +194,14 @@ def _has_part(member: Member, peer: PeerName) -> bool:
     return said is not None and bool(said.ranges or said.gifts) and not member.charter.fenced_after(peer, tip)
 
 
-def _is_there(member: Member, peer: PeerName) -> bool:
+def _is_there(member: State, peer: PeerName) -> bool:
     """Whether a removed peer has come back since."""
     assert member.charter is not None
     said, fence = member.statement(peer), member.charter.fence_of(peer)
     return said is not None and fence is not None and said.tip >= fence.number and _has_part(member, peer)
 
 
-def _candidates(member: Member, without: frozenset[bytes] = frozenset()) -> list[bytes]:
+def _candidates(member: State, without: frozenset[bytes] = frozenset()) -> list[bytes]:
     """Who should vote and does not yet, as many as there are places for."""
     charter = member.charter
     assert charter is not None
@@ -223,7 +220,7 @@ def _candidates(member: Member, without: frozenset[bytes] = frozenset()) -> list
 # -- counting ------------------------------------------------------------------------------------------
 
 
-def count(member: Member, now: float) -> Charter | None:
+def count(member: State, now: float) -> Charter | None:
     """Look at the votes for our proposal; the decision, once there is one."""
     proposal = member.ballots.proposal
     if proposal is None or (proposal.ring, proposal.number) != (member.ring, member.tip + 1):
@@ -254,24 +251,24 @@ def count(member: Member, now: float) -> Charter | None:
     return member.ballots.advance(votes, electorate, lambda intent, reports: _value(member, intent, reports), now)
 
 
-def _shows_receipts(member: Member, seat: bytes, number: int) -> bool:
+def _shows_receipts(member: State, seat: bytes, number: int) -> bool:
     return are_complete(member.receipts_at(seat), member.ring, number)
 
 
-def _seat_any(member: Member, peer: PeerName) -> bytes | None:
+def _seat_any(member: State, peer: PeerName) -> bytes | None:
     assert member.charter is not None
     if bytes(peer) in member.charter.voters:
         return bytes(peer)
     return member.seat_of(peer)
 
 
-def _value(member: Member, intent: Intent, reports: list[Report]) -> Charter | None:
+def _value(member: State, intent: Intent, reports: list[Report]) -> Charter | None:
     """What to decide, now that a majority has promised and nothing was accepted before; None for what fits no page."""
     following = _following(member, intent, reports)
     return following if following is not None and len(encode_charter(following)) <= CHARTER_BYTES_MAX else None
 
 
-def _following(member: Member, intent: Intent, reports: list[Report]) -> Charter | None:
+def _following(member: State, intent: Intent, reports: list[Report]) -> Charter | None:
     if member.charter is None:
         seats = [bytes(peer) for peer in _founders(member)][:FIRST_SHARES_MAX]
         settings = member.settings
@@ -287,12 +284,12 @@ def _following(member: Member, intent: Intent, reports: list[Report]) -> Charter
     return charter.plain("a vote that was left open")
 
 
-def _named(member: Member, seat: bytes) -> bytes:
+def _named(member: State, seat: bytes) -> bytes:
     peer = member.peer_at(seat)
     return bytes(peer) if peer is not None else seat
 
 
-def _still_granted(member: Member) -> tuple[Grant, ...]:
+def _still_granted(member: State) -> tuple[Grant, ...]:
     """Grants of which not enough voters beside the heir hold yet that it took them."""
     assert member.charter is not None
     kept = []
@@ -317,7 +314,7 @@ def _by_host(kept: list[tuple[bytes, Spans]], within: Spans) -> dict[bytes, Span
     return found
 
 
-def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter | None:
+def _retired(member: State, intent: Intent, reports: list[Report]) -> Charter | None:
     """Everything of one peer goes to us. What may be in use on its host is kept for it, unless it is gone for good."""
     charter = member.charter
     assert charter is not None
@@ -373,7 +370,7 @@ def _retired(member: Member, intent: Intent, reports: list[Report]) -> Charter |
     return None if _is_forgotten_too_soon(member, following, intent) else following
 
 
-def _is_forgotten_too_soon(member: Member, following: Charter, intent: Intent) -> bool:
+def _is_forgotten_too_soon(member: State, following: Charter, intent: Intent) -> bool:
     """Whether a host that has slots, and has only not heard of the last decisions, would seem to be retired as the
     oldest fences are forgotten: it would drop what nobody else was given."""
     if len(following.fences) < FENCES_MAX:

@@ -7,13 +7,12 @@ A gift may come late, twice, or be shown by a donor that has since been retired:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgpack
 
 from gossip.names import PeerName
 from mesh.ipam import spans
-from mesh.ipam.spans import Spans
+from mesh.ipam.claims import has_taken
+from mesh.ipam.state import State
 from mesh.ipam.statement import (
     GIFTS_MAX,
     NOBODY,
@@ -24,20 +23,12 @@ from mesh.ipam.statement import (
     Gift,
     Range,
     Refusal,
-    Statement,
-    Taken,
-    stamps_of,
 )
 
-if TYPE_CHECKING:
-    from mesh.ipam.charter import Charter
-    from mesh.ipam.member import Member
-
 Stamp = tuple[int, int]
-EVERYTHING: Spans = ((0, 1 << 64),)
 
 
-def settle(member: Member, now: float) -> None:
+def settle(member: State, now: float) -> None:
     _take_gifts(member)
     _finish_gifts(member)
     _yield_to_newer(member)
@@ -45,80 +36,7 @@ def settle(member: Member, now: float) -> None:
     _answer_asks(member, now)
 
 
-# -- who has what, as far as we know -------------------------------------------------------------------
-
-
-def overlaps(member: Member, peer: PeerName, said: Statement) -> bool:
-    """Whether somebody else, as far as we know, has slots that `peer` says are its own."""
-    assert member.charter is not None
-    owned = said.owned
-    if not owned:
-        return False
-    if any(other not in (peer, member.own) for other in member.owners().of(owned)):
-        return True
-    if peer != member.own and spans.both(owned, member.holdings.owned):
-        return True
-    for grant in member.charter.grants:
-        heir = member.peer_at(grant.heir)
-        if heir != peer and spans.both(owned, grant.slots) and not _has_taken(member, heir, grant.number):
-            return True
-    return False
-
-
-def _has_taken(member: Member, heir: PeerName | None, number: int) -> bool:
-    if heir == member.own:
-        return member.tip >= number
-    said = member.statement(heir) if heir is not None else None
-    return said is not None and said.tip >= number
-
-
-def taken(member: Member, peer: PeerName, slots: Spans) -> list[Taken]:
-    """Which of these slots, once of `peer`, others have by now, and under which stamp: one above those of its own
-    statement, or of its gifts, which are as good as made."""
-    held = member.voter.receipts.get(peer)
-    said = member.statement(peer)
-    if held is not None and (said is None or held.statement.sequence > said.sequence):
-        said = held.statement
-    theirs = stamps_of(said)
-    others = [(other, each) for other, each in member.members() if other != peer]
-    others += [(other, receipt.statement) for other, receipt in member.voter.receipts.items() if other != peer]
-    if member.own != peer and member.charter is not None:
-        mine = Statement(ranges=tuple(member.holdings.ranges), gifts=tuple(member.holdings.gifts))
-        others.append((member.own, mine))
-    gone: list[Taken] = []
-    for other, each in others:
-        ranges = [*each.ranges, *(gift.range for gift in each.gifts if gift.to != peer)]
-        if member.charter is not None and member.charter.fenced_after(other, each.tip) and other != member.own:
-            continue
-        for their in ranges:
-            for span in spans.both(slots, (their.span,)):
-                below = [stamp for mine, stamp in theirs if spans.both((mine,), (span,))]
-                if (their.term, their.count) > max(below, default=(-1, -1)):
-                    gone.append((*span, their.term, their.count))
-    return gone
-
-
-def lost_with(member: Member, charter: Charter, donor: PeerName, tip: int | None = None) -> Spans | None:
-    """Which slots another charter than ours, of number `tip`, says that a donor lost: those its heir was granted, and
-    what that has given on since. None where that is not known yet; where it is too long ago, all."""
-    if not charter.fenced_after(donor, member.tip if tip is None else tip):
-        return spans.NONE
-    fence = charter.fence_of(donor)
-    if fence is None:
-        return EVERYTHING
-    lost = [grant.slots for grant in charter.grants if grant.number == fence.number]
-    heir = member.peer_at(fence.heir)
-    said = member.statement(heir) if heir is not None else None
-    if not lost and (said is None or said.tip < fence.number):
-        return None
-    for _, other in member.members():
-        for each in (*other.ranges, *(gift.range for gift in other.gifts)):
-            if each.term >= fence.number:
-                lost.append((each.span,))
-    return spans.union(*lost)
-
-
-def _yield_to_newer(member: Member) -> None:
+def _yield_to_newer(member: State) -> None:
     """Somebody has slots of ours under a later stamp. No honest course of things leads there but a copied state
     directory; what is in doubt is given by neither."""
     for other in sorted(set(member.owners().of(member.holdings.owned))):
@@ -137,7 +55,7 @@ def _yield_to_newer(member: Member) -> None:
 # -- gifts ---------------------------------------------------------------------------------------------
 
 
-def _take_gifts(member: Member) -> None:
+def _take_gifts(member: State) -> None:
     """Each gift once: what was taken is remembered with the donor's newest statement that showed it, or showed it gone,
     and older statements of that donor are old news for good."""
     assert member.charter is not None
@@ -164,7 +82,7 @@ def _take_gifts(member: Member) -> None:
             member.changes[b"t" + donor] = msgpack.packb([said.sequence, sorted(shown)])
 
 
-def _finish_gifts(member: Member) -> None:
+def _finish_gifts(member: State) -> None:
     """Gifts of ours that have arrived: voters hold that the taker has them, confirmed, or that somebody has the slots
     under a later stamp. And those whose taker was retired before that: ours again unless they went to its heir."""
     assert member.charter is not None
@@ -187,7 +105,7 @@ def _finish_gifts(member: Member) -> None:
         if fence is None or fence.number <= gift.made_at:
             continue
         heir = member.peer_at(fence.heir)
-        if _has_taken(member, heir, fence.number) or any(g.number == fence.number for g in member.charter.grants):
+        if has_taken(member, heir, fence.number) or any(g.number == fence.number for g in member.charter.grants):
             done.append(gift)
             # Under the stamp of before: whoever has them by way of the taker, and is heard of late, has the later one.
             back += [Range(start, end, gift.range.term, gift.range.count - 1) for start, end in rest]
@@ -196,7 +114,7 @@ def _finish_gifts(member: Member) -> None:
         member.holdings.add_range(each)
 
 
-def _answer_asks(member: Member, now: float) -> None:
+def _answer_asks(member: State, now: float) -> None:
     """Give, or say why not. An answer stands until the ask is gone."""
     assert member.charter is not None
     asked: dict[PeerName, list[Ask]] = {}
@@ -231,7 +149,7 @@ def _tellable(reason: str) -> str:
     return printable.encode(errors="replace")[:REASON_MAX].decode(errors="ignore")
 
 
-def _choose(member: Member, peer: PeerName, ask: Ask) -> tuple[tuple[int, int] | None, str | None]:
+def _choose(member: State, peer: PeerName, ask: Ask) -> tuple[tuple[int, int] | None, str | None]:
     """What to give; or why nothing, or None to answer later."""
     holdings = member.holdings
     if len(holdings.gifts) >= GIFTS_MAX:
@@ -268,7 +186,7 @@ def _choose(member: Member, peer: PeerName, ask: Ask) -> tuple[tuple[int, int] |
 # -- keeping -------------------------------------------------------------------------------------------
 
 
-def _are_all_back(member: Member, number: int) -> bool:
+def _are_all_back(member: State, number: int) -> bool:
     """Whether nobody is missing whose slots were taken up to that decision."""
     assert member.charter is not None
     for fence in member.charter.fences:
@@ -279,7 +197,7 @@ def _are_all_back(member: Member, number: int) -> bool:
     return True
 
 
-def _keep_for_others(member: Member) -> None:
+def _keep_for_others(member: State) -> None:
     """Slots of ours that are in use elsewhere: all that a take-over found, until their host is back and says which of
     them it still uses; then those."""
     assert member.charter is not None

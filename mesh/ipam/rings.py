@@ -8,20 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from ipaddress import ip_interface
-from typing import TYPE_CHECKING
 
 from gossip.names import PeerName
-from mesh.ipam import left, spans
+from mesh.ipam import adoption, left
 from mesh.ipam.charter import FENCES_MAX, FIRST_SHARES_MAX, RING_BYTES, Fence, first_charter
-from mesh.ipam.left import Left
-from mesh.ipam.space import Space
-
-if TYPE_CHECKING:
-    from mesh.ipam.member import Member
+from mesh.ipam.state import State
 
 
-def choose(member: Member, now: float) -> None:
+def choose(member: State, now: float) -> None:
     """Move, if we should; and see which other rings are in reach."""
     if member.resigned:
         return
@@ -44,27 +38,27 @@ def choose(member: Member, now: float) -> None:
             member.splits[ring] = peers
 
 
-def join(member: Member, ring: bytes) -> None:
+def join(member: State, ring: bytes) -> None:
     """By an operator's word, our ring joins another one in reach."""
     assert member.charter is not None and ring in member.splits
     member.joins = (member.ring, ring)
     member.note_mind()
 
 
-def _has_been_joined(member: Member, ring: bytes) -> bool:
+def _has_been_joined(member: State, ring: bytes) -> bool:
     """Whether an operator's word moved our ring into that one."""
     others = (known.statement.joins for known in member.known.values() if known.statement is not None)
     return (member.ring, ring) in (member.joins, *others)
 
 
-def _is_used(member: Member, ring: bytes) -> bool:
+def _is_used(member: State, ring: bytes) -> bool:
     if ring == member.ring and member.has_given:
         return True
     said = (known.statement for known in member.known.values() if known.statement is not None)
     return any(each.ring == ring and each.has_given for each in said)
 
 
-def _move_to(member: Member, ring: bytes, peers: list[PeerName], now: float) -> None:
+def _move_to(member: State, ring: bytes, peers: list[PeerName], now: float) -> None:
     if ring in member.left:
         _come_back(member, ring, now)
         return
@@ -72,13 +66,13 @@ def _move_to(member: Member, ring: bytes, peers: list[PeerName], now: float) -> 
     found = [charter for charter in charters if charter is not None and charter.ring == ring]
     if found:
         _leave(member)
-        member.adopt(max(found, key=lambda charter: charter.number), now)
+        adoption.adopt(member, max(found, key=lambda charter: charter.number), now)
 
 
-def _leave(member: Member) -> None:
+def _leave(member: State) -> None:
     """To those who stay we are a host that is off; what is in use goes on."""
     if member.charter is not None:
-        _note_left(member, member.ring, left.what_is_left(member.charter, member.holdings, member.has_given))
+        member.note_left(member.ring, left.what_is_left(member.charter, member.holdings, member.has_given))
     member.holdings.leave()
     member.lease.end()
     member.asks.clear()
@@ -86,25 +80,25 @@ def _leave(member: Member) -> None:
     member.has_given = False
 
 
-def _come_back(member: Member, ring: bytes, now: float) -> None:
+def _come_back(member: State, ring: bytes, now: float) -> None:
     """To a ring that was ours, knowing what we knew then: what it decided since is learned like after any absence."""
     _leave(member)
-    member.follow(member.left[ring].charter, now)
+    adoption.follow(member, member.left[ring].charter, now)
     what = member.left.pop(ring)
     member.changes[b"l" + ring] = None
     left.come_back(member.holdings, what)
     member.has_given = what.has_given
-    member.begin_anew()
+    adoption.begin_anew(member)
     member.events.append(f"back in a ring that was left, as of decision {member.tip}")
 
 
-def has_voters_beside(member: Member, gone: Collection[PeerName]) -> bool:
+def has_voters_beside(member: State, gone: Collection[PeerName]) -> bool:
     """Whether these, once they are removed, leave anybody who votes."""
     assert member.charter is not None
     return any(member.peer_at(seat) not in gone for seat in member.charter.voters)
 
 
-def out_of_reach(member: Member, gone: Collection[PeerName]) -> list[PeerName]:
+def out_of_reach(member: State, gone: Collection[PeerName]) -> list[PeerName]:
     """Who else may be giving addresses of our ring, and would not hear that there is another one."""
     assert member.charter is not None
     return [
@@ -113,14 +107,14 @@ def out_of_reach(member: Member, gone: Collection[PeerName]) -> list[PeerName]:
     ]  # fmt: skip
 
 
-def is_to_be_made_anew(member: Member) -> bool:
+def is_to_be_made_anew(member: State) -> bool:
     gone = member.removals
     if not gone or member.charter is None:
         return False
     return not has_voters_beside(member, gone) and not out_of_reach(member, gone)
 
 
-def make_anew(member: Member, now: float) -> None:
+def make_anew(member: State, now: float) -> None:
     """Nobody is left who votes: a ring of this host and those in reach, which have equal shares of it. The one before
     is joined to it, so what is in use goes on, but not what the removed ones had."""
     before = member.charter
@@ -133,26 +127,5 @@ def make_anew(member: Member, now: float) -> None:
     charter = first_charter(ring, before.space, before.lease_s, seats, "a ring made anew: no voter was left")
     _leave(member)
     member.joins = (before.ring, ring)
-    member.adopt(replace(charter, fences=fences), now)
+    adoption.adopt(member, replace(charter, fences=fences), now)
     member.note_given()
-
-
-def renumber(member: Member, before: Space, after: Space) -> None:
-    """The same addresses under the numbers of another range, or under none."""
-    if (before.range4, before.range6) == (after.range4, after.range6) or not member.holdings.given:
-        return
-    numbers: dict[int, int | None] = {}
-    for slot, given in member.holdings.given.items():
-        found = (after.slot(ip_interface(text).ip) for text in given.addresses)
-        numbers[slot] = next((number for number in found if number is not None), None)
-    member.holdings.renumber(numbers)
-    # What has no number is not ours to manage any more. Nor to give, should we come back: it may be in use still.
-    dropped = spans.of_slots(slot for slot, number in numbers.items() if number is None)
-    for ring, what in list(member.left.items()) if dropped else ():
-        if what.charter.space == before:
-            _note_left(member, ring, what.without(dropped))
-
-
-def _note_left(member: Member, ring: bytes, what: Left) -> None:
-    member.left[ring] = what
-    member.changes[b"l" + ring] = left.pack_left(what)

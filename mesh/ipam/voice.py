@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gossip.names import PeerName
-from mesh.ipam import spans
+from mesh.ipam import serving, spans
 from mesh.ipam.charter import encode_charter
 from mesh.ipam.ranges import SEED
+from mesh.ipam.state import State
 from mesh.ipam.statement import (
     BALLOT,
     CHARTER,
@@ -36,9 +37,6 @@ from mesh.ipam.statement import (
     receipt_page,
 )
 
-if TYPE_CHECKING:
-    from mesh.ipam.member import Member
-
 RENEWALS = 3
 """So many statements a lease, if nothing changes."""
 GUEST_SPANS_FEW = 16
@@ -55,7 +53,7 @@ class Voice:
         self._made_of: dict[int, object] = {}
         self._relics = 0
 
-    def speak(self, member: Member, now: float) -> dict[int, bytes]:
+    def speak(self, member: State, now: float) -> dict[int, bytes]:
         """The pages that are others than before."""
         if self._is_due(member, now):
             self._state(member, now)
@@ -64,7 +62,7 @@ class Voice:
         self._said |= changed
         return changed
 
-    def say_again(self, member: Member, pages: Iterable[int]) -> None:
+    def say_again(self, member: State, pages: Iterable[int]) -> None:
         """These did not get out."""
         for page in pages:
             self._said.pop(page, None)
@@ -74,7 +72,7 @@ class Voice:
             elif page >= RECEIPTS:
                 member.voter.dirty.add(page)
 
-    def _is_due(self, member: Member, now: float) -> bool:
+    def _is_due(self, member: State, now: float) -> bool:
         flags = (member.tip, member.ring, member.wants_ring, member.expected, member.has_given, member.resigned)
         refusals = tuple(sorted((peer, refusal.nonce) for peer, refusal in member.refusals.items()))
         version = hash((member.holdings.version, tuple(member.asks), refusals, flags, member.joins))
@@ -88,7 +86,7 @@ class Voice:
         self._version = version
         return True
 
-    def _state(self, member: Member, now: float) -> None:
+    def _state(self, member: State, now: float) -> None:
         """The next statement."""
         self._statements += 1
         holdings = member.holdings
@@ -117,11 +115,11 @@ class Voice:
         if member.charter is not None and not member.resigned:
             member.lease.say(said.sequence, now, spans.both(said.owned, said.used), said.owned, member.charter)
             if member.own_seat is not None and member.voter.has_inherited(member.charter):
-                member.hold(member.own, said, now)
+                serving.hold(member, member.own, said, now)
                 if member.lease.hear(member.held_by):
                     holdings.confirm_donors(member.lease.confirmed_owned)
 
-    def _pages(self, member: Member) -> dict[int, bytes]:
+    def _pages(self, member: State) -> dict[int, bytes]:
         assert member.said is not None
         voter = member.voter
         pages = {
@@ -155,7 +153,7 @@ class Voice:
         self._made_of[page] = value
         return encode(value)
 
-    def _is_relic(self, member: Member, peer: PeerName) -> bool:
+    def _is_relic(self, member: State, peer: PeerName) -> bool:
         """Whether gossip knows less of a peer than we have on disk."""
         said = member.statement(peer)
         sequence = said.sequence if said is not None else 0
