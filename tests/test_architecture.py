@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,8 @@ PURE_REASON = (
     "whole network; what waits or touches the world belongs into one of the shells"
 )
 
+CIRCLE_REASON = "of two modules that know each other neither can be read, tested or changed alone"
+
 DOOR = "mesh.cli"
 """The `weft` command. Whatever of ours it imports is in its process too, and bound by the same rule."""
 DOOR_REASON = "that is start-up time which people feel at every command: the standard library only, without asyncio"
@@ -167,7 +170,7 @@ def within(module: str, names: set[str] | dict[str, str] | dict[str, set[str]]) 
 
 def findings(modules: Mapping[str, str]) -> list[str]:
     """What breaks the architecture, one line each with the rule's reason."""
-    found = list(_doors(modules))
+    found = [*_doors(modules), *_circles(modules)]
     for module, source in modules.items():
         tree = ast.parse(source)
         imports = list(imports_of(module, tree, modules))
@@ -222,6 +225,18 @@ def _doors(modules: Mapping[str, str]) -> Iterator[str]:
             if top == "mesh" and item.module in modules and item.module not in seen:
                 seen.add(item.module)
                 waiting.append(item.module)
+
+
+def _circles(modules: Mapping[str, str]) -> Iterator[str]:
+    """The first circle of imports, those for types alone included."""
+    knows = {
+        module: {item.module for item in imports_of(module, ast.parse(source), modules)} & modules.keys() - {module}
+        for module, source in modules.items()
+    }
+    try:
+        TopologicalSorter(knows).prepare()
+    except CycleError as error:
+        yield f"{' <- '.join(error.args[1])}: a circle: {CIRCLE_REASON}"
 
 
 def _kernel(module: str, tree: ast.Module, imports: list[Import]) -> Iterator[tuple[int, str]]:
@@ -330,6 +345,17 @@ def test_a_planted_fault_is_found(module: str) -> None:
     found = findings({DOOR: "import mesh.client, mesh.config, mesh.render", module: source})
 
     assert [line for line in found if line.startswith(module + ":") and reason in line], found
+
+
+def test_modules_that_know_each_other_are_found() -> None:
+    """Also where one does so inside a function, and the other for its types."""
+    modules = {
+        "gossip.node": "def run() -> None:\n    from gossip.link import Link",
+        "gossip.link": "if TYPE_CHECKING:\n    from gossip import node",
+        "gossip.wire": "",
+    }
+    [found] = findings(modules)
+    assert CIRCLE_REASON in found and "gossip.node" in found and "gossip.link" in found
 
 
 def test_what_is_allowed_is_not_found() -> None:
