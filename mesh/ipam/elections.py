@@ -43,9 +43,20 @@ def settle(member: State, now: float) -> None:
     """Hold the vote that is due, if one is."""
     if rings.is_to_be_made_anew(member):
         rings.make_anew(member, now)
+    if _is_taken_back(member):
+        member.ballots.drop()
     intent = _intent(member, now)
     if intent is not None:
         member.ballots.begin(member.ring, member.tip + 1, intent, now)
+
+
+def _is_taken_back(member: State) -> bool:
+    """Whether our vote is about a word that nobody stands by any more: who gave it was told that too few voters are
+    there, and may have brought them back since, with the peer itself."""
+    proposal = member.ballots.proposal
+    if proposal is None or not proposal.intent.by_word or member.charter is None:
+        return False
+    return proposal.intent.retire not in (*member.removals, *_resigned(member))
 
 
 def _intent(member: State, now: float) -> Intent | None:

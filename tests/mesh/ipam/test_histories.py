@@ -329,3 +329,22 @@ def test_who_comes_back_to_a_ring_has_what_it_had_of_it(seed: int) -> None:
     again = ring.hosts[3].member
     assert again is not None and again.ring == one.ring and again.holdings.owned == had
     ring.check_whole()
+
+
+def test_a_word_that_came_to_nothing_is_not_carried_out_when_voters_come_back(seed: int) -> None:
+    """Each of three is cut off from both others. Who gave the word was told so, and brings back the removed one too."""
+    ring = started(seed, 3)
+    ring.partition({1})
+    ring.partition({2})
+    ring.run_for(5.0)
+    ring.remove(1, ring.hosts[3].name)
+    ring.run_for(12.0)
+    asked = ring.hosts[1].member
+    assert asked is not None and asked.tip == 0
+    asked.removals.clear()
+    ring.run_for(5.0)
+    had = ring.owners()
+    ring.heal()
+    ring.run_for(30.0)
+    assert ring.owners() == had
+    ring.check_whole()
