@@ -38,7 +38,8 @@ def settle(member: State, now: float) -> None:
 
 def _yield_to_newer(member: State) -> None:
     """Somebody has slots of ours under a later stamp. No honest course of things leads there but a copied state
-    directory; what is in doubt is given by neither."""
+    directory, or a word on each of two sides that the other is gone; what is in doubt is given by neither. Two such
+    sides may have decided as much as each other, under the same numbers: then the lesser name has the later stamp."""
     for other in sorted(set(member.owners().of(member.holdings.owned))):
         said = member.statement(other)
         if other == member.own or said is None or said.tip < member.tip:
@@ -46,7 +47,8 @@ def _yield_to_newer(member: State) -> None:
         for their in said.ranges:
             for mine in member.holdings.ranges:
                 doubt = spans.both((their.span,), (mine.span,))
-                if doubt and (their.term, their.count) > (mine.term, mine.count):
+                is_later = (their.term, their.count, member.own) > (mine.term, mine.count, other)
+                if doubt and is_later:
                     member.holdings.remove(doubt)
                     member.events.append(f"{spans.size(doubt)} addresses of ours are owned by {other.hex(':')} too")
                     return

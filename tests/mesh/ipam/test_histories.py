@@ -348,3 +348,22 @@ def test_a_word_that_came_to_nothing_is_not_carried_out_when_voters_come_back(se
     ring.run_for(30.0)
     assert ring.owners() == had
     ring.check_whole()
+
+
+def test_two_that_were_each_told_that_the_other_is_gone_are_one_ring_again(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both decided the same for themselves, under the same number: nothing that they say is later than the other's."""
+    ring = started(seed, 2)
+    ring.partition({1})
+    ring.run_for(5.0)
+    monkeypatch.setattr(ring, "fail", lambda what: None)  # both give the same until they hear of each other
+    for index, other in ((1, 2), (2, 1)):
+        ring.remove(index, ring.hosts[other].name)
+    ring.run_for(10.0)
+    assert [spans.size(owned) for owned in ring.owners().values()] == [64, 64]
+    ring.heal()
+    ring.run_for(30.0)
+    monkeypatch.undo()
+    ring.run_for(2 * LEASE_S)
+    ring.check_whole()
