@@ -76,10 +76,12 @@ class Lease:
         self._settle()
 
     def hear(self, held: Callable[[Seat], int]) -> bool:
-        """`held`: the sequence of our statement that a voter holds, 0 for none. Whether that confirms a newer one."""
+        """`held`: the sequence of our statement that a voter holds, 0 for none. Whether that confirms a newer one. What
+        is newer than all that we said was said by a copy of our state directory: it confirms nothing of ours."""
+        newest = self._said[-1].sequence if self._said else 0
         for at in range(len(self._said) - 1, 0 if self._confirmed else -1, -1):
             said = self._said[at]
-            if sum(held(seat) >= said.sequence for seat in said.voters) >= blocking_of(said.voters):
+            if sum(said.sequence <= held(seat) <= newest for seat in said.voters) >= blocking_of(said.voters):
                 for _ in range(at):
                     self._said.popleft()
                 self._confirmed = True

@@ -39,15 +39,32 @@ from mesh.ipam.statement import (
 
 RENEWALS = 3
 """So many statements a lease, if nothing changes."""
+AHEAD_MAX = 1 << 48
+"""No copy has said so much more than we have: numbers like that are nonsense, and would leave none to say more with."""
 GUEST_SPANS_FEW = 16
 KEPT_SPANS_MAX = 6
+
+
+def _next_sequence(member: Member) -> int:
+    """Above everything that was said with our key: in this life, in earlier ones, and by a copy of our state directory
+    that has ended since, which voters may hold. They take nothing that is older than that."""
+    said, first = member.said, member.around.epoch << 24
+    voters = member.charter.voters if member.charter is not None else ()
+    held = [member.held_by(seat) for seat in voters]
+    before = [first, said.sequence if said is not None else 0]
+    return 1 + max([*before, *(each for each in held if each < first + AHEAD_MAX)])
+
+
+def _is_outrun(member: Member) -> bool:
+    """Whether voters hold what we never said. While a copy still speaks, neither of the two outruns the other."""
+    assert member.said is not None
+    return not member.conflict and _next_sequence(member) > member.said.sequence + 1
 
 
 class Voice:
     """The pages of one life."""
 
     def __init__(self) -> None:
-        self._statements = 0
         self._version = 0
         self._said: dict[int, bytes] = {}
         self._made_of: dict[int, object] = {}
@@ -81,19 +98,18 @@ class Voice:
         lease_s = member.charter.lease_s if member.charter is not None else 0
         old = is_renewed and (renewed is None or now >= renewed + lease_s / RENEWALS)
         is_full = member.charter is not None and member.lease.is_full
-        if member.said is not None and not old and (version == self._version or is_full):
+        if member.said is not None and not old and not _is_outrun(member) and (version == self._version or is_full):
             return False
         self._version = version
         return True
 
     def _state(self, member: State, now: float) -> None:
         """The next statement."""
-        self._statements += 1
         holdings = member.holdings
         said = member.said = Statement(
             ring=member.ring,
             tip=member.tip,
-            sequence=(member.around.epoch << 24) + self._statements,
+            sequence=_next_sequence(member),
             ranges=tuple(holdings.ranges),
             used=holdings.announced,
             guests=spans.coarse(spans.of_slots(holdings.guests), GUEST_SPANS_MAX, ((0, 1 << 64),)),

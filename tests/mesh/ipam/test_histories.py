@@ -367,3 +367,40 @@ def test_two_that_were_each_told_that_the_other_is_gone_are_one_ring_again(
     monkeypatch.undo()
     ring.run_for(2 * LEASE_S)
     ring.check_whole()
+
+
+def test_what_voters_hold_of_a_copy_confirms_nothing_of_the_original(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of a state directory spoke to the others for a while. When it is gone, the original goes on in the same
+    life: as soon as they hold what it says itself, and no longer than that when it is cut off."""
+    ring = started(seed, 3)
+    original = ring.hosts[1]
+    ring.partition({1})
+    monkeypatch.setattr(ring, "fail", lambda what: None)  # both give the same until they hear of each other
+    copy = ring.hosts[9] = Host(9, original.name, 1.0, 0.0, original.epoch, disk=dict(original.disk))
+    ring.blocked.add(frozenset((1, 9)))
+    copy.held = dict(original.held)
+    ring.start(9)
+    ring.run_for(10.0)
+    assert copy.member is not None and copy.member.lease.until > ring.clock(copy)
+    ring.kill(9)
+    del ring.hosts[9]
+    monkeypatch.undo()
+    assert original.member is not None
+    original.member.note_conflict("copied")
+    ring.heal()
+    ring.run_for(3.0)
+    original.epoch = copy.epoch + 1  # as gossip does, when it is shown pages that this life never wrote
+    ring.publish(original, {page: body for (name, page), (_, body) in original.store.items() if name == original.name})
+    original.member.note_conflict("")
+    ring.run_for(6.0)
+    for index in (2, 3):
+        member = ring.hosts[index].member
+        assert member is not None and member.voter.receipts[original.name].statement == original.member.said
+    request = ring.obtain(1, "after")
+    ring.run_for(6.0)
+    assert request is not None and request.answer is not None
+    ring.partition({1})
+    ring.run_for(3 * LEASE_S)
+    assert original.member.lease.until < ring.clock(original)
