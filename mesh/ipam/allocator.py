@@ -50,7 +50,8 @@ class Allocator(Protocol):
         """Claim again what was exported: how many were `taken`, and what was `refused`."""
 
     async def check(self, attached: Mapping[Interface, str], repair: bool) -> list[dict[str, Any]]:
-        """What is given differently from what is `attached`, by owner: `address`, `owner`, `problem`, `repaired`."""
+        """What is given differently from what is `attached`, by owner: `address`, `owner`, `problem`, `repaired`, which
+        is not done here. `repair`: a conflict is over."""
 
     def status(self) -> dict[str, Any]:
         """Everything, for `weft status ipam`."""

@@ -57,6 +57,14 @@ class Keeper:
     async def release(self, owner: str, addresses: Collection[Address] | None) -> None:
         """These are not used any more, or none of that owner's. To be called under the lock. A disk that refuses holds
         nobody up: the allocator does it as soon as it can."""
+        try:
+            await self.release_saved(owner, addresses)
+        except ApiError as error:
+            log.warning("not-released", owner=owner, error=error)
+
+    async def release_saved(self, owner: str, addresses: Collection[Address] | None) -> None:
+        """The same for who wants to know whether it is on disk. Raises `ApiError` where the disk refuses; released it
+        is all the same."""
         if addresses is not None and not addresses:
             return
         try:
@@ -64,11 +72,10 @@ class Keeper:
                 await self.ipam.release_all(owner)
             else:
                 await self.ipam.release(owner, addresses)
-        except ApiError as error:
-            log.warning("not-released", owner=owner, error=error)
-        for watch in self._watches:
-            if watch.owner == owner:
-                watch.is_stale = True
+        finally:
+            for watch in self._watches:
+                if watch.owner == owner:
+                    watch.is_stale = True
 
 
 def busy(what: str) -> ApiError:

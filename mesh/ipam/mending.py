@@ -60,23 +60,32 @@ class Mending:
         """Once. Whether all that is attached is given now."""
         is_done = True
         for finding in await self._ipam.check(self.attached(), False):
-            interface, owner = ip_interface(finding["address"]), finding["owner"]
-            try:
-                if self._owner_of(interface.ip) == owner:
-                    await self._claim(interface, owner)
-                else:
-                    await self._release(interface, owner)
-            except ApiError as error:
-                is_done = False
-                log.warning("not-mended", owner=owner, address=interface, error=error)
+            why = await self._mend(finding)
+            is_done = is_done and why is None
         return is_done
 
     async def check(self, repair: bool) -> list[dict[str, Any]]:
         """What differs, and whether it was repaired. Raises `ApiError`."""
         findings = await self._ipam.check(self.attached(), repair)
+        for finding in findings if repair else ():
+            why = await self._mend(finding)
+            finding |= {"repaired": True} if why is None else {"repaired": False, "why": why}
         if repair:
             await self.mend()  # what was attached in between
         return findings
+
+    async def _mend(self, finding: dict[str, Any]) -> str | None:
+        """By what is attached now, which may be more or less than when this was found; why it could not be done."""
+        interface, owner = ip_interface(finding["address"]), finding["owner"]
+        try:
+            if self._owner_of(interface.ip) == owner:
+                await self._claim(interface, owner)
+            else:
+                await self._release(interface, owner)
+        except ApiError as error:
+            log.warning("not-mended", owner=owner, address=interface, error=error)
+            return str(error)
+        return None
 
     async def _claim(self, interface: Interface, owner: str) -> None:
         await self._ipam.obtain(owner, (Claim(interface),))
@@ -88,7 +97,7 @@ class Mending:
         async with self._attachments.changing():
             self._attachments.refuse_closed()
             if self._owner_of(interface.ip) != owner:
-                await self._attachments.keeper.release(owner, [interface.ip])
+                await self._attachments.keeper.release_saved(owner, [interface.ip])
 
     def _owner_of(self, address: Address) -> str | None:
         return next((owner for interface, owner in self.attached().items() if interface.ip == address), None)

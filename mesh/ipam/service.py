@@ -443,20 +443,9 @@ class Ipam:
         return {"taken": taken, "refused": refused}
 
     async def check(self, attached: Mapping[Interface, str], repair: bool) -> list[dict[str, Any]]:
-        """Compare with what is attached: `attached` has the owner of every address. What differs, and whether it was
-        repaired."""
+        """Compare with what is attached: `attached` has the owner of every address. What differs is left to whoever
+        holds what is attached still, meanwhile; `repair` ends a conflict."""
         findings = view.differences(self.member, attached)
-        for finding in findings:
-            if not repair:
-                continue
-            try:
-                if finding["problem"] == view.NOT_ATTACHED:
-                    await self.release(finding["owner"], [ip_interface(finding["address"]).ip])
-                else:
-                    await self.obtain(finding["owner"], (Claim(ip_interface(finding["address"])),))
-                finding["repaired"] = True
-            except ApiError as error:
-                finding["why"] = str(error)
         if repair and self.member.conflict:
             self.member.note_conflict("")
             await self._saved()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from ipaddress import ip_interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mesh import expose as expose_module
 from mesh import requests
+from mesh.endpoints import Interface
 from mesh.expose import OWNER
 from mesh.ipam import mending as mending_module
 from mesh.ipam.mending import Mending
-from mesh.ipam.wants import FromSubnet
+from mesh.ipam.wants import Claim, FromSubnet, Want
 from mesh.requests import ApiError
 from tests.mesh.attach_world import World, attach, run, wish
+from tests.mesh.ipam.test_service import running
 
 FIRST = ["10.32.0.1/12", "fd00:32::1/64"]
 
@@ -69,6 +74,65 @@ def test_an_attach_under_way_is_not_robbed(world: World) -> None:
     world.ipam.before_answer = between
     found = attach(world, "c1")
     assert found.texts() == world.ipam.addresses("netns:c1") == FIRST
+
+
+def test_nor_by_a_repair(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real allocator: what is released rests, and is somebody else's a minute later."""
+
+    async def scenario() -> None:
+        async with running(tmp_path / "ipam") as ipam:
+            monkeypatch.setattr(world, "ipam", ipam)
+            attachments = world.launch()
+            repairing, obtain = Mending(attachments, world.exposures, dict), ipam.obtain
+
+            async def then_repaired(owner: str, wants: tuple[Want, ...]) -> tuple[Interface, ...]:
+                given = await obtain(owner, wants)
+                monkeypatch.setattr(ipam, "obtain", obtain)
+                assert [row["repaired"] for row in await repairing.check(True)] == [True]
+                return given
+
+            monkeypatch.setattr(ipam, "obtain", then_repaired)
+            found = await attachments.attach(wish("c1"))
+            assert await repairing.check(False) == []
+            assert [each.addresses for each in ipam.member.holdings.given.values()] == [tuple(found.texts())]
+
+    asyncio.run(scenario())
+
+
+def test_a_repair_goes_by_what_is_attached_by_then(world: World) -> None:
+    """What was found first may take seconds; what was found last may have been attached or detached meanwhile."""
+    attach(world, "c1")
+    world.ipam.given.clear()
+    run(world.ipam.obtain("netns:c2", (Claim(ip_interface("10.32.0.5/12")),)))
+    repairing = mending(world)
+
+    async def scenario() -> list[dict[str, Any]]:
+        async def between() -> None:
+            await world.attachments.attach(wish("c2", "10.32.0.5/12"))
+            await world.attachments.detach(requests.Detach("c1", ()))
+
+        check = world.ipam.check
+
+        async def slow(attached: Mapping[Interface, str], repair: bool) -> list[dict[str, Any]]:
+            found = await check(attached, repair)
+            world.ipam.check = check  # type: ignore[method-assign]
+            await between()
+            return found
+
+        world.ipam.check = slow  # type: ignore[method-assign]
+        return await repairing.check(True)
+
+    found = run(scenario())
+    assert len(found) == 3 and all(row["repaired"] for row in found)
+    assert world.ipam.addresses("netns:c2") == ["10.32.0.5/12"] and world.ipam.addresses("netns:c1") == []
+
+
+def test_a_repair_says_what_could_not_be_done(world: World) -> None:
+    attach(world, "c1")
+    world.ipam.given.clear()
+    world.ipam.refusal = ApiError("ipam-waiting", "no address: waited 12 s for votes")
+    found = run(mending(world).check(True))
+    assert [(row["repaired"], row["why"]) for row in found] == 2 * [(False, "no address: waited 12 s for votes")]
 
 
 def test_what_cannot_be_claimed_now_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
