@@ -296,11 +296,13 @@ class Desk:
         addresses = (str(want.interface),)
         given = holdings.given.get(slot)
         if given is not None:
-            if given.owner == owner or str(want.interface.ip) not in [
-                each.partition("/")[0] for each in given.addresses
-            ]:
-                return text, slot if given.owner == owner else None, addresses, False
-            raise Refused("address-taken", f"{want.interface.ip} is given to {given.owner} on this host; take another")
+            if given.owner == owner:
+                return text, slot, addresses, False
+            held = [each.partition("/")[0] for each in given.addresses]
+            # Whoever has one address of a slot has the slot: the other one is not known to be anybody else's.
+            goes = "" if str(want.interface.ip) in held else f"goes with {' and '.join(held)}, which "
+            text = f"{want.interface.ip} {goes}is given to {given.owner} on this host; take another"
+            raise Refused("address-taken", text)
         if member.charter is None:
             return text, slot, addresses, True
         if spans.holds(holdings.owned, slot):

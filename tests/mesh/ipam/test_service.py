@@ -6,7 +6,8 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Network, ip_interface
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,24 @@ def test_an_address_that_was_chosen_is_its_owners(tmp_path: Path) -> None:
                 await ipam.obtain(f"c{number}", DEFAULT)
             assert "10.32.0.9/24" not in [text for each in ipam.member.holdings.given.values()
                                           if each.owner != "a" for text in each.addresses]  # fmt: skip
+
+    asyncio.run(scenario())
+
+
+def test_the_other_address_of_a_slot_is_nobody_elses(tmp_path: Path) -> None:
+    """Who has one of the two may be given the other one too; to anybody else it would be given without being noted."""
+    both = replace(ALONE, range6=IPv6Network("fd00:9::/64"))
+    claim = (Claim(ip_interface("10.32.0.1/24")),)
+
+    async def scenario() -> None:
+        async with running(tmp_path, both) as ipam:
+            one = (FromSubnet(IPv6Network("fd00:9::/120")),)
+            assert texts(await ipam.obtain("a", one)) == ["fd00:9::1/64"]
+            with pytest.raises(ApiError, match="goes with fd00:9::1, which is given to a on this host") as caught:
+                await ipam.obtain("b", claim)
+            assert caught.value.code == "address-taken"
+            assert texts(await ipam.obtain("a", claim)) == ["10.32.0.1/24"]
+            assert [given.owner for given in ipam.member.holdings.given.values()] == ["a"]
 
     asyncio.run(scenario())
 
