@@ -51,6 +51,8 @@ class Host:
     rate: float
     offset: float
     epoch: int = 0
+    nickname: str = ""
+    """By its index where empty."""
     member: Member | None = None
     desk: Desk | None = None
     life: int = 0
@@ -127,7 +129,7 @@ class Ring:
         host.store = {}
         host.paused, host.backlog, host.writing, host.answers = False, [], False, []
         around = Surroundings(
-            host.name, f"h{index}", host.epoch, b"boot",
+            host.name, host.nickname or f"h{index}", host.epoch, b"boot",
             lambda slot: any(slot in self._endpoints(host, peer) for peer in self._publishers(host)),
             lambda peer: spans.of_slots(self._endpoints(host, peer)),
         )  # fmt: skip

@@ -93,7 +93,9 @@ class State:
         """Other rings in reach, and who is in them."""
         self.events: list[str] = []
         """What happened, for the log."""
-        self.seat: Seat = nickname_seat(around.nickname)
+        self.seat: Seat = nickname_seat(around.nickname) if settings.init == SEED else b""
+        """The nickname's seat that is ours in a ring made by `seed`: the one that was taken, whatever this host is
+        called and told today."""
         self.holdings = Holdings(self.changes)
         self.lease = Lease()
         self._voters: dict[bytes, Voter] = {}
@@ -120,6 +122,7 @@ class State:
     def _load(self, contents: dict[bytes, bytes], now: float) -> None:
         if (body := contents.get(b"c")) is not None:
             self.charter = decode_charter_untrusted(body)
+        self.seat = contents.get(b"s", self.seat) or b""
         self.resigned = b"z" in contents
         if (body := contents.get(b"m")) is not None:
             self.has_given, left, right, self.conflict = unpack_own(body)
@@ -135,6 +138,8 @@ class State:
             self._voters[ring] = Voter(self.changes, ring, self.around.boot, now)
             self._voters[ring].load(contents, now)
         self.begin_to_vote(now)
+        if self.charter is not None:
+            self.keep_seat(self.charter)
 
     def begin_to_vote(self, now: float) -> None:
         """In the ring that is ours now."""
@@ -182,7 +187,7 @@ class State:
         """Who has a seat; None where that is not known yet."""
         if is_name(seat):
             return PeerName(seat)
-        if seat == self.seat and self.settings.init == SEED:
+        if seat == self.seat:
             return self.own
         return next((peer for peer in sorted(self.known) if self._said_seat(peer) == seat), None)
 
@@ -235,7 +240,11 @@ class State:
         self._owners = None
 
     def own_seats(self) -> set[bytes]:
-        return {bytes(self.own), *([self.seat] if self.settings.init == SEED else [])}
+        return {bytes(self.own), self.seat}
+
+    def keep_seat(self, charter: Charter) -> None:
+        if self.seat and self.seat in (*charter.voters, *(grant.heir for grant in charter.grants)):
+            self.changes[b"s"] = self.seat
 
     def newest(self, peer: PeerName) -> Statement | None:
         """What a peer says, or said last as far as any voter tells."""

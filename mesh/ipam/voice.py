@@ -13,7 +13,6 @@ from typing import Any
 from gossip.names import PeerName
 from mesh.ipam import serving, spans
 from mesh.ipam.charter import encode_charter
-from mesh.ipam.ranges import SEED
 from mesh.ipam.state import State
 from mesh.ipam.statement import (
     BALLOT,
@@ -45,7 +44,7 @@ GUEST_SPANS_FEW = 16
 KEPT_SPANS_MAX = 6
 
 
-def _next_sequence(member: Member) -> int:
+def _next_sequence(member: State) -> int:
     """Above everything that was said with our key: in this life, in earlier ones, and by a copy of our state directory
     that has ended since, which voters may hold. They take nothing that is older than that."""
     said, first = member.said, member.around.epoch << 24
@@ -55,7 +54,7 @@ def _next_sequence(member: Member) -> int:
     return 1 + max([*before, *(each for each in held if each < first + AHEAD_MAX)])
 
 
-def _is_outrun(member: Member) -> bool:
+def _is_outrun(member: State) -> bool:
     """Whether voters hold what we never said. While a copy still speaks, neither of the two outruns the other."""
     assert member.said is not None
     return not member.conflict and _next_sequence(member) > member.said.sequence + 1
@@ -120,7 +119,7 @@ class Voice:
             wants_ring=member.wants_ring,
             has_given=member.has_given,
             resigned=member.resigned,
-            seat=member.seat if member.settings.init == SEED else b"",
+            seat=member.seat,
             joins=member.joins,
             kept=holdings.kept_to_say(KEPT_PEERS_MAX, KEPT_SPANS_MAX),
         )

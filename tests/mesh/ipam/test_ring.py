@@ -8,7 +8,7 @@ import pytest
 
 from gossip.names import format_name
 from mesh.ipam import rings, spans
-from mesh.ipam.ranges import OBSERVER, SEED
+from mesh.ipam.ranges import CONSENSUS, OBSERVER, SEED
 from mesh.ipam.sim import LEASE_S, Ring
 from mesh.ipam.soak import run_apart, run_scenario
 from mesh.ipam.space import AUTOMATIC6, Space
@@ -148,6 +148,31 @@ def test_seeds_need_no_agreement() -> None:
         given(ring, index, f"c{index}")
     ring.run_for(20.0)
     ring.check_whole()
+
+
+@pytest.mark.parametrize(("nickname", "init"), [("another", SEED), ("h2", SEED), ("h1", CONSENSUS)])
+def test_a_seed_has_its_seat_whatever_it_is_called_and_told_later(nickname: str, init: str) -> None:
+    """Else nobody would know who the heir of its share is, and no voter would take a statement of whoever has that."""
+    ring = Ring(8, 3, settings=Settings(SPACE, lease_s=LEASE_S, init=SEED, seeds=("h1", "h2", "h3")))
+    for index in ring.hosts:
+        ring.start(index)
+    ring.run_for(30.0)
+    ring.kill(1)
+    ring.hosts[1].nickname = nickname
+    ring.settings = Settings(SPACE, lease_s=LEASE_S, init=init, seeds=ring.settings.seeds)
+    ring.start(1)
+    ring.run_for(10.0)
+    member = ring.hosts[1].member
+    assert member is not None and member.charter is not None and member.own_seat == b"nickname:h1"
+    ring.claim(2, "one of its own", member.charter.granted(b"nickname:h1")[0].slots[0][0] + 5)
+    ring.run_for(2 * LEASE_S)
+    for index in ring.hosts:
+        given(ring, index, f"c{index}")
+    ring.check_whole()
+    ring.kill(1)
+    ring.run_for(3 * LEASE_S)
+    others = [ring.hosts[index].member for index in (2, 3)]
+    assert sum(spans.size(each.holdings.owned) for each in others if each) == SPACE.size
 
 
 def test_an_observer_waits_for_others_and_never_votes() -> None:
