@@ -45,6 +45,8 @@ class Request:
     moves: frozenset[int] = frozenset()
     """Claimed slots of which another host said, when this was asked, that it uses them: the caller has seen that it is
     out of reach, and an address moves then, by its user's word."""
+    stays: frozenset[int] = frozenset()
+    """The same where nobody has seen to that: they are refused."""
     waiting_for: str = ""
     answer: tuple[Interface, ...] | None = None
     refused: Refused | None = None
@@ -86,16 +88,20 @@ class Desk:
         self._exhausted: dict[_Key, float] = {}
         self._count = 0
 
-    def submit(self, owner: str, wants: tuple[Want, ...], now: float, until: float) -> Request:
+    def submit(
+        self, owner: str, wants: tuple[Want, ...], now: float, until: float, may_move: bool = True
+    ) -> Request:  # fmt: skip
         """Try at once; a request that is not done is tried again by `work`."""
-        request = Request(owner, wants, now, until, self._moves(wants))
+        elsewhere, none = self._elsewhere(wants), frozenset[int]()
+        moves, stays = (elsewhere, none) if may_move else (none, elsewhere)
+        request = Request(owner, wants, now, until, moves, stays)
         self._try(request, now)
         if not request.is_done:
             self._count += 1
             self.waiting[self._count] = request
         return request
 
-    def _moves(self, wants: tuple[Want, ...]) -> frozenset[int]:
+    def _elsewhere(self, wants: tuple[Want, ...]) -> frozenset[int]:
         slots = (self.member.space.slot(want.interface.ip) for want in wants if isinstance(want, Claim))
         return frozenset(slot for slot in slots if slot is not None and self.member.around.used_elsewhere(slot))
 
@@ -303,6 +309,8 @@ class Desk:
             goes = "" if str(want.interface.ip) in held else f"goes with {' and '.join(held)}, which "
             text = f"{want.interface.ip} {goes}is given to {given.owner} on this host; take another"
             raise Refused("address-taken", text)
+        if slot in request.stays:
+            raise Refused("address-taken", f"{want.interface.ip} is in use on another host; release it there first")
         if member.charter is None:
             return text, slot, addresses, True
         if spans.holds(holdings.owned, slot):

@@ -262,12 +262,16 @@ class Ipam:
         """Addresses for `owner`, on disk and ours to give when this returns. What it was given for the same want before
         is found again, within a minute of its release too. Claims outside the range are returned as they are. All or
         nothing; raises `ApiError`. May wait for seconds."""
+        return await self._obtain(owner, wants, may_move=True)
+
+    async def _obtain(self, owner: str, wants: tuple[Want, ...], may_move: bool) -> tuple[Interface, ...]:
+        """`may_move`: the caller has seen to it that what is in use on another host may be given here."""
         if not self.member.space.ranges:
             return self._without_ranges(wants)
         if self._closed:
             raise ApiError("stopping", "the daemon is stopping; try again when it runs")
         caller = _Caller()
-        asking = asyncio.ensure_future(self._obtain(owner, wants, caller))
+        asking = asyncio.ensure_future(self._ask(owner, wants, may_move, caller))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
@@ -280,11 +284,13 @@ class Ipam:
                 self._soon()
             raise
 
-    async def _obtain(self, owner: str, wants: tuple[Want, ...], caller: _Caller) -> tuple[Interface, ...]:
+    async def _ask(
+        self, owner: str, wants: tuple[Want, ...], may_move: bool, caller: _Caller
+    ) -> tuple[Interface, ...]:  # fmt: skip
         """One request of an owner at a time: what one finds given, another must not be about to take back."""
         async with self._owners.setdefault(owner, asyncio.Lock()):
             now = self._clock()
-            request = caller.request = self.desk.submit(owner, wants, now, now + WAIT_S)
+            request = caller.request = self.desk.submit(owner, wants, now, now + WAIT_S, may_move)
             answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._answers.append((request, answer))
             if request.is_done:
@@ -425,8 +431,9 @@ class Ipam:
         return view.export(self.member)
 
     async def import_(self, document: dict[str, Any], force: bool) -> dict[str, Any]:
-        """Take back what was exported: each address is claimed again for its owner. Raises `ApiError` for a document
-        that is none, or where something is given here already and not `force`."""
+        """Take back what was exported: each address is claimed again for its owner, unless another host uses it by now,
+        in reach or not. Raises `ApiError` for a document that is none, or where something is given here already and not
+        `force`."""
         entries = view.imported(document)
         if self.member.holdings.given and not force:
             have = len(self.member.holdings.given)
@@ -436,7 +443,7 @@ class Ipam:
         for owner, addresses in entries:
             for address in addresses:
                 try:
-                    await self.obtain(owner, (Claim(ip_interface(address)),))
+                    await self._obtain(owner, (Claim(ip_interface(address)),), may_move=False)
                     taken += 1
                 except ApiError as error:
                     refused.append({"owner": owner, "address": address, "problem": str(error)})

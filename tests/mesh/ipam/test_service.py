@@ -120,6 +120,29 @@ def test_the_other_address_of_a_slot_is_nobody_elses(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def entry(owner: str, address: str) -> dict[str, object]:
+    return {"owner": owner, "addresses": [address]}
+
+
+@pytest.mark.parametrize("has_ring", [True, False])
+def test_what_another_host_uses_by_now_is_not_imported(tmp_path: Path, has_ring: bool) -> None:
+    """Whoever attaches an address sees where it is in use, and moves it by that; a file of last week does not."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            if has_ring:
+                await ipam.obtain("first", DEFAULT)
+            ipam.member.around = replace(ipam.member.around, used_elsewhere=lambda slot: slot == 9)
+            document = {"format": 1, "entries": [entry("a", "10.32.0.8/24"), entry("b", "10.32.0.9/24")]}
+            found = await ipam.import_(document, True)
+            assert found["taken"] == 1 and [row["owner"] for row in found["refused"]] == ["b"]
+            assert 9 not in ipam.member.holdings.given
+            await ipam.obtain("b", (Claim(ip_interface("10.32.0.9/24")),))
+            assert (await ipam.import_(document, True))["taken"] == 2
+
+    asyncio.run(scenario())
+
+
 def test_without_a_range_only_what_is_named_is_given(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path, Allocation(range4=None, makes_range6=False)) as ipam:
