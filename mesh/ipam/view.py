@@ -249,6 +249,7 @@ def imported(document: Any) -> list[tuple[str, list[str]]]:
                 or not all(isinstance(each, str) for each in addresses)
             ):
                 raise ValueError
+            owner.encode()  # JSON may hold what no journal does
             found.append((owner, [str(ip_interface(each)) for each in addresses]))
         return found
     except (KeyError, TypeError, ValueError):

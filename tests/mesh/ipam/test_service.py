@@ -143,6 +143,16 @@ def test_what_another_host_uses_by_now_is_not_imported(tmp_path: Path, has_ring:
     asyncio.run(scenario())
 
 
+def test_an_owner_that_no_journal_can_hold_is_not_imported(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            with pytest.raises(ApiError, match="is not what `weft ipam export` writes"):
+                await ipam.import_({"format": 1, "entries": [entry("\ud800", "10.32.0.9/24")]}, False)
+            assert not ipam.member.holdings.given
+
+    asyncio.run(scenario())
+
+
 def test_without_a_range_only_what_is_named_is_given(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path, Allocation(range4=None, makes_range6=False)) as ipam:
