@@ -17,6 +17,8 @@ from mesh.ipam.statement import ACCEPT, PREPARE, Ballot, Intent, Proposal, Repor
 
 PATIENCE_S = 1.5
 BACKOFF_MAX_S = 30.0
+FRUITLESS_S = 300.0
+"""For so long other votes come before one of which nothing came although a majority promised."""
 AHEAD_MAX = 1 << 20
 
 
@@ -41,6 +43,7 @@ class Ballots:
         self._until = 0.0
         self._not_before = 0.0
         self._highest = 0
+        self._fruitless: dict[Intent, float] = {}
 
     def see(self, ballot: Ballot) -> None:
         if ballot[0] < self._highest + AHEAD_MAX:  # else it is nonsense, and no turn would be left for anybody
@@ -63,6 +66,11 @@ class Ballots:
         wait = min(PATIENCE_S * 2 ** min(self.tries, 5), BACKOFF_MAX_S)
         self._until = now + wait * (0.75 + 0.75 * self._rng.random())
         return True
+
+    def is_fruitless(self, intent: Intent, now: float) -> bool:
+        """Whether such a vote could decide nothing a moment ago, as what it would have to say fits no charter."""
+        self._fruitless = {each: until for each, until in self._fruitless.items() if until > now}
+        return intent in self._fruitless
 
     def drop(self) -> None:
         self.proposal = None
@@ -93,6 +101,7 @@ class Ballots:
             bound = max((vote for vote, _ in promised if vote.value is not None), key=_accepted, default=None)
             value = bound.value if bound is not None else choose(proposal.intent, [report for _, report in promised])
             if value is None:
+                self._fruitless[proposal.intent] = now + FRUITLESS_S
                 self.drop()
                 self._not_before = now + PATIENCE_S
                 return None

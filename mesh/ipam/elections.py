@@ -78,7 +78,7 @@ def _intent(member: State, now: float) -> Intent | None:
             return intent
     if rank is None or not _has_majority(member):
         return None
-    for intent, after_s in _due(member, now):
+    for intent, after_s in sorted(_due(member, now), key=lambda due: member.ballots.is_fruitless(due[0], now)):
         onset = member.onsets.setdefault((member.tip, intent), now)
         if now >= onset + after_s + rank * TURN_S:
             return intent

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from gossip.names import format_name
-from mesh.ipam import rings, spans
+from mesh.ipam import charter, elections, rings, spans
 from mesh.ipam.ranges import CONSENSUS, OBSERVER, SEED
 from mesh.ipam.sim import LEASE_S, Ring
 from mesh.ipam.soak import run_apart, run_scenario
@@ -429,3 +429,29 @@ def test_both_families_end_alike() -> None:
     request = ring.obtain(1, "d", subnet)
     ring.run_for(3.0)
     assert request is not None and request.answer is not None and len(request.answer) == 1
+
+
+def test_a_take_over_that_nobody_can_decide_stands_in_the_way_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More hosts die at once than a charter has fences for; who comes then is a voter all the same."""
+    for module in (charter, elections):
+        monkeypatch.setattr(module, "FENCES_MAX", 2)
+    ring = Ring(31, 7, settings=Settings(SPACE, lease_s=LEASE_S), expected=3)
+    for index in (1, 2, 3):
+        ring.start(index)
+    ring.run_for(4.0)
+    given(ring, 1, "c1")
+    voting, ring.settings = ring.settings, Settings(SPACE, lease_s=LEASE_S, init=OBSERVER)
+    for index in (4, 5, 6):
+        ring.start(index)
+        ring.run_for(4.0)
+        given(ring, index, f"c{index}")
+    ring.run_for(20.0)
+    for index in (4, 5, 6):
+        ring.kill(index)
+    ring.run_for(3 * LEASE_S)
+    ring.settings = voting
+    ring.start(7)
+    ring.run_for(LEASE_S)
+    member = ring.hosts[7].member
+    assert member is not None and member.charter is not None
+    assert len(member.charter.fences) == 1 and member.own_seat is not None
