@@ -102,13 +102,10 @@ def _renumber(member: State, before: Space, after: Space) -> None:
     """The same addresses under the numbers of another range, or under none."""
     if (before.range4, before.range6) == (after.range4, after.range6) or not member.holdings.given:
         return
-    numbers: dict[int, int | None] = {}
-    for slot, given in member.holdings.given.items():
-        found = (after.slot(ip_interface(text).ip) for text in given.addresses)
-        numbers[slot] = next((number for number in found if number is not None), None)
-    member.holdings.renumber(numbers)
+    texts = {text for given in member.holdings.given.values() for text in given.addresses}
+    numbers = {text: after.slot(ip_interface(text).ip) for text in texts}
+    dropped = member.holdings.renumber(numbers)
     # What has no number is not ours to manage any more. Nor to give, should we come back: it may be in use still.
-    dropped = spans.of_slots(slot for slot, number in numbers.items() if number is None)
     for ring, what in list(member.left.items()) if dropped else ():
         if what.charter.space == before:
             member.note_left(ring, what.without(dropped))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgpack
@@ -361,18 +361,26 @@ class Holdings:
         for peer in list(self.kept):
             self.keep(peer, -1, spans.NONE)
 
-    def renumber(self, slots: dict[int, int | None]) -> None:
-        """The range is another one: slots by what they were; None for what lies outside of it and is not ours to
-        manage. Only after `leave`."""
+    def renumber(self, numbers: Mapping[str, int | None]) -> Spans:
+        """The range is another one: by address, of which slot it is now, None outside of it. The two of a slot may be
+        of two by now; and two of different owners of one, which the first has then. Which slots were dropped: all of
+        them lies outside, and is not ours to manage. Only after `leave`."""
         assert not self.ranges
         before, self.given, self._of_owner, self.guests = self.given, {}, {}, set()
         for slot in before:
             self.changes[_SLOT.pack(b"g", slot)] = None
+        dropped = []
         for slot, given in before.items():
-            new = slots.get(slot)
-            if new is not None:
-                for want, addresses in given.wants:
-                    self.give(new, given.owner, want, addresses)
+            places = dict.fromkeys(place for text in given.addresses if (place := numbers[text]) is not None)
+            first = next(iter(places), None)
+            if first is None:
+                dropped.append(slot)
+            for want, place in ((want, place) for want in given.wants for place in places):
+                # What lies outside goes along with the first that does not.
+                there = (text for text in want[1] if place == (first if numbers[text] is None else numbers[text]))
+                if (addresses := tuple(there)) and self.given.get(place, given).owner == given.owner:
+                    self.give(place, given.owner, want[0], addresses)
+        return spans.of_slots(dropped)
 
 
 def cut(ranges: Iterable[Range], gone: Spans) -> list[Range]:

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gossip.names import PeerName
 from mesh.ipam import spans
-from mesh.ipam.holdings import POOL, REST_S, Holdings
+from mesh.ipam.holdings import POOL, REST_S, Changes, Holdings
 from mesh.ipam.statement import Gift, Range
 
 SIZE = 48
@@ -144,3 +144,32 @@ def test_what_is_announced_and_free_stays_bounded() -> None:
     holdings.trim()
     assert spans.size(holdings.announced) == POOL
     assert list(holdings.pool((0, 100_000))) == list(range(POOL))
+
+
+def test_by_another_range_the_two_addresses_of_a_slot_may_be_of_two() -> None:
+    changes: Changes = {}
+    holdings = Holdings(changes)
+    holdings.give(2, "a", "net:default", ("10.32.0.2/24", "fd00:9::2/64"))
+    holdings.give(3, "b", "ip:10.32.0.3/24", ("10.32.0.3/24",))
+    holdings.give(4, "c", "ip:fd00:9::4/64", ("fd00:9::4/64",))
+    numbers = {"10.32.0.2/24": 802, "fd00:9::2/64": 2, "10.32.0.3/24": 4, "fd00:9::4/64": 4}
+    assert holdings.renumber(numbers) == ()
+    assert {slot: (given.owner, given.addresses) for slot, given in holdings.given.items()} == {
+        802: ("a", ("10.32.0.2/24",)),
+        2: ("a", ("fd00:9::2/64",)),
+        4: ("b", ("10.32.0.3/24",)),
+    }
+    assert holdings.slots_of("a") == [802, 2] and holdings.slots_of("b") == [4] and holdings.slots_of("c") == []
+    assert holdings.guests == {802, 2, 4}
+    again = Holdings({})
+    again.load({key: value for key, value in changes.items() if value is not None}, 0.0)
+    assert again.given == holdings.given
+
+
+def test_by_another_range_what_lies_outside_is_dropped_unless_the_other_address_does_not() -> None:
+    holdings = Holdings({})
+    holdings.give(2, "a", "net:default", ("10.32.0.2/24", "fd00:9::2/64"))
+    holdings.give(3, "b", "ip:10.32.0.3/24", ("10.32.0.3/24",))
+    numbers = {"10.32.0.2/24": None, "fd00:9::2/64": 7, "10.32.0.3/24": None}
+    assert holdings.renumber(numbers) == ((3, 4),)
+    assert {slot: given.addresses for slot, given in holdings.given.items()} == {7: ("10.32.0.2/24", "fd00:9::2/64")}
