@@ -202,7 +202,8 @@ class Ipam:
             self._forget(done, savers)
             self._refused_by_disk(error, out.changes, out.pages, done)
             for saver in savers:
-                saver.set_exception(ApiError("not-saved", str(error)))
+                if not saver.done():  # else its waiter was cancelled
+                    saver.set_exception(ApiError("not-saved", str(error)))
             return False
         if self.disk_trouble:
             log.info("saved-again")
@@ -211,7 +212,8 @@ class Ipam:
         self._forget(done, savers)
         now = self._clock()
         for saver in savers:
-            saver.set_result(None)
+            if not saver.done():
+                saver.set_result(None)
         for request, answer in done:
             self._answer(request, answer, now)
         if out.pages:

@@ -288,6 +288,32 @@ def test_a_host_whose_key_somebody_else_uses_gives_nothing_in_the_next_life_eith
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("refuses", [False, True])
+def test_who_waits_for_a_release_no_longer_costs_nobody_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    """It is released, and what went to disk with it is answered."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            await ipam.obtain("first", DEFAULT)
+            with monkeypatch.context() as patch:
+                if refuses:
+                    patch.setattr(journalfile, "os", failing("pwrite", errno.ENOSPC))
+                releasing = asyncio.ensure_future(ipam.release_all("first"))
+                asking = asyncio.ensure_future(ipam.obtain("second", DEFAULT))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                releasing.cancel()
+                async with asyncio.timeout(5.0):
+                    told = await asyncio.gather(asking, return_exceptions=True)
+            code = told[0].code if isinstance(told[0], ApiError) else ""
+            assert code in (["", "not-saved"] if refuses else [""])
+            assert not ipam.member.holdings.slots_of("first")
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("turns", range(6))
 def test_two_that_ask_for_one_owner_do_not_share_what_one_gives_back(tmp_path: Path, turns: int) -> None:
     """The first hangs up, whenever that is; what the second was told is given."""
