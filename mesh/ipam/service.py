@@ -205,6 +205,9 @@ class Ipam:
                 if not saver.done():  # else its waiter was cancelled
                     saver.set_exception(ApiError("not-saved", str(error)))
             return False
+        except BaseException:
+            self._keep(out.changes, out.pages)
+            raise
         if self.disk_trouble:
             log.info("saved-again")
             self.disk_trouble = ""
@@ -240,6 +243,12 @@ class Ipam:
             request.refused = Refused("ipam-lapsed", "the right to give addresses ran out just then; try again")
         answer.set_result(None)
 
+    def _keep(self, changes: Mapping[bytes, bytes | None], pages: Mapping[int, bytes]) -> None:
+        """These are not on disk: they go with the next ones, which are built upon them."""
+        for key, value in changes.items():
+            self.member.changes.setdefault(key, value)
+        self.member.say_again(pages)
+
     def _refused_by_disk(
         self, error: StoreError, changes: Mapping[bytes, bytes | None], pages: Mapping[int, bytes],
         done: list[tuple[Request, asyncio.Future[None]]],
@@ -247,9 +256,7 @@ class Ipam:
         """Nothing of it happened, as far as others can tell; what is still so is written with the next change."""
         self.disk_trouble = str(error)
         log.error("not-saved", error=error)
-        for key, value in changes.items():
-            self.member.changes.setdefault(key, value)
-        self.member.say_again(pages)
+        self._keep(changes, pages)
         now = self._clock()
         for request, answer in done:
             self.desk.take_back(request, now)

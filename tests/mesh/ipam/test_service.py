@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_interface
@@ -23,6 +23,7 @@ from mesh.ipam.service import Ipam, Mesh
 from mesh.ipam.space import Space
 from mesh.ipam.statement import CHARTER, STATEMENT, Statement, encode_statement
 from mesh.ipam.wants import Claim, FromSubnet
+from mesh.journal import Journal
 from mesh.requests import ApiError
 from tests.mesh.daemons import until
 from tests.mesh.failing_disk import failing
@@ -371,5 +372,28 @@ def test_a_mistake_of_ours_costs_an_answer_and_not_the_daemon(tmp_path: Path, mo
         await asyncio.sleep(0.05)
         assert 0 in published and 1 in published
         await ipam.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_mistake_of_ours_on_the_way_to_the_disk_loses_nothing_that_later_writes_are_built_upon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the ring itself: its addresses would be on disk, and at the next start nobody would know whose they are."""
+    monkeypatch.setattr(service_module, "RETRY_S", 0.01)
+
+    def hand_in(self: Journal, changes: Mapping[bytes, bytes | None]) -> asyncio.Future[None]:
+        raise AssertionError("a batch that is too large")
+
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "hand_in", hand_in)
+                with pytest.raises(ApiError, match="failed inside the daemon"):
+                    await ipam.obtain("c", DEFAULT)
+            assert await ipam.obtain("d", DEFAULT)
+            ring = ipam.member.ring
+        async with running(tmp_path, epoch=2) as ipam:
+            assert ring and ipam.member.ring == ring and ipam.member.holdings.slots_of("d")
 
     asyncio.run(scenario())
