@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gossip.names import PeerName
 from mesh.ipam import spans
-from mesh.ipam.charter import Charter
+from mesh.ipam.charter import Charter, Fence
 from mesh.ipam.spans import Spans
 from mesh.ipam.state import State
 from mesh.ipam.statement import Statement, Taken, stamps_of
@@ -70,13 +70,26 @@ def lost_with(member: State, charter: Charter, donor: PeerName, tip: int | None 
     fence = charter.fence_of(donor)
     if fence is None:
         return EVERYTHING
-    lost = [grant.slots for grant in charter.grants if grant.number == fence.number]
-    heir = member.peer_at(fence.heir)
+    passed = passed_on(member, charter, fence)
+    numbers = {each.number for each in passed}
+    lost = [grant.slots for grant in charter.grants if grant.number in numbers]
+    heir = member.peer_at(passed[-1].heir)
     said = member.statement(heir) if heir is not None else None
-    if not lost and (said is None or said.tip < fence.number):
+    if not lost and (said is None or said.tip < passed[-1].number):
         return None
     for _, other in member.members():
         for each in (*other.ranges, *(gift.range for gift in other.gifts)):
             if each.term >= fence.number:
                 lost.append((each.span,))
     return spans.union(*lost)
+
+
+def passed_on(member: State, charter: Charter, fence: Fence) -> list[Fence]:
+    """By which decisions what one took away went on: an heir may be retired in its turn, before it says a word."""
+    passed = [fence]
+    while (heir := member.peer_at(passed[-1].heir)) is not None:
+        later = charter.fence_of(heir)
+        if later is None or later.number <= passed[-1].number:
+            break
+        passed.append(later)
+    return passed

@@ -11,7 +11,7 @@ import msgpack
 
 from gossip.names import PeerName
 from mesh.ipam import spans
-from mesh.ipam.claims import has_taken
+from mesh.ipam.claims import has_taken, passed_on
 from mesh.ipam.state import State
 from mesh.ipam.statement import (
     GIFTS_MAX,
@@ -106,8 +106,9 @@ def _finish_gifts(member: State) -> None:
         fence = member.charter.fence_of(gift.to)
         if fence is None or fence.number <= gift.made_at:
             continue
-        heir = member.peer_at(fence.heir)
-        if has_taken(member, heir, fence.number) or any(g.number == fence.number for g in member.charter.grants):
+        last = passed_on(member, member.charter, fence)[-1]
+        heir = member.peer_at(last.heir)
+        if has_taken(member, heir, last.number) or any(g.number == last.number for g in member.charter.grants):
             done.append(gift)
             # Under the stamp of before: whoever has them by way of the taker, and is heard of late, has the later one.
             back += [Range(start, end, gift.range.term, gift.range.count - 1) for start, end in rest]
