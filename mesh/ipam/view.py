@@ -150,11 +150,16 @@ def _range6(member: Member) -> str | None:
 
 
 def _peers(member: Member, nickname: Nickname) -> list[dict[str, Any]]:
-    """Who owns how much. Of others only what they announce is known: what is not free may still be in their pool."""
+    """Who owns how much. Of others only what they announce is known: what is not free may still be in their pool. Of
+    who was retired since it spoke nothing is left: somebody else has it."""
     holdings, size = member.holdings, max(1, member.space.size)
     here = len(holdings.given) - len(holdings.guests) + spans.size(holdings.kept_slots) + len(holdings.resting)
     rows = [(member.own, holdings.owned, here)]
-    rows += [(peer, said.owned, spans.size(said.used)) for peer, said in member.members()]
+    rows += [
+        (peer, said.owned, spans.size(said.used))
+        for peer, said in member.members()
+        if member.charter is None or not member.charter.fenced_after(peer, said.tip)
+    ]
     found = []
     for peer, owned, used in rows:
         count = spans.size(owned)

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from gossip.names import format_name
-from mesh.ipam import charter, elections, rings, spans
+from mesh.ipam import charter, elections, rings, spans, view
 from mesh.ipam.ranges import CONSENSUS, OBSERVER, SEED
 from mesh.ipam.sim import LEASE_S, Ring
 from mesh.ipam.soak import run_apart, run_scenario
@@ -411,6 +411,11 @@ def test_a_removed_host_is_not_named_as_one_that_has_space() -> None:
     ring.run_for(5.0)
     ring.remove(1, gone.name)
     ring.run_for(10.0)
+    member, desk = ring.hosts[1].member, ring.hosts[1].desk
+    assert member is not None and desk is not None
+    rows = view.status(member, desk, format_name, ring.clock(ring.hosts[1]), "")["peers"]
+    assert format_name(gone.name) not in [row["peer"] for row in rows]
+    assert sum(row["addresses"] for row in rows) == 16
     refused = None
     for number in range(14):
         request = ring.obtain(1, f"d{number}")
