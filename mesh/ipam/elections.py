@@ -88,7 +88,10 @@ def _intent(member: State, now: float) -> Intent | None:
 
 
 def _first(member: State, now: float) -> Intent | None:
-    """The ring is made when somebody wants an address, by whoever wants it and may vote."""
+    """The ring is made when somebody wants an address, by whoever wants it and may vote. Its range is that of who
+    proposes it, so a host without makes none."""
+    if not member.space.ranges:
+        return None
     asking = member.wants_ring or any(
         known.statement is not None and known.statement.wants_ring and peer in member.reachable
         for peer, known in member.known.items()

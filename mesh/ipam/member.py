@@ -36,7 +36,8 @@ class Member(State):
         """`contents`: what the journal has."""
         super().__init__(settings, around, contents, rng, now)
         self._voice = Voice()
-        if self.charter is None and settings.init == SEED and settings.seeds:
+        is_seeded = settings.init == SEED and settings.seeds and settings.space.ranges
+        if self.charter is None and is_seeded:
             adoption.adopt(self, charter_of_seeds(settings.space, settings.lease_s, settings.seeds), now)
         self.announce_first()
 

@@ -318,11 +318,7 @@ class Ipam:
     def _without_ranges(self, wants: tuple[Want, ...]) -> tuple[Interface, ...]:
         claims = [want.interface for want in wants if isinstance(want, Claim)]
         if len(claims) < len(wants):
-            raise ApiError(
-                "ipam-off",
-                "this host allocates no addresses (--ipalloc-range none): give one, such as 10.32.1.5/24, or launch "
-                "with a range",
-            )
+            raise _off()
         return tuple(claims)
 
     def _named(self, text: str) -> str:
@@ -363,6 +359,8 @@ class Ipam:
     async def prime(self, timeout_s: float | None, tell: Callable[[str], Awaitable[None]]) -> None:
         """Return when there is a ring and this host may give addresses. `tell` is called with what it waits for. Raises
         `ApiError` when the time is up."""
+        if not self.member.space.ranges:
+            raise _off()
         begun, told = time.monotonic(), ""
         while True:
             self.member.wants_ring = self.member.charter is None
@@ -488,6 +486,14 @@ class Ipam:
     def summary(self) -> dict[str, Any]:
         state, given = view.state_of(self.member, self._clock()), len(self.member.holdings.given)
         return {"state": state, "given": given, "disk": self.disk_trouble}
+
+
+def _off() -> ApiError:
+    return ApiError(
+        "ipam-off",
+        "this host allocates no addresses (--ipalloc-range none): give one, such as 10.32.1.5/24, or launch with a "
+        "range",
+    )
 
 
 def slots_of(member: Member, table: EndpointTable, peer: PeerName) -> Spans:

@@ -189,6 +189,25 @@ def test_an_observer_waits_for_others_and_never_votes() -> None:
     assert member is not None and member.charter is not None and member.charter.voters == (bytes(member.own),)
 
 
+@pytest.mark.parametrize("init", [CONSENSUS, SEED])
+def test_a_host_without_a_range_makes_no_ring_for_one_that_observes(init: str) -> None:
+    """It could only be of nothing; it takes that of the next who has one."""
+    ring = Ring(9, 3, settings=Settings(SPACE, lease_s=LEASE_S, init=OBSERVER), expected=1)
+    ring.start(1)
+    ring.obtain(1, "early")
+    ring.settings = Settings(Space(None, None), lease_s=LEASE_S, init=init, seeds=("h2",) if init == SEED else ())
+    ring.start(2)
+    ring.run_for(8.0)
+    without = ring.hosts[2].member
+    assert without is not None and without.charter is None
+    ring.settings = Settings(SPACE, lease_s=LEASE_S)
+    ring.start(3)
+    ring.run_for(4.0)
+    given(ring, 3, "c3")
+    ring.run_for(8.0)
+    assert without.charter is not None and without.space == SPACE
+
+
 def test_a_dead_hosts_addresses_are_taken_over_and_those_in_use_are_kept() -> None:
     """Within 30 s of the end of its lease, by themselves; the owner comes back and keeps what runs."""
     ring = started(5)

@@ -162,6 +162,12 @@ def test_without_a_range_only_what_is_named_is_given(tmp_path: Path) -> None:
             with pytest.raises(ApiError, match="--ipalloc-range none") as caught:
                 await ipam.obtain("a", DEFAULT)
             assert caught.value.code == "ipam-off"
+            with pytest.raises(ApiError, match="--ipalloc-range none"):  # and no ring, which others could not use
+                await ipam.prime(2.0, said)
+            assert ipam.status()["ring"] is None
+
+    async def said(text: str) -> None:
+        raise AssertionError(text)
 
     asyncio.run(scenario())
 
