@@ -103,9 +103,13 @@ class Upstreams:
         self._waiting_of: Counter[str] = Counter()
         self._answers: Server | None = None
         """Who answered last, and is asked first."""
+        self._silent: dict[Server, None] = {}
+        """Who said nothing when it was asked last, the longest ago first. They are asked after all others: one question
+        has time for a few only, and one that answers may stand behind more that do not."""
 
     def use(self, servers: Sequence[Server]) -> None:
         self.servers = tuple(servers)
+        self._silent = {each: None for each in self._silent if each in self.servers}
 
     def ask(self, asker: Asker, now: float) -> list[Effect]:
         """Ask for somebody. A server that we ask is not answered by asking it."""
@@ -135,11 +139,15 @@ class Upstreams:
             return [Tell(asker, None)]
         self.counters["forwarded"] += 1
         self._waiting_of[asker.source] += 1
-        first = [self._answers] if self._answers in self.servers else []
-        order = [*first, *(server for server in self.servers if server not in first)]
-        exchange = _Exchange(key, query, asker.tcp, now + TOTAL_S, deque(order), [asker])
+        exchange = _Exchange(key, query, asker.tcp, now + TOTAL_S, deque(self._order()), [asker])
         self._exchanges[key] = exchange
         return self._try_next(exchange, now)
+
+    def _order(self) -> list[Server]:
+        first = [self._answers] if self._answers in self.servers else []
+        others = [server for server in self.servers if server not in first]
+        return [*first, *(each for each in others if each not in self._silent),
+                *(each for each in self._silent if each not in first)]  # fmt: skip
 
     def answered_untrusted(self, token: int, data: bytes, now: float) -> list[Effect]:
         """What came on a try's socket, which took it from its server alone."""
@@ -151,6 +159,7 @@ class Upstreams:
         except ProtocolError:
             self.counters["not-answers"] += 1
             return []
+        self._silent.pop(self._server_of(exchange), None)
         if rcode in _NEXT_PLEASE:
             exchange.last = data
             return self._failed(exchange, now)
@@ -168,7 +177,11 @@ class Upstreams:
         effects: list[Effect] = []
         for exchange in [each for each in self._exchanges.values() if now >= each.try_ends_at]:
             self.counters["silences"] += 1
-            exchange.left.append(self._server_of(exchange))  # it may just have lost one datagram
+            server = self._server_of(exchange)
+            self._silent.pop(server, None)
+            if server in self.servers:
+                self._silent[server] = None
+            exchange.left.append(server)  # it may just have lost one datagram
             effects += self._failed(exchange, now)
         return effects
 

@@ -146,6 +146,30 @@ def test_who_answered_is_asked_first() -> None:
     assert the_try(upstreams.ask(asker(question("c.")), 2.0)).server[0] == S3
 
 
+def test_many_that_are_silent_do_not_hide_one_that_answers() -> None:
+    """More than there is time for in one question: the next one begins with those that were not asked."""
+    upstreams, now = machine(*(f"192.0.2.{number}" for number in range(1, 9))), 0.0
+    for number in (1, 2):
+        effects = upstreams.ask(asker(question(f"n{number}.org.")), now)
+        while not told(effects) and the_try(effects).server[0] != "192.0.2.8":
+            now = upstreams.due() or now
+            effects = upstreams.tick(now)
+    assert not told(effects), "four of eight have their turn in each"
+    sent = the_try(effects)
+    upstreams.answered_untrusted(sent.token, answer(sent, "198.51.100.7"), now)
+    assert the_try(upstreams.ask(asker(question("b.")), now)).server[0] == "192.0.2.8"
+    second = the_try(upstreams.tick(now + TRY_S))
+    assert second.server[0] == "192.0.2.1", "the one that was silent the longest ago"
+    upstreams.use([(S1, 53), (S2, 53)])
+    upstreams.tick(now + 2 * TRY_S)
+    servers = []
+    effects = upstreams.ask(asker(question("c.")), now + 3)
+    while not told(effects):
+        servers.append(the_try(effects).server[0])
+        effects = upstreams.refused(the_try(effects).token, now + 3)
+    assert sorted(servers) == [S1, S2], "who is no server of ours is not asked"
+
+
 def test_who_asks_the_same_waits_for_the_same_answer() -> None:
     """Whatever the case; each under its own id. Another type, EDNS or not, and TCP are other questions."""
     upstreams = machine()
