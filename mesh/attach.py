@@ -227,6 +227,7 @@ class Attachments:
             else:
                 bindings[at] = make_binding(interface, bindings[at].claim)
         if before is not None:
+            _refuse_untold(before, request.names)
             labels = tuple(sorted((dict(before.labels) | dict(request.labels)).items()))
             names = tuple(dict.fromkeys((*before.names, *request.names)))
             dns = before.dns and request.dns
@@ -419,6 +420,7 @@ class Attachments:
             if missing := sorted(set(drop) - {*before.names}):
                 have = ", ".join(before.names) or "none"
                 raise ApiError("no-such-name", f"{', '.join(missing)} was not added to {before.id} (added: {have})")
+            _refuse_untold(before, add)
             names = (name for name in (*before.names, *add) if name not in drop)
             wanted = replace(before, names=tuple(dict.fromkeys(names)))
             self._refuse_unpublishable(wanted)
@@ -565,6 +567,13 @@ class Attachments:
 
 def _is_there(attachment: Attachment) -> bool:
     return is_there(attachment.namespace, attachment.namespace_id)
+
+
+def _refuse_untold(there: Attachment, names: Collection[str]) -> None:
+    """A name that is never told would seem to be one."""
+    if names and not there.dns:
+        text = f"{there.id} was attached --without-dns, so no name of it is told; detach it and attach it without that"
+        raise ApiError("no-names", text)
 
 
 def _moved(attachment: Attachment, place: Place) -> Attachment:

@@ -60,6 +60,20 @@ def test_the_same_attach_again_changes_nothing(world: World) -> None:
     assert len(world.told) == 1
 
 
+def test_what_is_without_names_is_given_none(world: World) -> None:
+    """By either way to give one: nobody would be told."""
+    mute = replace(wish("c1", "10.32.0.1/16"), dns=False)
+    first = run(world.attachments.attach(mute))
+    for giving in (
+        world.attachments.attach(wish("c1", "10.32.0.1/16", names=["web"])),
+        world.attachments.rename("c1", ["web"], []),
+    ):
+        with pytest.raises(ApiError, match="--without-dns") as caught:
+            run(giving)
+        assert caught.value.code == "no-names"
+    assert run(world.attachments.attach(mute)) == first and world.attachments.all() == [first]
+
+
 def test_a_second_attach_adds_addresses_and_merges_labels_and_names(world: World) -> None:
     """The MAC stays: neighbours know it."""
     first = attach(world, "c1", "10.32.0.1/16", labels={"app": "web", "tier": "1"}, names=["web"])
