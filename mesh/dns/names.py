@@ -315,6 +315,10 @@ class Zone:
         found += [bare.name for bare in self._bare_of.get(address.packed, ()) if self._counts(bare.owner)]
         return sorted(set(found))
 
+    def is_held(self, address: Address) -> bool:
+        """Whether it is some endpoint's, also one without a name, or of a host that is out of reach."""
+        return self._table.holder(address) is not None
+
     def rows(self, most: int) -> list[Row]:
         """Everything that is answered, at most so much of it, in order."""
         found: list[Row] = []

@@ -160,7 +160,8 @@ class Resolver:
             names = [NAMESERVER_LABEL + self.zone.domain]
         soa = message.soa(query.name, TTL_S, self.zone.serial)
         if not names:
-            if any(address in network for network in _LINK_LOCAL):  # means nothing beyond its link: RFC 6303, 4.5
+            # Nobody else knows our endpoints; and link-local means nothing beyond its link (RFC 6303, 4.5).
+            if self.zone.is_held(address) or any(address in network for network in _LINK_LOCAL):
                 self.counters["no-such-name"] += 1
                 return message.respond(query, message.NXDOMAIN, (), soa, authoritative=True, most=most)
             return None

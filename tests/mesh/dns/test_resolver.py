@@ -79,7 +79,7 @@ def test_the_domain_itself_has_a_soa(world: World) -> None:
 
 
 def test_reverse_names_of_containers(world: World) -> None:
-    """Ours from the table, link-local ones not at all, others are somebody else's."""
+    """Ours from the table, named or not, link-local ones not at all, others are somebody else's."""
     answer = world.ask("1.1.32.10.in-addr.arpa.", "PTR")
     assert [str(each) for each in answer.answer[0]] == ["web.weft.local."]
     assert world.addresses(ip_address("fd00:32::1").reverse_pointer, "PTR") == ["web.weft.local."]
@@ -89,6 +89,10 @@ def test_reverse_names_of_containers(world: World) -> None:
     for link_local in ("169.254.1.1", "fe80::1"):
         assert world.ask(ip_address(link_local).reverse_pointer, "PTR").rcode() == dns.rcode.NXDOMAIN
     assert world.is_forwarded("9.9.32.10.in-addr.arpa.", "PTR")
+    world.tell(endpoint(H2, 3, "10.32.2.3/16"))
+    world.zone.set_reachable({H3})
+    for unnamed in ("3.2.32.10.in-addr.arpa.", "1.2.32.10.in-addr.arpa."):  # it has none, its host is out of reach
+        assert world.ask(unnamed, "PTR").rcode() == dns.rcode.NXDOMAIN
 
 
 def test_other_names_are_forwarded_and_ours_never() -> None:
