@@ -143,7 +143,9 @@ def forget(prefix: str) -> None:
 
 
 def _content(path: Path) -> str | None:
-    """None where there is none. Raises OSError."""
+    """None where there is none. A link is somebody else's, wherever it leads, and says nothing. Raises OSError."""
+    if path.is_symlink():
+        return ""
     try:
         with path.open("rb") as file:
             return file.read(FILE_MAX_BYTES).decode(errors="replace")

@@ -81,6 +81,20 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
     assert path.exists() and files.troubles == {}
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_somebody_elses_whether_it_leads_anywhere_or_not(tmp_path: Path, there: bool) -> None:
+    files, path = NamespaceFiles(tmp_path, "/state"), tmp_path / "c1" / "resolv.conf"
+    text = compose("169.254.6.53", "weft.local", [], "/state")
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    if there:
+        (tmp_path / "elsewhere").write_text(text)
+    files.write("c1", text)
+    assert path.is_symlink() and "somebody else's" in files.troubles["c1"]
+    files.remove("c1")
+    assert path.is_symlink() and (tmp_path / "elsewhere").exists() == there
+
+
 def test_what_else_is_in_the_directory_stays(tmp_path: Path) -> None:
     files = NamespaceFiles(tmp_path, "/state")
     files.write("c1", compose("169.254.6.53", "weft.local", [], "/state"))
