@@ -380,6 +380,8 @@ def _split_flag(word: str) -> tuple[str, str | None]:
 def _check_count(verb: Verb, words: list[str]) -> None:
     if len(words) < verb.least:
         missing = verb.words.split()[-1].strip("[].")
+        if verb.words[0].islower():  # words of ours, of which one is to be chosen
+            missing = f"one of {verb.words}"
         raise _wrong(verb, f"{missing} is missing")
     if len(words) > verb.most:
         raise _wrong(verb, f"{words[verb.most]!r} is too much")

@@ -63,6 +63,7 @@ def test_h_is_help_except_where_it_is_a_host_name() -> None:
         (["ping", "a", "b"], "'b' is too much"),
         (["connect"], "PEER is missing"),
         (["attach"], "TARGET is missing"),
+        (["ipam"], r"ipam: one of join\|export \[FILE\]\|import FILE\|check is missing"),
     ],
 )
 def test_wrong_usage_is_one_line_with_the_right_one(words: list[str], says: str) -> None:
