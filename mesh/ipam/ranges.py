@@ -104,7 +104,7 @@ def _range(text: str, version: int) -> Network:
 
 
 def parse_default_subnet(text: str) -> Network:
-    network = arguments.parse_subnet(text.removeprefix(arguments.SUBNET_PREFIX))
+    network = arguments.parse_subnet(text)
     if network is None:
         raise ValueError(f"{text!r} is what is to be set here: name a network, such as 10.32.0.0/16")
     return network

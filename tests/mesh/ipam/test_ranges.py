@@ -161,6 +161,8 @@ def test_a_default_subnet_is_a_network_in_either_spelling() -> None:
     for text in ("net:default", "default", "10.32.0.1/16", "10.32.0.0/31"):
         with pytest.raises(ValueError, match=r"\S"):
             ranges.parse_default_subnet(text)
+    with pytest.raises(ValueError, match="is what is to be set here"):
+        ranges.parse_default_subnet("net:default")
 
 
 # Which range this host takes
