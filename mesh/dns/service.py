@@ -208,8 +208,10 @@ class Dns:
         found = []
         for text in names:
             name = self.zone.relative(text)
+            if name is None and text.lower().removesuffix(".") == self.domain:
+                raise ApiError("foreign-name", f"{text} is the domain of this mesh itself; give a name under it")
             if name is None:
-                cure = f"give {text.split('.')[0]}, or launch with --dns-domain"
+                cure = f"give {text.split('.')[0]} or {text}.{self.domain}, or launch with --dns-domain"
                 raise ApiError("foreign-name", f"{text} is not under the domain {self.domain} of this mesh; {cure}")
             found.append(name)
         return tuple(dict.fromkeys(found))
@@ -284,13 +286,14 @@ class Dns:
             if names := self.zone.names_at(address):
                 return {"name": str(address), "addresses": [], "names": [text_name(each) for each in names]}
             raise ApiError("no-such-name", f"no name is known here for {address}; weft status dns lists what there is")
-        name = self.relative([text])[0]
-        wire = self.zone.qualify(f"{name}.{self.domain}")
+        # A container's own name may have dots in it, and is asked for as it is written.
+        wire = self.zone.qualify(text)
         entry = self.zone.lookup(wire) if wire is not None else None
-        if entry is None:
-            raise ApiError("no-such-name", f"{self._whole(name)} is not known; weft status dns lists what there is")
-        packed = [each for groups in (entry.v4, entry.v6) for group in groups for each in group]
-        return {"name": self._whole(name), "addresses": [str(ip_address(each)) for each in packed], "names": []}
+        packed = [each for groups in (entry.v4, entry.v6) for group in groups for each in group] if entry else []
+        if wire is None or not packed:
+            name = self._whole(self.relative([text])[0])
+            raise ApiError("no-such-name", f"{name} is not known; weft status dns lists what there is")
+        return {"name": text_name(wire), "addresses": [str(ip_address(each)) for each in packed], "names": []}
 
     def status(self) -> dict[str, Any]:
         rows = self.zone.rows(SHOWN_MAX) if self.enabled else []

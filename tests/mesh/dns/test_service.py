@@ -117,6 +117,28 @@ def test_names_for_addresses_are_kept_told_and_answered(stand: Callable[..., Sta
     run(work())
 
 
+def test_a_name_with_dots_is_looked_up_as_it_is_written(stand: Callable[..., Stand]) -> None:
+    """With the domain or without; what has names below it alone has no address."""
+
+    async def work() -> None:
+        one = stand()
+        await one.dns.open(None)
+        await one.dns.change(change("c1.1.weft.local"))
+        for text in ("c1.1", "C1.1.Weft.Local."):
+            found = one.dns.lookup(text)
+            assert (found["name"], found["addresses"]) == ("c1.1.weft.local.", ["10.0.0.1"])
+        for text, code, says in (
+            ("1", "no-such-name", r"1\.weft\.local\. is not known"),
+            ("c1.2", "foreign-name", r"not under the domain weft\.local .* give c1 or c1\.2\.weft\.local"),
+            ("weft.local", "foreign-name", "is the domain of this mesh itself"),
+        ):
+            with pytest.raises(ApiError, match=says) as refused:
+                one.dns.lookup(text)
+            assert refused.value.code == code
+
+    run(work())
+
+
 def test_what_is_refused_changes_nothing(stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch) -> None:
     """Other domains, addresses that were not added, too many, a full disk."""
 
