@@ -46,6 +46,7 @@ DEFAULT_SUBNET = "net:default"
 SUBNET_ADDRESSES_MIN = 4
 """Two of them are no host's; fewer than this many are not worth a subnet."""
 
+EVERYBODY = ipaddress.IPv4Address("255.255.255.255")
 _NO_HOSTS = tuple(
     (ipaddress.ip_network(text), what)
     for text, what in (
@@ -296,7 +297,7 @@ def _underlay_address(text: str, whole: str) -> str:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise ValueError(f"{whole!r} is not an IP address") from None
-    if address.is_unspecified or address.is_multicast or address == ipaddress.IPv4Address("255.255.255.255"):
+    if address.is_unspecified or address.is_multicast or address == EVERYBODY:
         raise ValueError(f"{whole!r} is not the address of one host")
     return str(address)
 
@@ -311,7 +312,7 @@ def _check_usable(interface: ipaddress.IPv4Interface | ipaddress.IPv6Interface, 
     address, network = interface.ip, interface.network
     if "%" in text or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped):
         raise ValueError(f"{text!r} cannot be used in a container: give a plain IPv6 address")
-    if address.is_multicast or address.is_unspecified or address.is_loopback:
+    if address.is_multicast or address.is_unspecified or address.is_loopback or address == EVERYBODY:
         raise ValueError(f"{text!r} cannot be used in a container: it is not the address of one host")
     if network.prefixlen == 0:
         raise ValueError(f"{text!r} would make the whole internet local: give the length of its network")

@@ -93,14 +93,16 @@ def parse_change(verb: str, args: dict[str, Any]) -> DnsChange:
         raise ValueError("no name is given")
     if (target is None) == (not words):
         raise ValueError("either a target or addresses must be given")
-    addresses = tuple(dict.fromkeys(_usable(word) for word in words))
+    read = _usable if verb == "dns-add" else ip_address  # what was ever added can be taken back
+    addresses = tuple(dict.fromkeys(map(read, words)))
     checked = tuple(dict.fromkeys(arguments.parse_name(name) for name in names))
     return DnsChange(verb == "dns-add", checked, addresses, arguments.parse_target(target) if target else None)
 
 
 def _usable(word: str) -> IPv4Address | IPv6Address:
     address = ip_address(word)
-    if address.is_multicast or address.is_unspecified or address.is_loopback:
+    no_host = address.is_multicast or address.is_unspecified or address.is_loopback or address == arguments.EVERYBODY
+    if no_host or "%" in word:
         raise ValueError(f"{word} is not an address that others can reach")
     return address
 

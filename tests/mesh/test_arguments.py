@@ -78,6 +78,7 @@ def test_an_address_keeps_its_length(text: str, written: str) -> None:
         ("10.32.1.5/0", "whole internet"),
         ("127.0.0.1/8", "one host"),
         ("224.0.0.1/24", "one host"),
+        ("255.255.255.255/32", "one host"),
         ("0.0.0.0/8", "one host"),
         ("::1/128", "one host"),
         ("fe80::1%eth0/64", "plain IPv6|with its length"),

@@ -45,6 +45,8 @@ def test_a_change_from_words_to_request() -> None:
         {"names": ["web"], "addresses": ["10.0.0"]},
         {"names": ["web"], "addresses": ["127.0.0.1"]},
         {"names": ["web"], "addresses": ["224.0.0.1"]},
+        {"names": ["web"], "addresses": ["255.255.255.255"]},
+        {"names": ["web"], "addresses": ["fe80::1%eth0"]},
         {"names": ["web"] * 65, "target": "c1"},
         {"names": ["a" * 64], "target": "c1"},
     ],
@@ -52,6 +54,11 @@ def test_a_change_from_words_to_request() -> None:
 def test_names_that_are_no_names_and_other_nonsense(args: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         words.parse_change("dns-add", args)
+
+
+def test_what_was_ever_added_can_be_taken_back() -> None:
+    asked = {"names": ["web"], "addresses": ["fe80::1%eth0"]}
+    assert words.parse_change("dns-remove", asked).addresses == (ip_address("fe80::1%eth0"),)
 
 
 def test_a_lookup_is_of_a_name_or_an_address() -> None:
