@@ -219,7 +219,7 @@ class Daemon:
             Facts(
                 self._started, bool(self._config.passwords), self._weak_password, lambda: self._handover.report,
                 self._sleeve_view, self._returns, self._dns, self._ipam, self._mending, self._cni, self._docker,
-                self._config.ipalloc.instead,
+                self._config.ipalloc,
             ),
             self._write, self._end,
         )  # fmt: skip

@@ -31,6 +31,7 @@ from mesh.forwarding import NONE, UNREACHABLE, Path
 from mesh.ipam import verbs as ipam_verbs
 from mesh.ipam.allocator import Allocator
 from mesh.ipam.mending import Mending
+from mesh.ipam.ranges import Allocation
 from mesh.pinger import Pinger
 from mesh.requests import ApiError
 from mesh.returns import Returns
@@ -60,8 +61,8 @@ class Facts:
     mending: Mending
     cni: CniDoor
     docker: DockerNetworks
-    range_instead: str
-    """Why addresses are given from another range than the default one; empty where they are not."""
+    allocation: Allocation
+    """What the user said of the addresses to be given."""
 
 
 class Verbs:
@@ -172,7 +173,7 @@ class Verbs:
             self._router, self._facts.report(), attachments, self._facts.weak_password, view, now
         )
         warnings += self._facts.returns.warnings()
-        warnings += ipam_verbs.warnings(self._facts.ipam, self._facts.range_instead)
+        warnings += ipam_verbs.warnings(self._facts.ipam, self._facts.allocation)
         warnings += self._facts.dns.troubles()
         warnings += self._facts.docker.warnings()
         summary = status.summary(

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gossip.names import PeerName, format_name, parse_name
 from mesh import requests
 from mesh.api import SendRow
+from mesh.arguments import Network
 from mesh.ipam.allocator import Allocator
 from mesh.ipam.mending import Mending
+from mesh.ipam.ranges import NONE, Allocation
 from mesh.requests import ApiError
 from mesh.router import Router
 
@@ -114,10 +117,28 @@ def summary(ipam: Allocator) -> dict[str, Any]:
     }
 
 
-def warnings(ipam: Allocator, instead: str) -> list[dict[str, str]]:
-    """In the form of `status`. `instead`: why the range is not the default one."""
-    rows = list(ipam.warnings())
-    if instead:
-        text = f"{instead}, so addresses are given from another one, unless the mesh has a range already"
+def warnings(ipam: Allocator, told: Allocation) -> list[dict[str, str]]:
+    """In the form of `status`. `told`: what this host was launched with, which the mesh need not have."""
+    rows = [*ipam.warnings(), *_unlike(ipam.subnets(), told)]
+    if told.instead:
+        text = f"{told.instead}, so addresses are given from another one, unless the mesh has a range already"
         rows.append({"code": "range-collides", "text": text, "cure": "name a range with --ipalloc-range, on all hosts"})
     return rows
+
+
+def _unlike(subnets: Sequence[Network], told: Allocation) -> Iterator[dict[str, str]]:
+    """What was said and does not count, as the mesh had chosen before. `subnets`: the ranges last."""
+    have: dict[int, Network] = {each.version: each for each in subnets}
+    names6 = told.range6 is not None or not told.makes_range6
+    for version, wanted, is_named, flag in (
+        (4, told.range4, told.is_named, "--ipalloc-range"),
+        (6, told.range6, names6, "--ipalloc-range6"),
+    ):
+        if is_named and have.get(version) != wanted:
+            has = f"{have[version]} of the mesh counts" if version in have else "the mesh has none"
+            text = f"this host was launched with {flag} {wanted or NONE}, but {has}: the first ring chose, for all"
+            cure = f"launch with {flag} {have.get(version, NONE)}, or without it"
+            yield {"code": "range-differs", "text": text, "cure": cure}
+    if told.default_subnet is not None and told.default_subnet not in subnets:
+        text = f"the default subnet {told.default_subnet} is not inside the range of the mesh, so the whole range is it"
+        yield {"code": "subnet-outside", "text": text, "cure": "name one that is with --ipalloc-default-subnet"}

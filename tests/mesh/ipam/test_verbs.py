@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import IPv4Network, IPv6Network
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from gossip.names import PeerName, format_name
 from mesh import requests
 from mesh.api import ClientGone
 from mesh.ipam import verbs as verbs_module
+from mesh.ipam.ranges import Allocation
 from mesh.ipam.verbs import IpamVerbs, summary, warnings
 from mesh.requests import ApiError
 from tests.mesh.attach_world import P, Q, run
@@ -144,8 +146,30 @@ def test_the_summary_is_of_this_host(world: World) -> None:
 
 
 def test_warnings_are_the_allocators_and_what_range_was_taken(world: World) -> None:
-    assert warnings(world.ipam, "") == []
+    assert warnings(world.ipam, Allocation()) == []
     world.ipam.warned = [{"code": "ipam-unconfirmed", "text": "this host may not give addresses now", "cure": "wait"}]
-    rows = warnings(world.ipam, "the default range 10.32.0.0/12 collides with the route 10.0.0.0/8 on this host")
+    instead = "the default range 10.32.0.0/12 collides with the route 10.0.0.0/8 on this host"
+    rows = warnings(world.ipam, Allocation(instead=instead))
     assert [row["code"] for row in rows] == ["ipam-unconfirmed", "range-collides"]
     assert "collides with the route 10.0.0.0/8" in rows[1]["text"] and "--ipalloc-range" in rows[1]["cure"]
+
+
+def test_what_was_said_and_does_not_count_is_a_warning(world: World) -> None:
+    """The mesh has 10.32.0.0/12, and no IPv6."""
+
+    def told(**options: Any) -> list[str]:
+        return [f"{row['code']}: {row['text']}; {row['cure']}" for row in warnings(world.ipam, Allocation(**options))]
+
+    world.ipam.ranges = (IPv4Network("10.32.0.0/12"),)
+    assert told() == told(is_named=True) == told(range4=None) == told(makes_range6=False) == []
+    (row,) = told(range4=IPv4Network("10.64.0.0/12"), is_named=True)
+    assert row.startswith("range-differs: this host was launched with --ipalloc-range 10.64.0.0/12, but 10.32.0.0/12")
+    assert row.endswith("launch with --ipalloc-range 10.32.0.0/12, or without it")
+    (row,) = told(range4=None, is_named=True)
+    assert "--ipalloc-range none, but 10.32.0.0/12" in row
+    (row,) = told(range6=IPv6Network("fd00::/64"))
+    assert "--ipalloc-range6 fd00::/64, but the mesh has none" in row
+    world.ipam.ranges = (IPv4Network("10.32.5.0/24"), IPv4Network("10.32.0.0/12"))
+    assert told(default_subnet=IPv4Network("10.32.5.0/24")) == []
+    (row,) = told(default_subnet=IPv4Network("10.32.6.0/24"))
+    assert row.startswith("subnet-outside: the default subnet 10.32.6.0/24 is not inside")
