@@ -18,6 +18,7 @@ from mesh.ipam import elections, spans
 from mesh.ipam.errors import Refused
 from mesh.ipam.member import Member
 from mesh.ipam.space import AUTOMATIC6, Network, Space
+from mesh.ipam.spans import Spans
 from mesh.ipam.statement import ASKS_MAX, Ask
 from mesh.ipam.wants import Claim, FromSubnet, Want
 
@@ -280,6 +281,8 @@ class Desk:
             return _Waiting(self.why_not_confirmed())
         if pooled is not None:
             return _Waiting("voters to confirm what may be given next")
+        if (coming := self._coming(usable, now)) is not None:
+            return _Waiting(coming)
         key = (*usable, False)
         if now < self._exhausted.get(key, 0.0):
             return Refused("ipam-exhausted", self._exhaustion(usable, want))
@@ -458,28 +461,44 @@ class Desk:
             cure = "launch or connect them, or launch with --ipalloc-init consensus=1 to begin alone"
         return f"no address for {request.owner}: waited {waited} for {request.waiting_for}; {cure}"
 
-    def _exhaustion(self, usable: tuple[int, int], want: FromSubnet) -> str:
-        """Where the addresses are."""
-        member = self.member
-        interval = (usable,)
+    def _coming(self, usable: tuple[int, int], now: float) -> str | None:
+        """Whom there is to wait for before it can be said that space is used up: somebody owns it, who may not have
+        been heard of yet, or whose word has come before the way to it."""
+        member, owners = self.member, self._owned_in(usable)
+        if not owners:
+            seeds = member.settings.seeds
+            named = f" (--ipalloc-init names {', '.join(seeds)})" if seeds else ""
+            return f"word of a host that owns addresses there{named}"
+        for peer, _, _ in owners:
+            if peer not in (member.own, *member.reachable) and member.unreachable_for_s(peer, now) < ASK_PATIENCE_S:
+                return f"{format_name(peer)} to come into reach"
+        return None
+
+    def _owned_in(self, usable: tuple[int, int]) -> list[tuple[PeerName, Spans, Spans]]:
+        """Who is known to own what of it, and which slots of all that it owns are used."""
+        member, interval = self.member, (usable,)
         rows = [(member.own, spans.both(member.holdings.owned, interval), member.holdings.announced)]
         rows += [
             (peer, spans.both(said.owned, interval), said.used)
             for peer, said in member.members()
             if member.charter is None or not member.charter.fenced_after(peer, said.tip)
         ]
+        return [row for row in rows if row[1]]
+
+    def _exhaustion(self, usable: tuple[int, int], want: FromSubnet) -> str:
+        """Where the addresses are."""
+        member = self.member
         parts = []
-        for peer, owned, used in rows:
-            if owned:
-                where = "here" if peer == member.own else format_name(peer)
-                far = "" if peer == member.own or peer in member.reachable else ", out of reach"
-                free = spans.size(spans.minus(owned, used))
-                parts.append(f"{where}: {spans.size(owned)}{far}{f', {free} free' if free else ''}")
+        for peer, owned, used in self._owned_in(usable):
+            where = "here" if peer == member.own else format_name(peer)
+            far = "" if peer == member.own or peer in member.reachable else ", out of reach"
+            free = spans.size(spans.minus(owned, used))
+            parts.append(f"{where}: {spans.size(owned)}{far}{f', {free} free' if free else ''}")
         resting = sum(usable[0] <= slot < usable[1] for slot in member.holdings.resting)
         rests = f"; {resting} rest for up to a minute" if resting else ""
         more = f" and {len(parts) - 8} hosts more" if len(parts) > 8 else ""
         subnet = want.network if want.network is not None else "the default subnet"
         return (
-            f"no address of {subnet} is free (owned by {'; '.join(parts[:8]) or 'nobody in sight'}{more}{rests}): "
+            f"no address of {subnet} is free (owned by {'; '.join(parts[:8])}{more}{rests}): "
             "detach what is not needed, `weft rmpeer` hosts that are gone, or name another subnet"
         )

@@ -175,6 +175,21 @@ def test_a_seed_has_its_seat_whatever_it_is_called_and_told_later(nickname: str,
     assert sum(spans.size(each.holdings.owned) for each in others if each) == SPACE.size
 
 
+def test_who_is_no_seed_waits_for_one_and_says_for_which() -> None:
+    """Nothing is used up where nobody has been heard of who owns it."""
+    ring = Ring(8, 2, settings=Settings(SPACE, lease_s=LEASE_S, init=SEED, seeds=("h1",)))
+    ring.blocked.add(frozenset((1, 2)))
+    ring.start(1)
+    ring.start(2)
+    request = ring.obtain(2, "early")
+    ring.run_for(3.0)
+    assert request is not None and not request.is_done
+    assert request.waiting_for == "word of a host that owns addresses there (--ipalloc-init names h1)"
+    ring.heal()
+    ring.run_for(8.0)
+    assert request.answer is not None
+
+
 def test_an_observer_waits_for_others_and_never_votes() -> None:
     ring = Ring(9, 2, settings=Settings(SPACE, lease_s=LEASE_S, init=OBSERVER), expected=1)
     ring.start(1)
