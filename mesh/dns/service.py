@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shlex
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, ip_address
@@ -346,7 +347,7 @@ class Dns:
         for attachment in self._around.attachments():
             if attachment.dns and attachment.unfit_name is not None:
                 text = f"{attachment.unfit_name} is no host name, so it is not answered"
-                found.append(("dns-unfit-name", text, f"give one: weft dns-add {attachment.id} -h NAME"))
+                found.append(("dns-unfit-name", text, f"give one: weft dns-add {shlex.quote(attachment.id)} -h NAME"))
         for name, text in sorted(self._files.troubles.items()):
             cure = f"let it say `nameserver {OWN_V4}`, or remove it and attach {name} again"
             found.append(("dns-no-file", f"{name}: {text}", cure))

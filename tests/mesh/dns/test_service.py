@@ -231,6 +231,8 @@ def test_what_is_wrong_is_told_with_what_to_do(stand: Callable[..., Stand], monk
         one.dns.told("vwc1")
         assert [each["code"] for each in one.dns.warnings()] == ["dns-no-upstream", "dns-unfit-name", "dns-no-file"]
         assert all(each["cure"] for each in one.dns.warnings()) and one.dns.troubles() == []
+        one.attachments = [attachment("my db")]
+        assert "weft dns-add 'my db' -h NAME" in [each["cure"] for each in one.dns.warnings()][1], "as a shell takes it"
         monkeypatch.setattr(service_module, "DnsNamespace", refuse)
         down = stand()
         await down.dns.open(None)
