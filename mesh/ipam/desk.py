@@ -341,6 +341,11 @@ class Desk:
         self, request: Request, want: Claim, slot: int, addresses: tuple[str, ...], now: float
     ) -> _Found:
         member, ip = self.member, want.interface.ip
+        if (taker := self._taker_of(slot)) is not None:
+            raise Refused(
+                "address-taken",
+                f"{ip} is on its way to host {format_name(taker)}, which asked for it; take another, or try again soon",
+            )
         owner = self.owner_of(slot)
         if owner is None:
             raise _Waiting(f"word of who owns {ip}")
@@ -359,6 +364,15 @@ class Desk:
         if not self._ask_others(key, now):
             self._asking.pop(key, None)  # who owned it has given it away meanwhile: ask the next owner
         raise _Waiting(f"{ip} from host {format_name(owner)}")
+
+    def _taker_of(self, slot: int) -> PeerName | None:
+        """To whom this host has given a slot away, who has not said yet that it has it."""
+        for gift in self.member.holdings.gifts:
+            if gift.range.start <= slot < gift.range.end:
+                said = self.member.statement(gift.to)
+                if said is None or not spans.holds(said.owned, slot):
+                    return gift.to
+        return None
 
     def owner_of(self, slot: int) -> PeerName | None:
         """Who owns a slot, as far as is known here."""

@@ -410,6 +410,24 @@ def test_a_subnet_is_given_from_whoever_owns_it() -> None:
         assert request.answer[0].network == IPv4Network(f"10.32.0.{64 * number}/26")
 
 
+def test_what_was_just_given_away_is_refused_with_the_name_of_who_asked_for_it() -> None:
+    """Nobody is told that this host itself is out of reach, and whoever asked first has it."""
+    ring = started(2)
+    for index in (1, 2):
+        given(ring, index, f"c{index}")
+    here, there = ring.hosts[1].member, ring.hosts[2].member
+    assert here is not None and there is not None
+    slot = there.holdings.owned[-1][1] - 2
+    first = ring.claim(1, "first", slot)
+    while spans.holds(there.holdings.owned, slot):
+        ring.run_for(0.01)
+    second = ring.claim(2, "second", slot)
+    ring.run_for(8.0)
+    assert first is not None and first.answer is not None
+    assert second is not None and second.refused is not None and second.refused.code == "address-taken"
+    assert f"on its way to host {format_name(here.own)}" in str(second.refused)
+
+
 def test_where_one_range_is_used_up_the_next_one_serves() -> None:
     ring = started(1, expected=1)
     low, high = IPv4Network("10.32.0.0/26"), IPv4Network("10.32.0.64/26")
