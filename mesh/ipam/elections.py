@@ -41,7 +41,7 @@ OPEN_S = 4.0
 
 def settle(member: State, now: float) -> None:
     """Hold the vote that is due, if one is."""
-    if rings.is_to_be_made_anew(member):
+    if rings.is_to_be_made_anew(member, now):
         rings.make_anew(member, now)
     if _is_taken_back(member):
         member.ballots.drop()

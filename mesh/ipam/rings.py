@@ -12,6 +12,7 @@ from dataclasses import replace
 from gossip.names import PeerName
 from mesh.ipam import adoption, left
 from mesh.ipam.charter import FENCES_MAX, FIRST_SHARES_MAX, RING_BYTES, Fence, first_charter
+from mesh.ipam.lease import voter_limit_s
 from mesh.ipam.state import State
 
 
@@ -107,11 +108,18 @@ def out_of_reach(member: State, gone: Collection[PeerName]) -> list[PeerName]:
     ]  # fmt: skip
 
 
-def is_to_be_made_anew(member: State) -> bool:
+def too_early_s(member: State, now: float) -> float:
+    """For how long others may still be giving of whom this life, begun in the midst of the ring, has not heard."""
+    assert member.charter is not None
+    is_old = member.ring == member.ring_before
+    return max(0.0, member.began_at + voter_limit_s(member.charter.lease_s) - now) if is_old else 0.0
+
+
+def is_to_be_made_anew(member: State, now: float) -> bool:
     gone = member.removals
-    if not gone or member.charter is None:
+    if not gone or member.charter is None or has_voters_beside(member, gone):
         return False
-    return not has_voters_beside(member, gone) and not out_of_reach(member, gone)
+    return not out_of_reach(member, gone) and not too_early_s(member, now)
 
 
 def make_anew(member: State, now: float) -> None:

@@ -382,10 +382,12 @@ class Ipam:
             raise ApiError("bad-request", "this is the host itself: to remove it, run `weft reset` on it")
         if member.charter is None:
             raise ApiError("no-ring", "there is no ring yet, so that peer owns no addresses: nothing is to be done")
-        missed = [] if rings.has_voters_beside(member, names) else rings.out_of_reach(member, names)
-        if missed:
-            who = " ".join(map(format_name, missed))
-            raise ApiError("no-majority", self._named(view.why_not_anew(who)))
+        if not rings.has_voters_beside(member, names):
+            if missed := rings.out_of_reach(member, names):
+                who = " ".join(map(format_name, missed))
+                raise ApiError("no-majority", self._named(view.why_not_anew(who)))
+            if wait_s := rings.too_early_s(member, self._clock()):
+                raise ApiError("no-majority", view.why_not_yet_anew(wait_s))
         before = spans.size(member.holdings.owned)
         for name in names:
             member.removals[name] = None

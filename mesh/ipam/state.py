@@ -118,6 +118,9 @@ class State:
         self.unheld: set[PeerName] = set()
         """Whose statements are not among our receipts yet."""
         self._load(contents, now)
+        self.began_at = now
+        """This life, and in which ring."""
+        self.ring_before = self.ring
 
     def _load(self, contents: dict[bytes, bytes], now: float) -> None:
         if (body := contents.get(b"c")) is not None:

@@ -75,6 +75,13 @@ def why_not_anew(missed: str) -> str:
     )
 
 
+def why_not_yet_anew(wait_s: float) -> str:
+    return (
+        "no voter is left beside these, so the ring has to be made anew, and this host was started a moment ago: it "
+        f"does not know yet who else may be giving addresses of the old one: try again in {wait_s:.0f} s"
+    )
+
+
 def _advice(member: Member, desk: Desk, now: float, disk_trouble: str) -> str | None:
     if disk_trouble:
         return disk_trouble

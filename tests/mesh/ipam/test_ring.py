@@ -330,6 +330,27 @@ def test_but_not_while_somebody_is_out_of_reach_who_would_go_on_in_the_old_one()
     ring.check_whole()
 
 
+def test_nor_by_who_was_started_a_moment_ago_and_has_heard_of_nobody() -> None:
+    """What it knows of others is what they said since. By then whoever it cannot hear of is confirmed no more."""
+    ring = nine_without(voters=7)
+    word, cut_off = sorted(ring.hosts)
+    ring.partition({cut_off})
+    ring.kill(word)
+    ring.start(word)
+    ring.run_for(5.0)
+    member, other = ring.hosts[word].member, ring.hosts[cut_off].member
+    assert member is not None and other is not None and not member.members()
+    for host in ring.gone:
+        ring.remove(word, host.name)
+    old = member.ring
+    ring.run_for(10.0)
+    assert member.ring == old and rings.too_early_s(member, ring.clock(ring.hosts[word])) > 0
+    for _ in range(2 * LEASE_S):
+        if member.ring == old:
+            ring.run_for(1.0)
+    assert member.ring != old and other.lease.until < ring.clock(ring.hosts[cut_off])
+
+
 def test_who_is_back_after_the_ring_was_made_anew_is_in_the_new_one_with_what_it_has() -> None:
     ring = nine_without(voters=6)
     [back] = voters_there(ring)
