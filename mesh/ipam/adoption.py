@@ -83,7 +83,6 @@ def follow(member: State, charter: Charter, now: float) -> None:
     before = member.space
     member.charter = charter
     member.changes[b"c"] = encode_charter(charter)
-    member.keep_seat(charter)
     if before != charter.space:
         _renumber(member, before, charter.space)
     member.begin_to_vote(now)

@@ -125,7 +125,7 @@ class State:
     def _load(self, contents: dict[bytes, bytes], now: float) -> None:
         if (body := contents.get(b"c")) is not None:
             self.charter = decode_charter_untrusted(body)
-        self.seat = contents.get(b"s", self.seat) or b""
+        self.seat = contents.get(b"s", self.seat)
         self.resigned = b"z" in contents
         if (body := contents.get(b"m")) is not None:
             self.has_given, left, right, self.conflict = unpack_own(body)
@@ -141,12 +141,11 @@ class State:
             self._voters[ring] = Voter(self.changes, ring, self.around.boot, now)
             self._voters[ring].load(contents, now)
         self.begin_to_vote(now)
-        if self.charter is not None:
-            self.keep_seat(self.charter)
 
     def begin_to_vote(self, now: float) -> None:
         """In the ring that is ours now."""
         self.voter = self._voters.setdefault(self.ring, Voter(self.changes, self.ring, self.around.boot, now))
+        self._keep_seat()
 
     def announce_first(self) -> None:
         if self.charter is not None and self.holdings.owned:
@@ -245,8 +244,11 @@ class State:
     def own_seats(self) -> set[bytes]:
         return {bytes(self.own), self.seat}
 
-    def keep_seat(self, charter: Charter) -> None:
-        if self.seat and self.seat in (*charter.voters, *(grant.heir for grant in charter.grants)):
+    def _keep_seat(self) -> None:
+        """What we took by our nickname is ours by what is on the disk from now on."""
+        charter = self.charter
+        seats = (*charter.voters, *(grant.heir for grant in charter.grants)) if charter is not None else ()
+        if self.seat and self.seat in seats:
             self.changes[b"s"] = self.seat
 
     def newest(self, peer: PeerName) -> Statement | None:
