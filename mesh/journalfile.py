@@ -275,8 +275,8 @@ class JournalFile:
 def refused(path: str, cause: str) -> StoreError:
     """What is there cannot be used, and was not touched."""
     return StoreError(
-        f"cannot use {path} ({cause}); it was left as it is: restore it from a backup, or run `weft reset`, "
-        "which gives this host a new identity"
+        f"cannot use {path} ({cause}); it was left as it is: run `weft reset`, which gives this host a new identity "
+        "(an older copy of the file would not know what was given since)"
     )
 
 
