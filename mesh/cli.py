@@ -13,7 +13,7 @@ from mesh.errors import UsageError, UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from mesh.usage import Parsed
@@ -98,12 +98,21 @@ def _reset(parsed: Parsed) -> int:
 
 
 def _connect(parsed: Parsed) -> int:
-    _ask("connect", {"peers": _peers(parsed.words), "replace": parsed.has("--replace")})
-    return 0
+    answer = _ask("connect", {"peers": _peers(parsed.words), "replace": parsed.has("--replace")})
+    return _tell(parsed, answer, ())
 
 
 def _forget(parsed: Parsed) -> int:
-    _ask("forget", {"peers": _peers(parsed.words)})
+    return _tell(parsed, _ask("forget", {"peers": _peers(parsed.words)}), ())
+
+
+def _tell(parsed: Parsed, answer: Any, lines: Iterable[str]) -> int:
+    """What the daemon answered, for scripts or in these lines for people."""
+    if parsed.has("--json"):
+        _print_json(answer)
+    else:
+        for line in lines:
+            print(line)
     return 0
 
 
@@ -128,8 +137,8 @@ def _attach(parsed: Parsed) -> int:
             "dns": not parsed.has("--without-dns"),
         }
         arguments.check_names_told(request["names"], request["dns"])
-    _print_addresses(_ask("attach", request))
-    return 0
+    answer = _ask("attach", request)
+    return _tell(parsed, answer, answer["addresses"])
 
 
 def _detach(parsed: Parsed) -> int:
@@ -141,14 +150,15 @@ def _detach(parsed: Parsed) -> int:
             "target": _target(target),
             "addresses": [str(address) for address in arguments.parse_addresses(addresses)],
         }
-    _print_addresses(_ask("detach", request))
-    return 0
+    answer = _ask("detach", request)
+    return _tell(parsed, answer, answer["addresses"])
 
 
 def _expose(parsed: Parsed) -> int:
     with _WrongUsage():
         request = {"addresses": _wants(parsed.words), "masquerade": not parsed.has("--without-masquerade")}
-    return _exposed(parsed, "expose", request)
+    answer = _ask("expose", request)
+    return _tell(parsed, answer, answer["addresses"])
 
 
 def _hide(parsed: Parsed) -> int:
@@ -156,22 +166,14 @@ def _hide(parsed: Parsed) -> int:
 
     with _WrongUsage():
         request = {"addresses": [str(address) for address in arguments.parse_addresses(parsed.words)]}
-    return _exposed(parsed, "hide", request)
+    answer = _ask("hide", request)
+    return _tell(parsed, answer, answer["addresses"])
 
 
 def _wants(words: list[str]) -> list[str]:
     from mesh import arguments
 
     return [arguments.format_want(want) for want in arguments.parse_wants(words)]
-
-
-def _exposed(parsed: Parsed, verb: str, request: dict[str, Any]) -> int:
-    answer = _ask(verb, request)
-    if parsed.has("--json"):
-        _print_json(answer)
-    else:
-        _print_addresses(answer)
-    return 0
 
 
 def _target(text: str) -> str:
@@ -197,11 +199,6 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _print_addresses(answer: Any) -> None:
-    for address in answer["addresses"]:
-        print(address)
 
 
 def _status(parsed: Parsed) -> int:
@@ -292,28 +289,23 @@ def _dns_change(verb: str, parsed: Parsed) -> int:
         request = words.change_words(verb, parsed.words, parsed.values("-h"))
         if request["target"] is not None:
             request["target"] = _target(request["target"])
-    for name in _ask(verb, request)["names"]:
-        print(name)
-    return 0
+    answer = _ask(verb, request)
+    return _tell(parsed, answer, answer["names"])
 
 
 def _dns_lookup(parsed: Parsed) -> int:
     from mesh.dns import words
 
     answer = _ask("dns-lookup", {"name": parsed.words[0]})
-    if parsed.has("--json"):
-        _print_json(answer)
-    else:
-        print(words.lookup_text(answer))
-    return 0
+    return _tell(parsed, answer, [words.lookup_text(answer)])
 
 
-def _dns_args(_: Parsed) -> int:
+def _dns_args(parsed: Parsed) -> int:
     answer = _ask("dns")
     if not answer["enabled"]:
         raise UserError("DNS is off on this host; launch without --no-dns")
-    print(f"--dns={answer['address']} --dns-search={answer['domain']}")
-    return 0
+    options = [f"--dns={answer['address']}", f"--dns-search={answer['domain']}"]
+    return _tell(parsed, {"args": options}, [" ".join(options)])
 
 
 def _prime(parsed: Parsed) -> int:

@@ -47,7 +47,9 @@ def prime(parsed: Parsed) -> int:
             print(f"weft: waiting for {waiting_for}", file=sys.stderr, flush=True)
             said = waiting_for
 
-    client.call("prime", {"timeout_s": timeout_s}, on_row=show, timeout_s=PRIME_SILENCE_S)
+    answer = client.call("prime", {"timeout_s": timeout_s}, on_row=show, timeout_s=PRIME_SILENCE_S)
+    if parsed.has("--json"):
+        _print_json(answer)
     return 0
 
 

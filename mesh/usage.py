@@ -155,9 +155,9 @@ VERBS = (
         least=1,
         most=_MANY,
         details="PEER is a host name or an address, with an optional port: host2, 10.1.2.3:6783, [fd00::3]:6783.",
-        options=(Option("--replace", "", "forget the peers that were given before"),),
+        options=(Option("--replace", "", "forget the peers that were given before"), _JSON),
     ),
-    Verb("forget", "PEER...", "no longer connect to these peers by ourselves", least=1, most=_MANY),
+    Verb("forget", "PEER...", "no longer connect to these peers by ourselves", least=1, most=_MANY, options=(_JSON,)),
     Verb(
         "attach",
         "[ADDR...] TARGET",
@@ -174,6 +174,7 @@ VERBS = (
             Option("--label", "KEY=VALUE", "a label of the endpoint; may be repeated", repeat=True),
             Option("-h", "NAME", "a host name of the endpoint; may be repeated", repeat=True),
             Option("--without-dns", "", "tell no names of it, and write no resolv.conf for it"),
+            _JSON,
         ),
     ),
     Verb(
@@ -186,6 +187,7 @@ VERBS = (
             f"{_ADDRESSES}\n{_TARGET}\nPrints the addresses it took away, one a line.\n\n"
             "What is away can be detached too, and is forgotten by that."
         ),
+        options=(_JSON,),
     ),
     Verb(
         "expose",
@@ -222,7 +224,7 @@ VERBS = (
             "NAME is a word, or a name under the domain of the mesh. A container's names go with it; those of\n"
             "addresses stay until `weft dns-remove`, whoever has them."
         ),
-        options=(Option("-h", "NAME", "the name; may be repeated", repeat=True),),
+        options=(Option("-h", "NAME", "the name; may be repeated", repeat=True), _JSON),
     ),
     Verb(
         "dns-remove",
@@ -230,9 +232,9 @@ VERBS = (
         "take back what dns-add, or attach -h, gave",
         least=1,
         most=_MANY,
-        options=(Option("-h", "NAME", "the name; may be repeated", repeat=True),),
+        options=(Option("-h", "NAME", "the name; may be repeated", repeat=True), _JSON),
     ),
-    Verb("dns-args", "", "the options by which `docker run` is told of the DNS server"),
+    Verb("dns-args", "", "the options by which `docker run` is told of the DNS server", options=(_JSON,)),
     Verb(
         "dns-lookup",
         "NAME",
@@ -287,7 +289,7 @@ VERBS = (
             "For scripts that attach right after launch: makes the ring that addresses are given from, or waits\n"
             "for it, and says on standard error what for."
         ),
-        options=(Option("--timeout", "SECONDS", "give up after so long, with exit status 1"),),
+        options=(Option("--timeout", "SECONDS", "give up after so long, with exit status 1"), _JSON),
     ),
     Verb(
         "rmpeer",

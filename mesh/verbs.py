@@ -199,7 +199,7 @@ class Verbs:
                 raise ApiError("too-many", f"{most}; a few are enough, the others are found through them")
             await self._save_targets(wanted)
             self._transport.perform(self._node.connect(peers, time.monotonic(), replace_all=replace))
-        return {}
+        return {"targets": wanted}
 
     async def _forget(self, peers: list[str]) -> object:
         async with self._targets_changing:
@@ -208,9 +208,10 @@ class Verbs:
             if unknown:
                 have = ", ".join(known) or "there are none"
                 raise ApiError("not-a-target", f"{', '.join(unknown)} is not a target (targets: {have})")
-            await self._save_targets([target for target in known if target not in peers])
+            left = [target for target in known if target not in peers]
+            await self._save_targets(left)
             self._node.forget(peers)
-        return {}
+        return {"targets": left}
 
     async def _save_targets(self, targets: list[str]) -> None:
         try:

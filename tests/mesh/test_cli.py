@@ -175,6 +175,31 @@ def test_connect_and_forget_pass_peers_on_in_one_spelling(weft: Any, daemon: Any
     ]
 
 
+def test_the_options_for_docker_are_words_or_json(weft: Any, daemon: Any) -> None:
+    daemon.answers["dns"] = {"enabled": True, "address": "169.254.6.53", "domain": "weft.local."}
+    assert weft("dns-args").stdout == "--dns=169.254.6.53 --dns-search=weft.local.\n"
+    assert json.loads(weft("dns-args", "--json").stdout)["args"] == ["--dns=169.254.6.53", "--dns-search=weft.local."]
+
+
+ANSWERS = {
+    "connect host2": {"targets": ["host2"]},
+    "forget host2": {"targets": []},
+    "attach c1": {"id": "netns:c1", "addresses": ["10.32.0.1/12"], "names": []},
+    "detach c1": {"addresses": ["10.32.0.1/12"]},
+    "dns-add c1 -h web": {"names": ["web.weft.local."]},
+    "dns-remove c1 -h web": {"names": ["web.weft.local."]},
+    "prime": {"state": "ready"},
+}
+
+
+@pytest.mark.parametrize("words", ANSWERS)
+def test_whatever_changes_something_tells_what_came_of_it_as_json(weft: Any, daemon: Any, words: str) -> None:
+    verb = words.split()[0]
+    daemon.answers["dnschange" if verb.startswith("dns") else verb] = ANSWERS[words]
+    done = weft(*words.split(), "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, ANSWERS[words]), done.stderr
+
+
 def test_attach_prints_the_addresses_one_a_line(weft: Any, daemon: Any) -> None:
     daemon.answers["attach"] = {"addresses": ["10.32.1.5/24", "fd00:32::5/64"], "mac": "02:00:00:00:00:01"}
     words = ["10.32.1.5/24", "ip:fd00:32::5/64", "--label", "app=web", "--label=tier=", "-h", "web", "-hwww", "c1.1"]
