@@ -8,7 +8,7 @@ out after that, and only if this host may still give them then.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
@@ -192,6 +192,19 @@ class Desk:
                 taken = {slot for _, slot, _, _ in found}
                 found.append(self._from_subnet(request.owner, want, taken, now))
         return found
+
+    def answer_again(self, owner: str, wants: Sequence[str], addresses: Sequence[str]) -> None:
+        """What this owner has of these is what it is told when it wants that, as it was elsewhere or before."""
+        holdings, space = self.member.holdings, self.member.space
+        for text in addresses:
+            slot = space.slot(ip_interface(text).ip)
+            given = holdings.given.get(slot) if slot is not None else None
+            if slot is None or given is None or given.owner != owner or text not in given.addresses:
+                continue
+            for want in wants:
+                known = next((texts for before, texts in given.wants if before == want), ())
+                holdings.give(slot, owner, want, tuple(dict.fromkeys((*known, text))))
+                given = holdings.given[slot]
 
     # -- any address of a subnet -------------------------------------------------------------------
 

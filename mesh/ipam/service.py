@@ -449,13 +449,15 @@ class Ipam:
             raise ApiError("not-empty", f"{have} addresses are given here already: --force adds those of the file")
         refused: list[dict[str, str]] = []
         taken = 0
-        for owner, addresses in entries:
+        for owner, addresses, wants in entries:
             for address in addresses:
                 try:
                     await self._obtain(owner, (Claim(ip_interface(address)),), may_move=False)
                     taken += 1
                 except ApiError as error:
                     refused.append({"owner": owner, "address": address, "problem": str(error)})
+            self.desk.answer_again(owner, wants, addresses)
+        await self._saved()
         return {"taken": taken, "refused": refused}
 
     async def check(self, attached: Mapping[Interface, str], repair: bool) -> list[dict[str, Any]]:

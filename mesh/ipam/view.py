@@ -18,6 +18,7 @@ from mesh.requests import ApiError
 ENTRIES_MAX = 10_000
 FORMAT = 1
 OWNER_MAX = 512
+WANT_MAX = 4096
 NOT_ATTACHED = "given to what is not attached"
 NOT_GIVEN = "attached and not given"
 
@@ -235,7 +236,10 @@ def conflicts(member: Member, table: EndpointTable, theirs: list[PeerName], nick
 
 def export(member: Member) -> dict[str, Any]:
     """What is given here, for `ipam import`; and the ring, for people."""
-    entries = [{"owner": given.owner, "addresses": list(given.addresses)} for given in member.holdings.given.values()]
+    entries = []
+    for given in member.holdings.given.values():
+        addresses, wants = [*dict.fromkeys(given.addresses)], [text for text, _ in given.wants]
+        entries.append({"owner": given.owner, "addresses": addresses, "wants": wants})
     ranges = [[member.space.text(start), end - start] for start, end in member.holdings.owned]
     return {
         "format": FORMAT,
@@ -247,22 +251,26 @@ def export(member: Member) -> dict[str, Any]:
     }
 
 
-def imported(document: Any) -> list[tuple[str, list[str]]]:
-    """Owners and addresses of an exported document. Raises `ApiError` where it is none."""
+def imported(document: Any) -> list[tuple[str, list[str], list[str]]]:
+    """Owners, addresses and what these were the answer to, of an exported document. Raises `ApiError` where it is
+    none."""
     try:
         if document["format"] != FORMAT:
             raise ApiError("bad-request", f"the file has format {document['format']}, and {FORMAT} is what this reads")
         found = []
         for entry in document["entries"]:
-            owner, addresses = entry["owner"], entry["addresses"]
+            owner, addresses, wants = entry["owner"], entry["addresses"], entry.get("wants", [])
             if (
-                not isinstance(owner, str)
+                not isinstance(wants, list)
+                or not isinstance(owner, str)
                 or len(owner) > OWNER_MAX
-                or not all(isinstance(each, str) for each in addresses)
+                or not all(isinstance(each, str) for each in (*addresses, *wants))
+                or not all(len(each) <= WANT_MAX for each in wants)
             ):
                 raise ValueError
-            owner.encode()  # JSON may hold what no journal does
-            found.append((owner, [str(ip_interface(each)) for each in addresses]))
+            for each in (owner, *wants):
+                each.encode()  # JSON may hold what no journal does
+            found.append((owner, [str(ip_interface(each)) for each in addresses], list(wants)))
         return found
     except (KeyError, TypeError, ValueError):
         raise ApiError("bad-request", "the file is not what `weft ipam export` writes; give it one that is") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -140,6 +141,33 @@ def test_what_another_host_uses_by_now_is_not_imported(tmp_path: Path, has_ring:
             assert 9 not in ipam.member.holdings.given
             await ipam.obtain("b", (Claim(ip_interface("10.32.0.9/24")),))
             assert (await ipam.import_(document, True))["taken"] == 2
+
+    asyncio.run(scenario())
+
+
+def test_what_is_imported_is_found_by_the_same_want_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path / "before") as ipam:
+            taken = [await ipam.obtain(owner, DEFAULT) for owner in ("other", "web")]
+            document = json.loads(json.dumps(ipam.export()))
+        async with running(tmp_path / "after") as ipam:
+            assert await ipam.import_(document, False) == {"taken": 2, "refused": []}
+        async with running(tmp_path / "after", epoch=2) as ipam:
+            assert [await ipam.obtain(owner, DEFAULT) for owner in ("other", "web")] == taken
+            assert len(ipam.member.holdings.given) == 2
+            await ipam.release("web", [taken[1][0].ip])
+            assert len(ipam.member.holdings.given) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("wants", [["net:" + "x" * 5000], [5], "net:default", 7, ["\ud800"]])
+def test_an_entry_with_odd_wants_is_not_imported(tmp_path: Path, wants: object) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as ipam:
+            with pytest.raises(ApiError, match="is not what `weft ipam export` writes"):
+                await ipam.import_({"format": 1, "entries": [entry("a", "10.32.0.9/24") | {"wants": wants}]}, False)
+            assert not ipam.member.holdings.given
 
     asyncio.run(scenario())
 
