@@ -71,7 +71,8 @@ def test_addresses_are_given_shown_and_found_again(stage: Stage) -> None:
             assert status["warnings"] == []
             assert await ask(daemon, requests.IpamCheck(False)) == []
             export = await ask(daemon, requests.IpamExport())
-            assert export["entries"] == [{"owner": "netns:c1", "addresses": given["addresses"], "wants": ["net:default"]}]
+            entry = {"owner": "netns:c1", "addresses": given["addresses"], "wants": ["net:default"]}
+            assert export["entries"] == [entry]
         instead = Allocation(instead="the default range collides with the route 10.0.0.0/8 on this host")
         async with host.launched(ipalloc=instead) as daemon:
             entries = (await read(daemon, "ipam"))["entries"]
