@@ -43,11 +43,11 @@ class Request:
     wants: tuple[Want, ...]
     since: float
     until: float
-    moves: frozenset[int] = frozenset()
-    """Claimed slots of which another host said, when this was asked, that it uses them: the caller has seen that it is
-    out of reach, and an address moves then, by its user's word."""
-    stays: frozenset[int] = frozenset()
-    """The same where nobody has seen to that: they are refused."""
+    elsewhere: frozenset[int] = frozenset()
+    """Claimed slots of which another host said, when this was asked, that it uses them."""
+    may_move: bool = True
+    """The caller has seen that such a host is out of reach, and an address moves then, by its user's word; else these
+    are refused."""
     waiting_for: str = ""
     answer: tuple[Interface, ...] | None = None
     refused: Refused | None = None
@@ -93,9 +93,7 @@ class Desk:
         self, owner: str, wants: tuple[Want, ...], now: float, until: float, may_move: bool = True
     ) -> Request:  # fmt: skip
         """Try at once; a request that is not done is tried again by `work`."""
-        elsewhere, none = self._elsewhere(wants), frozenset[int]()
-        moves, stays = (elsewhere, none) if may_move else (none, elsewhere)
-        request = Request(owner, wants, now, until, moves, stays)
+        request = Request(owner, wants, now, until, self._elsewhere(wants), may_move)
         self._try(request, now)
         if not request.is_done:
             self._count += 1
@@ -325,7 +323,7 @@ class Desk:
             goes = "" if str(want.interface.ip) in held else f"goes with {' and '.join(held)}, which "
             text = f"{want.interface.ip} {goes}is given to {given.owner} on this host; take another"
             raise Refused("address-taken", text)
-        if slot in request.stays:
+        if slot in request.elsewhere and not request.may_move:
             raise Refused("address-taken", f"{want.interface.ip} is in use on another host; release it there first")
         if member.charter is None:
             return text, slot, addresses, True
@@ -342,7 +340,7 @@ class Desk:
         """What may be in use on another host is not given, unless it moves."""
         member = self.member
         for peer, (_, slots) in member.holdings.kept.items():
-            if spans.holds(slots, slot) and (peer in member.reachable or slot not in request.moves):
+            if spans.holds(slots, slot) and (peer in member.reachable or slot not in request.elsewhere):
                 who = format_name(peer)
                 raise Refused(
                     "address-taken",
@@ -363,7 +361,7 @@ class Desk:
         if owner is None:
             raise _Waiting(f"word of who owns {ip}")
         if owner not in member.reachable:
-            if slot in request.moves:
+            if slot in request.elsewhere:
                 return str(want), slot, addresses, True
             raise Refused(
                 "owner-unreachable",
@@ -505,11 +503,7 @@ class Desk:
         """Who is known to own what of it, and which slots of all that it owns are used."""
         member, interval = self.member, (usable,)
         rows = [(member.own, spans.both(member.holdings.owned, interval), member.holdings.announced)]
-        rows += [
-            (peer, spans.both(said.owned, interval), said.used)
-            for peer, said in member.members()
-            if member.charter is None or not member.charter.fenced_after(peer, said.tip)
-        ]
+        rows += [(peer, spans.both(said.owned, interval), said.used) for peer, said in member.standing()]
         return [row for row in rows if row[1]]
 
     def _exhaustion(self, usable: tuple[int, int], want: FromSubnet) -> str:

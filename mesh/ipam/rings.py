@@ -2,6 +2,7 @@
 
 There are several where hosts made one each before they met. A ring that was never used yields to one that was, and of
 two unused ones the greater id to the lesser; used ones stay apart until an operator's word joins them.
+Where such a word removes all who vote in a ring, the next one is made at once, and the old one is joined to it.
 """
 
 from __future__ import annotations
@@ -101,11 +102,7 @@ def has_voters_beside(member: State, gone: Collection[PeerName]) -> bool:
 
 def out_of_reach(member: State, gone: Collection[PeerName]) -> list[PeerName]:
     """Who else may be giving addresses of our ring, and would not hear that there is another one."""
-    assert member.charter is not None
-    return [
-        peer for peer, said in member.members()
-        if peer not in gone and peer not in member.reachable and not member.charter.fenced_after(peer, said.tip)
-    ]  # fmt: skip
+    return [peer for peer, _ in member.standing() if peer not in gone and peer not in member.reachable]
 
 
 def too_early_s(member: State, now: float) -> float:

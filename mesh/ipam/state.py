@@ -215,6 +215,11 @@ class State:
             self._members = (self.ring, found)
         return self._members[1]
 
+    def standing(self) -> list[tuple[PeerName, Statement]]:
+        """Those of them from whom no decision has taken everything since they spoke."""
+        charter = self.charter
+        return [each for each in self.members() if charter is None or not charter.fenced_after(each[0], each[1].tip)]
+
     def owners(self) -> Owners:
         """Who owns what, as they say, and as our receipts say of whoever gossip knows less of. Who has been retired
         since does not count."""

@@ -101,10 +101,7 @@ def _advice(member: Member, desk: Desk, now: float, disk_trouble: str) -> str | 
     if state == "unconfirmed":
         return f"waiting for {desk.why_not_confirmed()}"
     if member.charter is not None:
-        gone = [
-            peer for peer, said in member.members()
-            if said.owned and peer not in member.reachable and not member.charter.fenced_after(peer, said.tip)
-        ]  # fmt: skip
+        gone = [peer for peer, said in member.standing() if said.owned and peer not in member.reachable]
         if gone:
             names = " ".join(map(format_name, gone[:4]))
             auto = len(member.charter.voters) > 2
@@ -163,11 +160,7 @@ def _peers(member: Member, nickname: Nickname) -> list[dict[str, Any]]:
     holdings, size = member.holdings, max(1, member.space.size)
     here = len(holdings.given) - len(holdings.guests) + spans.size(holdings.kept_slots) + len(holdings.resting)
     rows = [(member.own, holdings.owned, here)]
-    rows += [
-        (peer, said.owned, spans.size(said.used))
-        for peer, said in member.members()
-        if member.charter is None or not member.charter.fenced_after(peer, said.tip)
-    ]
+    rows += [(peer, said.owned, spans.size(said.used)) for peer, said in member.standing()]
     found = []
     for peer, owned, used in rows:
         count = spans.size(owned)
